@@ -1,0 +1,87 @@
+"""fmcae: a small image classifier from training to the edge.
+
+    >>> import fmcae
+    >>> model = fmcae.load()                      # the classifier, encoder and decoder that ship with fmcae
+    >>> model.predict("exports/samples/bag.png").label
+    'Bag'
+    >>> from fmcae.preprocess import preprocess
+    >>> x = preprocess("exports/samples/bag.png")[None]  # (1, 1, 28, 28) float32 in [0, 1]
+    >>> logits = model.classify(x)                # (1, 10) float32
+    >>> z = model.encode(x)                       # (1, 128) float32
+    >>> x_hat = model.decode(z)                   # (1, 1, 28, 28) float32 in [0, 1]
+
+Nothing heavy is imported before it is used, and torch never.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from fmcae.card import Card
+    from fmcae.errors import (
+        ArtefactError,
+        DataError,
+        FmcaeError,
+        GateError,
+        ImageError,
+        MissingExtraError,
+        ProviderError,
+        RunError,
+        UsageError,
+    )
+    from fmcae.runtime.model import Model, Prediction, load
+    from fmcae.runtime.verify import verify
+
+_HOME = {
+    "Card": "fmcae.card",
+    "Model": "fmcae.runtime.model",
+    "Prediction": "fmcae.runtime.model",
+    "load": "fmcae.runtime.model",
+    "verify": "fmcae.runtime.verify",
+} | dict.fromkeys(
+    (
+        "ArtefactError",
+        "DataError",
+        "FmcaeError",
+        "GateError",
+        "ImageError",
+        "MissingExtraError",
+        "ProviderError",
+        "RunError",
+        "UsageError",
+    ),
+    "fmcae.errors",
+)
+
+__all__ = [
+    "ArtefactError",
+    "Card",
+    "DataError",
+    "FmcaeError",
+    "GateError",
+    "ImageError",
+    "MissingExtraError",
+    "Model",
+    "Prediction",
+    "ProviderError",
+    "RunError",
+    "UsageError",
+    "__version__",
+    "load",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'fmcae' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

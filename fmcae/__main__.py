@@ -1,0 +1,5 @@
+"""``python -m fmcae`` is the ``fmcae`` command."""
+
+from fmcae.cli import main
+
+main()

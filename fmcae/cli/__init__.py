@@ -1,0 +1,79 @@
+"""The ``fmcae`` command: one module a verb, each of which parses, calls and renders.
+
+Results go to stdout, progress and errors to stderr. Exit codes: 0 done, 1 failed, 2 usage, 3 an extra is missing,
+4 the provider asked for is not what ran, 5 a gate did not hold, 130 stopped by Ctrl-C.
+"""
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from fmcae import __version__
+from fmcae.cli.bench import bench
+from fmcae.cli.doctor import doctor
+from fmcae.cli.encode import encode
+from fmcae.cli.export import export
+from fmcae.cli.info import info
+from fmcae.cli.options import error_line
+from fmcae.cli.parity import parity
+from fmcae.cli.predict import predict
+from fmcae.cli.reconstruct import reconstruct
+from fmcae.cli.train import train
+from fmcae.cli.verify import verify
+from fmcae.errors import FmcaeError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help: it starts faster, wraps better and can be piped
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Fashion-MNIST autoencoder and classifier: train, export to ONNX, verify, predict, measure.",
+)
+for verb in (train, export, parity, verify, info, predict, reconstruct, encode, bench, doctor):
+    app.command()(verb)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fmcae {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line; an error is one line on stderr and an exit code."""
+    debug = "--debug" in sys.argv[1:]
+    if debug:  # accepted before and after the verb
+        sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    try:
+        app()
+    except FmcaeError as error:
+        _fail(str(error), error.exit_code, debug)
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        _fail(f"{place}{error.strerror or error}", 1, debug)
+    except MemoryError:
+        _fail("out of memory; try a smaller batch", 1, debug)
+    except Exception as error:
+        _fail(f"internal error: {type(error).__name__}: {error} (--debug shows where)", 1, debug)
+
+
+def _fail(message: str, exit_code: int, debug: bool) -> None:
+    if debug:
+        raise  # noqa: PLE0704 (called from except blocks only)
+    error_line(message)
+    sys.exit(exit_code)

@@ -1,0 +1,66 @@
+"""``fmcae doctor``: what is installed, which providers really run, and what to run to mend the rest."""
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from fmcae.cli.options import JsonOption, print_json
+
+if TYPE_CHECKING:
+    from fmcae.runtime.doctor import Diagnosis
+
+
+def doctor(json_output: JsonOption = False) -> None:
+    """Check this installation: packages, providers, shipped artefacts, and the command that mends what is broken.
+
+    The exit code is 0 if the runtime works on the CPU, and 1 if it does not.
+    """
+    from fmcae.runtime.doctor import diagnose
+
+    diagnosis = diagnose()
+    if json_output:
+        print_json(diagnosis.to_json())
+    else:
+        _print(diagnosis)
+    if not diagnosis.usable:
+        raise typer.Exit(1)
+
+
+def _print(diagnosis: "Diagnosis") -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    from fmcae.runtime.doctor import RUNTIME_PACKAGES, TRAIN_PACKAGES
+    from fmcae.runtime.session import ORT_NAMES
+
+    console = Console(soft_wrap=True, highlight=False)
+    packages = diagnosis.packages
+
+    def line(name: str, text: str, good: bool | None = None) -> None:
+        style = {True: "green", False: "red", None: ""}[good]
+        console.print(Text(f"{name:<14}"), Text(text, style=style), sep="")
+
+    line("fmcae", f"{packages['fmcae']}, Python {diagnosis.python}, {diagnosis.platform}")
+    line("CPUs", f"{diagnosis.available_cpus} that this process may use")
+    line("packages", ", ".join(f"{name} {packages[name] or 'missing'}" for name in RUNTIME_PACKAGES))
+    builds = ", ".join(f"{name} {version}" for name, version in diagnosis.onnxruntime_distributions.items())
+    line("ONNX Runtime", builds or "not installed by pip")
+    missing = [name for name in TRAIN_PACKAGES if packages[name] is None]
+    installed = ", ".join(f"{name} {packages[name]}" for name in TRAIN_PACKAGES if packages[name])
+    line("extra [train]", installed or "not installed")
+    if missing:
+        line("", f"for training and export:  pip install 'fmcae[train]'  (missing: {', '.join(missing)})")
+    for probe in diagnosis.probes:
+        if probe.works:
+            line(probe.provider, f"works: {ORT_NAMES[probe.provider]} gives the golden output", True)
+        else:
+            line(probe.provider, f"no: {(probe.reason or '').removeprefix('CUDA cannot run here: ')}", False if probe.provider == "cpu" else None)
+    listed = diagnosis.probes[0].listed
+    line("also listed", ", ".join(name for name in listed if name not in ORT_NAMES.values()) or "no other provider")
+    for artefact in diagnosis.artefacts:
+        line(artefact.kind, artefact.problem or f"sealed as shipped, {artefact.file}", artefact.problem is None)
+    console.print()
+    for problem in diagnosis.problems:
+        console.print(Text.assemble((f"problem: {problem.what}", "red"), f"\n  mend it:  {problem.command}"))
+    if not diagnosis.problems:
+        console.print(Text("no problem found", style="green"))

@@ -1,0 +1,53 @@
+"""``fmcae encode``: images to latents."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fmcae.cli.options import ModelOption, ProviderOption, ThreadsOption, printable, read_stdin
+from fmcae.cli.predict import PathsArgument
+
+
+def encode(
+    paths: PathsArgument,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The .npy file to write.")],
+    model: ModelOption = None,
+    provider: ProviderOption = "cpu",
+    threads: ThreadsOption = None,
+) -> None:
+    """Write the latents of images to a .npy file.
+
+    They are float32 (N, latent_dim); which row is which image is printed. Rows must match images, so one image that cannot be read stops it and nothing is written.
+    """
+    import io
+
+    import numpy as np
+
+    from fmcae.errors import UsageError
+    from fmcae.files import write_atomic
+    from fmcae.preprocess import preprocess
+    from fmcae.runtime.model import load
+    from fmcae.runtime.predict import BATCH_SIZE, find_images
+
+    if out.suffix != ".npy":
+        raise UsageError(f"out (={out}) must end in .npy")
+    loaded = load(model, provider=provider, threads=threads)
+    loaded.session("encoder")
+    stdin = read_stdin(paths)
+    names: list[str] = []
+    for name, error in find_images(paths):
+        if error is not None:
+            raise error
+        names.append(name)
+    latents = []
+    for start in range(0, len(names), BATCH_SIZE):
+        images = [stdin if name == "-" else name for name in names[start : start + BATCH_SIZE]]
+        latents.append(loaded.encode(np.stack([preprocess(image) for image in images])))
+    z = np.concatenate(latents)
+    buffer = io.BytesIO()
+    np.save(buffer, z, allow_pickle=False)
+    write_atomic(out, buffer.getvalue())
+    for row, name in enumerate(names):
+        typer.echo(f"{row}: {printable(name)}")
+    typer.echo(f"{out}: {z.dtype} {z.shape}")

@@ -1,0 +1,50 @@
+"""``fmcae parity``: PyTorch against exported files, any time, on any provider."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fmcae.cli.export import parity_lines
+from fmcae.cli.options import DataOption, JsonOption, ProviderOption, ThreadsOption, note, print_json
+from fmcae.errors import GateError, UsageError, require_train_extra
+
+
+def parity(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder with PyTorch's weights.")],
+    export: Annotated[Path, typer.Argument(metavar="EXPORT", help="An exported file, or a folder of them.")],
+    provider: ProviderOption = "cpu",
+    threads: ThreadsOption = None,
+    data: DataOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare exported files with PyTorch on the test split.
+
+    Labels must agree on every image and every difference be within the tolerance, or the exit code is 5.
+    """
+    require_train_extra()
+    from fmcae.data import load_dataset
+    from fmcae.export.artefacts import trained_networks
+    from fmcae.export.parity import measure_parity
+    from fmcae.runtime.model import load
+    from fmcae.train.run import check_data, open_run
+
+    opened = open_run(run)
+    model = load(export, provider=provider, threads=threads)
+    networks = trained_networks(opened)
+    if missing := [kind for kind in model.artefacts if kind not in networks]:
+        raise UsageError(f"export (={export}) must hold only what the run {run} trained; it has no {missing[0]}")
+    if list(model.artefacts) == ["decoder"]:
+        raise UsageError(f"export (={export}) must come with its encoder: name the folder that holds both")
+    for kind in model.artefacts:
+        model.session(kind)  # a provider that is missing is found before the data are read
+    dataset = load_dataset(data or opened.config.data)
+    check_data(opened, dataset)
+    note(f"comparing {export} with {run} on {len(dataset.test):,} images ...")
+    evidence = measure_parity(networks, model, dataset.test)
+    if as_json:
+        print_json(evidence.to_json())
+    else:
+        typer.echo(parity_lines(evidence.to_json()))
+    if not evidence.passed:
+        raise GateError(f"parity does not hold: {evidence.failure}")

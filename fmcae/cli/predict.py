@@ -1,0 +1,137 @@
+"""``fmcae predict``: a label and a probability for each image."""
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fmcae.cli.options import (
+    JSON_SCHEMA_VERSION,
+    JsonOption,
+    ModelOption,
+    ProviderOption,
+    ThreadsOption,
+    error_line,
+    printable,
+    read_stdin,
+)
+from fmcae.errors import UsageError
+
+if TYPE_CHECKING:
+    from fmcae.runtime.model import Prediction
+    from fmcae.runtime.predict import Outcome
+
+PathsArgument = Annotated[
+    list[str], typer.Argument(metavar="PATH...", help="Image files, folders, globs, or - for an image on stdin.")
+]
+
+
+def predict(
+    paths: PathsArgument,
+    model: ModelOption = None,
+    top_k: Annotated[int, typer.Option("--top-k", metavar="K", help="Print the K most probable labels.")] = 1,
+    as_json: JsonOption = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV with a header.")] = False,
+    provider: ProviderOption = "cpu",
+    threads: ThreadsOption = None,
+) -> None:
+    """Classify images of any size, colour and format.
+
+    A 28x28 grey image is taken as it is; anything else is brought into Fashion-MNIST's form first. A file that cannot
+    be read gets its line on stderr, the rest goes on, and the exit code is 1.
+    """
+    from fmcae.runtime.model import load
+    from fmcae.runtime.predict import predict_images
+
+    if as_json and as_csv:
+        raise UsageError("json (=True) must not come with csv: choose one")
+    loaded = load(model, provider=provider, threads=threads)
+    class_count = len(loaded.class_names)
+    if not 1 <= top_k <= class_count:
+        raise UsageError(f"top_k (={top_k}) must be an integer from 1 to {class_count}, the number of classes")
+    session = loaded.session("classifier")
+    facts = {"provider": session.provider, "model": str(loaded.artefacts["classifier"].path)}
+    write = _write_json if as_json else _write_csv if as_csv else _write_lines
+    outcomes = predict_images(loaded, paths, read_stdin(paths))
+    if not write(outcomes, loaded.class_names, top_k, facts):
+        raise typer.Exit(1)
+
+
+def _write_lines(outcomes: Any, class_names: tuple[str, ...], top_k: int, facts: dict[str, str]) -> bool:
+    done = True
+    for outcome in outcomes:
+        if outcome.prediction is None:
+            done = False
+            error_line(str(outcome.error))
+            continue
+        ranked = "  ".join(
+            f"{item['label']} {item['probability']:.4f}" for item in _ranked(outcome.prediction, class_names, top_k)
+        )
+        typer.echo(f"{printable(outcome.path)}: {ranked}")
+    return done
+
+
+def _write_csv(outcomes: Any, class_names: tuple[str, ...], top_k: int, facts: dict[str, str]) -> bool:
+    import csv
+
+    done = True
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    ranks = [f"{name}{'' if rank == 1 else f'_{rank}'}" for rank in range(1, top_k + 1) for name in _RANK_COLUMNS]
+    writer.writerow(["path", *ranks, *facts, "error"])
+    for outcome in outcomes:
+        if outcome.prediction is None:
+            done = False
+            error_line(str(outcome.error))
+            writer.writerow([printable(outcome.path), *[""] * (len(ranks) + len(facts)), str(outcome.error)])
+            continue
+        ranked = _ranked(outcome.prediction, class_names, top_k)
+        cells = [item[name] for item in ranked for name in _RANK_COLUMNS]
+        writer.writerow([printable(outcome.path), *cells, *facts.values(), ""])
+    return done
+
+
+def _write_json(outcomes: Any, class_names: tuple[str, ...], top_k: int, facts: dict[str, str]) -> bool:
+    """One object per image, written as it comes, so that memory stays flat over any number of images."""
+    import json
+
+    done, separator = True, "\n"
+    typer.echo(f'{{"schema_version": {JSON_SCHEMA_VERSION}, "predictions": [', nl=False)
+    for outcome in outcomes:
+        if outcome.prediction is None:
+            done = False
+            error_line(str(outcome.error))
+        text = json.dumps(_as_json(outcome, class_names, top_k, facts), ensure_ascii=False)
+        typer.echo(f"{separator}  {text}", nl=False)
+        separator = ",\n"
+    typer.echo("\n]}")
+    return done
+
+
+def _as_json(
+    outcome: "Outcome", class_names: tuple[str, ...], top_k: int, facts: dict[str, str]
+) -> dict[str, Any]:
+    prediction = outcome.prediction
+    if prediction is None:
+        return {"path": printable(outcome.path), "error": str(outcome.error)}
+    values: dict[str, Any] = {
+        "path": printable(outcome.path),
+        "label": prediction.label,
+        "index": prediction.index,
+        "probability": prediction.probability,
+        "probabilities": prediction.probabilities.tolist(),
+        **facts,
+    }
+    if top_k > 1:
+        values["top_k"] = _ranked(prediction, class_names, top_k)
+    return values
+
+
+_RANK_COLUMNS = ("label", "index", "probability")
+
+
+def _ranked(prediction: "Prediction", class_names: tuple[str, ...], top_k: int) -> list[dict[str, Any]]:
+    order = (-prediction.probabilities).argsort(kind="stable")[:top_k]
+    return [
+        {"label": class_names[index], "index": int(index), "probability": float(prediction.probabilities[index])}
+        for index in order
+    ]

@@ -1,0 +1,92 @@
+"""How a training run looks in a terminal, and how in a log."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from fmcae.cli.options import note
+from fmcae.train.progress import Progress
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+    from torch import Tensor
+
+LOSS_EVERY = 20  # steps; reading the loss waits for the device
+
+
+@contextmanager
+def watch_training(quiet: bool) -> Iterator[Progress]:
+    """A progress bar on a terminal's stderr; plain lines if ``quiet`` or elsewhere."""
+    if quiet or not sys.stderr.isatty():
+        yield Lines()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as RichProgress
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[status]}"),
+        TimeRemainingColumn(),
+    )
+    with RichProgress(*columns, console=Console(stderr=True)) as bar:
+        yield Bar(bar)
+
+
+class Lines(Progress):
+    """One plain line per epoch."""
+
+    epochs = 0
+
+    def stage(self, stage: str, epochs: int, first_epoch: int, images_per_epoch: int) -> None:
+        self.epochs = epochs
+
+    def record(self, record: dict[str, Any]) -> None:
+        note(record_line(record, self.epochs))
+
+
+class Bar(Lines):
+    """A bar over a stage's images with loss, val accuracy and speed; a line per epoch stays above it."""
+
+    def __init__(self, bar: "RichProgress") -> None:
+        self.bar = bar
+        self.task = bar.add_task("", status="")
+        self.steps = 0
+        self.accuracy = ""
+
+    def stage(self, stage: str, epochs: int, first_epoch: int, images_per_epoch: int) -> None:
+        super().stage(stage, epochs, first_epoch, images_per_epoch)
+        self.bar.reset(self.task, total=epochs * images_per_epoch, completed=(first_epoch - 1) * images_per_epoch)
+        self._describe(stage, first_epoch)
+
+    def step(self, images: int, loss: "Tensor") -> None:
+        self.bar.advance(self.task, images)
+        self.steps += 1
+        if self.steps % LOSS_EVERY == 0:
+            speed = self.bar.tasks[0].speed or 0
+            self.bar.update(self.task, status=f"loss {loss.item():.4f}{self.accuracy}  {speed:,.0f} images/s")
+
+    def record(self, record: dict[str, Any]) -> None:
+        self.bar.console.print(record_line(record, self.epochs), highlight=False)
+        if "val_accuracy" in record:
+            self.accuracy = f"  val accuracy {record['val_accuracy']:.4f}"
+        if "epoch" in record:
+            self._describe(record["stage"], record["epoch"] + 1)
+
+    def _describe(self, stage: str, epoch: int) -> None:
+        self.bar.update(self.task, description=f"{stage} {min(epoch, self.epochs)}/{self.epochs}")
+
+
+def record_line(record: dict[str, Any], epochs: int) -> str:
+    """One line of text for a record of ``metrics.jsonl``."""
+    values = "  ".join(
+        f"{name.replace('_', ' ')} {value:.4f}"
+        for name, value in record.items()
+        if isinstance(value, float) and name != "seconds"
+    )
+    if "epoch" not in record:
+        return f"{record['stage']} test: {values}"
+    speed = f"{record['seconds']:.1f} s  {record['images_per_second']:,} images/s"
+    return f"{record['stage']} epoch {record['epoch']}/{epochs}: {values}  {speed}"

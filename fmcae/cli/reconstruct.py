@@ -1,0 +1,49 @@
+"""``fmcae reconstruct``: an image as the networks see it, beside what the autoencoder makes of it."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fmcae.cli.options import ModelOption, ProviderOption, ThreadsOption, read_stdin
+from fmcae.errors import UsageError
+
+ZOOM = 10  # screen pixels a pixel
+GAP = 1  # pixels between the two
+
+
+def reconstruct(
+    image: Annotated[str, typer.Argument(metavar="IMAGE", help="An image file, or - for stdin.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The picture to write, such as out.png.")],
+    model: ModelOption = None,
+    provider: ProviderOption = "cpu",
+    threads: ThreadsOption = None,
+) -> None:
+    """Write an image and its reconstruction side by side.
+
+    --model must name a folder with encoder.onnx and decoder.onnx.
+    """
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    from fmcae.files import write_atomic
+    from fmcae.metrics import mse
+    from fmcae.preprocess import preprocess
+    from fmcae.runtime.model import load
+
+    Image.init()
+    picture_format = Image.EXTENSION.get(out.suffix.lower())
+    if picture_format not in Image.SAVE:
+        raise UsageError(f"out (={out}) must end in a picture format's suffix, such as .png")
+    loaded = load(model, provider=provider, threads=threads)
+    x = preprocess(read_stdin([image]) if image == "-" else image)
+    x_hat = loaded.reconstruct(x)
+    gap = np.ones((28, GAP), np.float32)
+    pair = np.concatenate([x[0], gap, x_hat[0]], axis=1)  # (28, 57)
+    pixels = np.rint(pair * 255).astype(np.uint8).repeat(ZOOM, axis=0).repeat(ZOOM, axis=1)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, picture_format)
+    write_atomic(out, buffer.getvalue())
+    typer.echo(f"{out}: input and reconstruction, mean squared error {mse(x[None], x_hat[None]):.4f}")

@@ -1,0 +1,259 @@
+"""Image data sets as uint8 arrays: Fashion-MNIST, other IDX sets of its layout, and folders of images.
+
+``load_dataset`` finds a set, checks it and splits it. The first of these places that is given or exists is used:
+
+1. ``--data DIR`` (the argument ``data``),
+2. the environment variable ``FMCAE_DATA``,
+3. the user's cache (``$XDG_CACHE_HOME/fmcae``, by default ``~/.cache/fmcae``),
+4. ``/usr/share/datasets/fashion-mnist`` (Debian's package ``dataset-fashion-mnist``),
+5. torchvision's download into the cache, with a progress bar.
+"""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fmcae.data import idx
+from fmcae.data.split import SPLIT_SEED, split_val, split_val_test
+from fmcae.errors import DataError, UsageError
+from fmcae.preprocess import to_uint8
+
+__all__ = ["SPLIT_SEED", "Dataset", "load_dataset"]
+
+ENVIRONMENT_VARIABLE = "FMCAE_DATA"
+DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+IDX_NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+CLASS_NAMES_FILE = "class_names.txt"
+
+FASHION_MNIST_CLASSES = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
+
+# SHA-256 of the unzipped files, so that every mirror's gzip of them is recognized.
+FASHION_MNIST_SHA256 = {
+    "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+    "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+    "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+    "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+}
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images (N, 28, 28) uint8 and their class indices (N,) uint8."""
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set in its three splits; a class index points into ``class_names``."""
+
+    name: str
+    class_names: tuple[str, ...]
+    train: Split
+    val: Split
+    test: Split
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over every image and label in order: two runs with the same one saw the same data."""
+        digest = hashlib.sha256("\n".join(self.class_names).encode())
+        for split in (self.train, self.val, self.test):
+            digest.update(np.ascontiguousarray(split.images))
+            digest.update(np.ascontiguousarray(split.labels))
+        return digest.hexdigest()
+
+
+def load_dataset(data: str | os.PathLike[str] | None = None, *, download: bool = True) -> Dataset:
+    """Find, check and split a data set.
+
+    Args:
+        data: a folder that holds four IDX files (gzipped or plain) or one folder of images per class; None looks
+            through the places that this module's docstring lists.
+        download: whether Fashion-MNIST may be downloaded where no place has it.
+
+    Raises:
+        UsageError: ``data`` or FMCAE_DATA names a place without a data set.
+        DataError: a file is damaged, or no place has Fashion-MNIST.
+    """
+    if data is not None:
+        return _load_folder(Path(data).expanduser(), f"data (={os.fspath(data)})")
+    if environment := os.environ.get(ENVIRONMENT_VARIABLE):
+        return _load_folder(Path(environment).expanduser(), f"{ENVIRONMENT_VARIABLE} (={environment})")
+    cache = cache_folder()
+    for folder in (cache, DEBIAN_FOLDER):
+        if found := _find_idx(folder, ignore_incomplete=True):
+            return _load_idx(found, must_be_fashion_mnist=True)
+    reason = _download(cache) if download else "not tried"
+    if found := _find_idx(cache, ignore_incomplete=True):
+        return _load_idx(found, must_be_fashion_mnist=True)
+    raise DataError(
+        f"no data set found. Tried: --data (not given), ${ENVIRONMENT_VARIABLE} (not set), {cache} (not all four IDX files), "
+        f"{DEBIAN_FOLDER} (not all four IDX files), torchvision's download ({reason}). To get Fashion-MNIST: "
+        "`apt-get install dataset-fashion-mnist` (Debian, Ubuntu); or connect to the network and run again with "
+        "torchvision installed; or put the four .gz files of https://github.com/zalandoresearch/fashion-mnist "
+        f"into a folder and name it with --data or ${ENVIRONMENT_VARIABLE}"
+    )
+
+
+def cache_folder() -> Path:
+    """The user's cache for data sets; it need not exist."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "fmcae"
+
+
+def _load_folder(folder: Path, parameter: str) -> Dataset:
+    if not folder.is_dir():
+        raise UsageError(f"{parameter} must be an existing folder")
+    try:
+        if found := _find_idx(folder):
+            return _load_idx(found)
+        class_folders = _class_folders(folder)
+    except PermissionError as error:
+        raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from error
+    if class_folders:
+        return _load_image_folders(folder, class_folders)
+    raise UsageError(
+        f"{parameter} must hold the four IDX files ({', '.join(IDX_NAMES)}, plain or .gz) "
+        "or one folder of images per class"
+    )
+
+
+# --- IDX ---------------------------------------------------------------------------------------------------------
+
+
+def _find_idx(folder: Path, *, ignore_incomplete: bool = False) -> dict[str, Path]:
+    """The four IDX files in ``folder`` or where torchvision lays them below it; empty if there are none.
+
+    A broken-off download leaves some of them; with ``ignore_incomplete`` that counts as none.
+    """
+    for place in (folder, folder / "FashionMNIST" / "raw", folder / "raw"):
+        found = {}
+        for name in IDX_NAMES:
+            # some mirrors of MNIST write train-images.idx3-ubyte
+            for candidate in (name, name.replace("-idx", ".idx")):
+                for path in (place / f"{candidate}.gz", place / candidate):
+                    if name not in found and path.is_file():
+                        found[name] = path
+        missing = [name for name in IDX_NAMES if name not in found]
+        if not missing:
+            return found
+        if found and not ignore_incomplete:
+            raise DataError(f"{place}: is incomplete: {', '.join(missing)} missing (plain or .gz)")
+    return {}
+
+
+def _load_idx(files: dict[str, Path], *, must_be_fashion_mnist: bool = False) -> Dataset:
+    contents = {name: idx.read_bytes(path) for name, path in files.items()}
+    is_fashion_mnist = _check_fashion_mnist(contents, files, must_be_fashion_mnist)
+    train_images, train_labels, test_images, test_labels = (
+        idx.parse(contents[name], str(files[name])) for name in IDX_NAMES
+    )
+    for images, labels, name in (
+        (train_images, train_labels, IDX_NAMES[0]),
+        (test_images, test_labels, IDX_NAMES[2]),
+    ):
+        if images.ndim not in (3, 4) or labels.ndim != 1 or len(images) != len(labels):
+            raise DataError(
+                f"{files[name]}: images {images.shape} do not fit labels {labels.shape}: "
+                "they must be (N, height, width) or (N, height, width, 3) and (N,)"
+            )
+    if len(train_labels) < 6 or len(test_labels) < 1:
+        raise DataError(
+            f"{files[IDX_NAMES[0]].parent}: holds {len(train_labels)} training and {len(test_labels)} test images; "
+            "at least 6 and 1 are needed"
+        )
+    folder = files[IDX_NAMES[0]].parent
+    if is_fashion_mnist:
+        class_names = FASHION_MNIST_CLASSES
+    else:
+        class_names = _class_names(folder, int(max(train_labels.max(), test_labels.max())) + 1)
+    train, val = split_val(len(train_labels))
+    train_images, test_images = _as_28(train_images), _as_28(test_images)
+    return Dataset(
+        name="Fashion-MNIST" if is_fashion_mnist else folder.resolve().name,
+        class_names=class_names,
+        train=Split(train_images[train], train_labels[train]),
+        val=Split(train_images[val], train_labels[val]),
+        test=Split(test_images, test_labels),
+    )
+
+
+def _check_fashion_mnist(contents: dict[str, bytes], files: dict[str, Path], must_be: bool) -> bool:
+    """Whether the files are Fashion-MNIST's. If only some are, the others are damaged, and that is an error."""
+    wrong = [
+        name for name, content in contents.items() if hashlib.sha256(content).hexdigest() != FASHION_MNIST_SHA256[name]
+    ]
+    if wrong and (must_be or len(wrong) < len(contents)):
+        raise DataError(f"{files[wrong[0]]}: is damaged: its SHA-256 is not that of Fashion-MNIST's {wrong[0]}")
+    return not wrong
+
+
+def _class_names(folder: Path, class_count: int) -> tuple[str, ...]:
+    path = folder / CLASS_NAMES_FILE
+    if not path.is_file():
+        return tuple(str(index) for index in range(class_count))
+    names = tuple(path.read_text(encoding="utf-8").split("\n"))
+    names = tuple(name.strip() for name in names if name.strip())
+    if len(names) < class_count or len(set(names)) < len(names):
+        raise DataError(f"{path}: must name {class_count} different classes, one a line; it names {len(set(names))}")
+    return names
+
+
+def _as_28(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    if images.shape[1:] == (28, 28):
+        return images
+    return np.stack([to_uint8(image) for image in images])
+
+
+# --- folders of images -------------------------------------------------------------------------------------------
+
+
+def _class_folders(folder: Path) -> dict[str, list[Path]]:
+    """Class name -> its image files, both sorted by name, so that indices do not depend on the file system."""
+    folders = {}
+    for child in sorted(folder.iterdir()):
+        if child.is_dir() and not child.name.startswith("."):
+            images = sorted(path for path in child.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+            if images:
+                folders[child.name] = images
+    return folders
+
+
+def _load_image_folders(folder: Path, class_folders: dict[str, list[Path]]) -> Dataset:
+    class_names = tuple(class_folders)
+    if not 2 <= len(class_names) <= 256:
+        raise DataError(f"{folder}: must hold 2 to 256 class folders with images; it holds {len(class_names)}")
+    paths = [path for images in class_folders.values() for path in images]
+    if len(paths) < 7:
+        raise DataError(f"{folder}: holds {len(paths)} images; at least 7 are needed to split 5 : 1 : 1")
+    images = np.stack([to_uint8(path) for path in paths])
+    labels = np.repeat(np.arange(len(class_names), dtype=np.uint8), [len(images) for images in class_folders.values()])
+    train, val, test = (Split(images[part], labels[part]) for part in split_val_test(len(paths)))
+    return Dataset(folder.resolve().name, class_names, train, val, test)
+
+
+# --- download ----------------------------------------------------------------------------------------------------
+
+
+def _download(cache: Path) -> str:
+    """Let torchvision download Fashion-MNIST into ``cache``; the reason in one line if that failed."""
+    try:
+        from torchvision.datasets import FashionMNIST
+    except ImportError:
+        return "torchvision is not installed: pip install 'fmcae[train]'"
+    try:
+        FashionMNIST(str(cache), download=True)
+    except Exception as error:  # whatever went wrong, the user reads the one error that lists every way
+        return f"failed: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+    return "done"

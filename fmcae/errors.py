@@ -1,0 +1,63 @@
+"""Every error that fmcae raises on purpose: one clear line, and the exit code that the command line gives it."""
+
+
+class FmcaeError(Exception):
+    """Something failed for a reason that the message names. Exit code 1."""
+
+    exit_code = 1
+
+
+class UsageError(FmcaeError, ValueError):
+    """An argument breaks a rule; the message names parameter, value and rule. Exit code 2."""
+
+    exit_code = 2
+
+
+class MissingExtraError(FmcaeError, ImportError):
+    """A package of an optional extra is not installed. Exit code 3."""
+
+    exit_code = 3
+
+
+class ProviderError(FmcaeError):
+    """The execution provider that was asked for is not the one that runs. Exit code 4."""
+
+    exit_code = 4
+
+
+class GateError(FmcaeError):
+    """A gate (parity, accuracy, verify) did not hold. Exit code 5."""
+
+    exit_code = 5
+
+
+class ImageError(FmcaeError):
+    """A file or array cannot be read as an image."""
+
+
+class DataError(FmcaeError):
+    """A data set is missing, incomplete or damaged."""
+
+
+class ArtefactError(FmcaeError):
+    """A file is not an fmcae artefact, or no longer the one that was exported."""
+
+
+class RunError(FmcaeError):
+    """A run folder is missing, incomplete or does not fit what was asked."""
+
+
+def require_train_extra(*modules: str) -> None:
+    """Check that the packages of the ``train`` extra are installed, without importing them.
+
+    Raises:
+        MissingExtraError: naming the first missing package and the command that installs it.
+    """
+    from importlib.util import find_spec
+
+    for module in modules or ("torch", "onnx", "onnxscript", "safetensors"):
+        if find_spec(module) is None:
+            raise MissingExtraError(
+                f"this command needs {module}, which is not installed: run  pip install 'fmcae[train]'  "
+                "(from a checkout:  pip install '.[train]')"
+            )

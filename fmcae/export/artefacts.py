@@ -1,0 +1,190 @@
+"""PyTorch to ONNX: trained networks become sealed artefacts, and nothing is written before parity holds.
+
+Opset 18 and IR version 8 are what ONNX Runtime has read since 1.14, older than the oldest version that fmcae declares.
+"""
+
+import json
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+import fmcae
+from fmcae.card import CARD_KEY, GOLDEN_KEY, KINDS, SEAL_KEY, Card, Golden, Kind, seal
+from fmcae.data import Dataset
+from fmcae.errors import GateError, RunError
+from fmcae.export.model_card import model_card
+from fmcae.export.parity import Parity, measure_parity
+from fmcae.files import write_atomic
+from fmcae.preprocess import DESCRIPTION, scale
+from fmcae.runtime.model import Artefact, Model, file_name
+from fmcae.runtime.verify import verify
+from fmcae.train.run import CONFIG, METRICS, Run, check_data
+
+OPSET, IR_VERSION = 18, 8
+# Float32 sums in another order differ by about 1e-5 here; a wrong weight, layer or scale differs by far more.
+TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}
+MODEL_CARD = "MODEL_CARD.md"
+
+
+def export_run(run: Run, dataset: Dataset, folder: Path) -> tuple[list[Path], Parity]:
+    """Export what ``run`` trained to ONNX files in ``folder``, if ONNX Runtime gives PyTorch's numbers on all of test.
+
+    An autoencoder becomes ``encoder.onnx`` and ``decoder.onnx``, a classifier ``classifier.onnx``; beside them go a
+    model card and the run's configuration and metrics.
+
+    Returns:
+        The files written, and the parity evidence that their cards carry.
+
+    Raises:
+        RunError: the run has no finished stage, or the data are not the run's.
+        GateError: parity does not hold; nothing was written.
+    """
+    check_data(run, dataset)
+    networks = trained_networks(run)
+    test_x = scale(dataset.test.images[_one_of_each_class(dataset)])
+    artefacts = {
+        kind: _artefact(run, kind, network, test_x, folder / file_name(kind)) for kind, network in networks.items()
+    }
+    parity = measure_parity(networks, Model(artefacts), dataset.test)
+    if not parity.passed:
+        raise GateError(f"parity does not hold, nothing was written: {parity.failure}")
+    evidence = parity.to_json()
+    artefacts = {
+        kind: _sealed(artefact.path, artefact.content, replace(artefact.card, parity=evidence), artefact.golden)
+        for kind, artefact in artefacts.items()
+    }
+    for artefact in artefacts.values():
+        if failure := verify(artefact).failure:
+            raise GateError(f"{artefact.path.name}: {failure}; nothing was written")
+    files: dict[str, bytes | str] = {artefact.path.name: artefact.content for artefact in artefacts.values()}
+    files[MODEL_CARD] = model_card({kind: artefact.card for kind, artefact in artefacts.items()}, files)
+    files |= {name: (run.folder / name).read_bytes() for name in (CONFIG, METRICS)}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        write_atomic(folder / name, content)
+    return [folder / name for name in files], parity
+
+
+def trained_networks(run: Run) -> dict[Kind, nn.Module]:
+    """The networks of a run's finished stages, by the kind of artefact that each becomes, in evaluation mode.
+
+    Raises:
+        RunError: no stage is finished, or weights are damaged.
+    """
+    networks: dict[Kind, nn.Module] = {}
+    if run.weights("autoencoder").is_file():
+        autoencoder = run.network("autoencoder")
+        networks |= {"encoder": autoencoder.encoder, "decoder": autoencoder.decoder}  # type: ignore[dict-item]
+    if run.weights("classifier").is_file():
+        networks["classifier"] = run.network("classifier")
+    if not run.finished or not networks:
+        raise RunError(f"{run.folder}: is not finished; go on with  fmcae train --resume --out {run.folder}")
+    return networks
+
+
+def to_onnx(network: nn.Module, kind: Kind, example: NDArray[np.float32]) -> onnx.ModelProto:
+    """An ONNX graph of ``network`` with named input and output and a dynamic batch, checked by ONNX's own checker.
+
+    Args:
+        example: an input (2 or more, ...) float32.
+    """
+    input_name, output_name = INPUT_NAMES[kind], OUTPUT_NAMES[kind]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own deprecations are not the user's
+        program = torch.onnx.export(
+            network.eval(),
+            (torch.from_numpy(example),),
+            input_names=[input_name],
+            output_names=[output_name],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None  # only where the exporter writes a file itself
+    model: onnx.ModelProto = program.model_proto
+    model.ir_version = IR_VERSION
+    # The exporter notes where in the Python source each node comes from; that is of no use in an artefact.
+    del model.metadata_props[:], model.graph.metadata_props[:]
+    for item in (*model.graph.node, *model.graph.input, *model.graph.output, *model.graph.value_info):
+        del item.metadata_props[:]
+        item.doc_string = ""
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+INPUT_NAMES: dict[Kind, str] = {"encoder": "x", "decoder": "z", "classifier": "x"}
+OUTPUT_NAMES: dict[Kind, str] = {"encoder": "z", "decoder": "x_hat", "classifier": "logits"}
+
+
+def _artefact(run: Run, kind: Kind, network: nn.Module, x: NDArray[np.float32], path: Path) -> Artefact:
+    """A sealed artefact without parity evidence; x (G, 1, 28, 28) float32 are the golden images."""
+    if kind == "decoder":
+        x = _reference(run.network("autoencoder").encoder, x)  # type: ignore[arg-type]
+    outputs = _reference(network, x)
+    class_names = tuple(run.data["class_names"])
+    labels = tuple(class_names[index] for index in outputs.argmax(axis=1)) if kind == "classifier" else ()
+        card = Card(
+        kind=kind,
+        name=run.folder.resolve().name,
+        fmcae_version=fmcae.__version__,
+        class_names=class_names,
+        input=_tensor_spec(INPUT_NAMES[kind], x.shape),
+        output=_tensor_spec(OUTPUT_NAMES[kind], outputs.shape),
+        preprocessing=DESCRIPTION,
+        training=_training_facts(run),
+        metrics=_test_metrics(run, "classifier" if kind == "classifier" else "autoencoder"),
+        parity={},
+        tolerance=TOLERANCE,
+    )
+    model = to_onnx(network, kind, x)
+    return _sealed(path, model.SerializeToString(deterministic=True), card, Golden(x, outputs, labels))
+
+
+def _sealed(path: Path, content: bytes, card: Card, golden: Golden) -> Artefact:
+    """The model's bytes with card, golden vectors and seal in its metadata, whatever metadata it had before."""
+    model = onnx.ModelProto.FromString(content)
+    del model.metadata_props[:]
+    body = model.SerializeToString(deterministic=True)
+    entries = {CARD_KEY: card.to_json(), GOLDEN_KEY: golden.to_text()}
+    entries[SEAL_KEY] = seal(body, entries[CARD_KEY], entries[GOLDEN_KEY])
+    onnx.helper.set_model_props(model, entries)
+    return Artefact(path, model.SerializeToString(deterministic=True), card, golden)
+
+
+def _training_facts(run: Run) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads((run.folder / CONFIG).read_text())
+    del values["schema_version"]
+    for folder in ("data", "autoencoder_from"):  # where things lay on one machine is nobody else's business
+        del values["config"][folder]
+    return values
+
+
+def _test_metrics(run: Run, stage: str) -> dict[str, Any]:
+    for record in run.metrics():
+        if record["stage"] == stage and record.get("split") == "test":
+            return {name: value for name, value in record.items() if name not in ("stage", "split")}
+    return {}
+
+
+def _tensor_spec(name: str, shape: tuple[int, ...]) -> dict[str, Any]:
+    ranges = {"x": "[0, 1]", "x_hat": "[0, 1]", "z": "[0, inf)", "logits": "(-inf, inf)"}
+    return {"name": name, "shape": ["batch", *shape[1:]], "dtype": "float32", "range": ranges[name]}
+
+
+def _one_of_each_class(dataset: Dataset) -> NDArray[np.intp]:
+    """Indices of the first test image of each class that test has; at least two, which the exporter needs."""
+    _, first = np.unique(dataset.test.labels, return_index=True)
+    return first if len(first) > 1 else np.arange(min(2, len(dataset.test)))
+
+
+@torch.no_grad()
+def _reference(network: nn.Module, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    return network.eval()(torch.from_numpy(x)).numpy()  # type: ignore[no-any-return]

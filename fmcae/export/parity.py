@@ -1,0 +1,132 @@
+"""Parity: does the shipped path give PyTorch's numbers?
+
+One side is PyTorch on the data set's uint8 tensor, as in training. The other is what a user runs: each test image as
+the bytes of a PNG file, through ``preprocess`` and ONNX Runtime.
+"""
+
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import nn
+
+from fmcae.card import Kind
+from fmcae.data import Split
+from fmcae.preprocess import preprocess
+from fmcae.runtime.model import Model
+from fmcae.runtime.verify import Difference, compare
+from fmcae.train.loop import EVALUATION_BATCH, scale
+
+BATCH_SIZES = (1, 2, 7, 1000)
+FloatArray = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One output (logits, z or x_hat) at one batch size against PyTorch's, over the whole split."""
+
+    output: str
+    batch_size: int
+    difference: Difference
+    label_agreement: float | None  # share in [0, 1]; of logits only
+
+
+@dataclass(frozen=True)
+class Parity:
+    """The evidence: every comparison, and on what it was taken."""
+
+    images: int
+    provider: str
+    onnxruntime_version: str
+    torch_version: str
+    tolerance: dict[str, float]
+    comparisons: tuple[Comparison, ...]
+
+    @property
+    def failure(self) -> str | None:
+        """What does not hold, in words; None if all does."""
+        for item in self.comparisons:
+            if item.label_agreement is not None and item.label_agreement < 1:
+                differing = round((1 - item.label_agreement) * self.images)
+                return f"{differing} of {self.images:,} labels differ at batch size {item.batch_size}"
+            if not item.difference.within:
+                return (
+                    f"{item.output} differs by up to {item.difference.max_abs:.3g} at batch size {item.batch_size}, "
+                    f"more than atol {self.tolerance['atol']:g} + rtol {self.tolerance['rtol']:g} allow"
+                )
+        return None
+
+    @property
+    def passed(self) -> bool:
+        """Whether labels agree on every image and every difference is within the tolerance."""
+        return self.failure is None
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict of plain JSON values."""
+        return {**asdict(self), "comparisons": [asdict(item) for item in self.comparisons], "passed": self.passed}
+
+
+def measure_parity(networks: dict[Kind, nn.Module], model: Model, split: Split) -> Parity:
+    """Compare every artefact of ``model`` with its PyTorch network on all of ``split``, at each of BATCH_SIZES.
+
+    Args:
+        networks: the trained networks by kind, in evaluation mode; a decoder needs its encoder.
+
+    Raises:
+        ProviderError: the model's provider is not the one that would run.
+    """
+    x = np.stack([preprocess(_png(image)) for image in split.images])  # (N, 1, 28, 28)
+    tolerance = next(iter(model.artefacts.values())).card.tolerance
+    comparisons = []
+    for output, run, network in _paths(networks, model):
+        reference = _reference(network, split)
+        for batch_size in BATCH_SIZES:
+            outputs = np.concatenate([run(x[i : i + batch_size]) for i in range(0, len(x), batch_size)])
+            agreement = None
+            if output == "logits":
+                agreement = float((outputs.argmax(axis=1) == reference.argmax(axis=1)).mean())
+            comparisons.append(Comparison(output, batch_size, compare(outputs, reference, tolerance), agreement))
+    return Parity(
+        images=len(split),
+        provider=next(model.session(kind).provider for kind in model.artefacts),
+        onnxruntime_version=_onnxruntime_version(),
+        torch_version=version("torch"),
+        tolerance=tolerance,
+        comparisons=tuple(comparisons),
+    )
+
+
+def _paths(
+    networks: dict[Kind, nn.Module], model: Model
+) -> Iterator[tuple[str, Callable[[FloatArray], FloatArray], nn.Module]]:
+    """(output, the shipped path, the PyTorch network) for each output that both sides can give."""
+    if "classifier" in model.artefacts:
+        yield "logits", model.classify, networks["classifier"]
+    if "encoder" in model.artefacts:
+        yield "z", model.encode, networks["encoder"]
+    if "encoder" in model.artefacts and "decoder" in model.artefacts:
+        yield "x_hat", model.reconstruct, nn.Sequential(networks["encoder"], networks["decoder"])
+
+
+@torch.no_grad()
+def _reference(network: nn.Module, split: Split) -> FloatArray:
+    images = torch.from_numpy(np.array(split.images))
+    return np.concatenate([network(scale(batch)).numpy() for batch in images.split(EVALUATION_BATCH)])
+
+
+def _png(image: NDArray[np.uint8]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def _onnxruntime_version() -> str:
+    import onnxruntime
+
+    return str(onnxruntime.__version__)

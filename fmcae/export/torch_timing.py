@@ -1,0 +1,88 @@
+"""The PyTorch side of ``fmcae bench``: an artefact's own network and weights, timed eagerly beside ONNX Runtime."""
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import numpy_helper
+from torch import nn
+
+from fmcae.errors import ArtefactError, FmcaeError
+from fmcae.runtime.model import Artefact
+from fmcae.runtime.timing import Runner
+from fmcae.train.config import NetworkConfig
+from fmcae.train.networks import Classifier, Decoder, Encoder
+
+_NETWORKS: dict[str, type[nn.Module]] = {"encoder": Encoder, "decoder": Decoder, "classifier": Classifier}
+
+
+def load_network(artefact: Artefact) -> nn.Module:
+    """The PyTorch network that an artefact was exported from, in evaluation mode: its card's shape, its file's weights.
+
+    Raises:
+        ArtefactError: the file's weights are not this network's, as in a quantized artefact, or the network does not
+            reproduce the golden vectors.
+    """
+    wrong = ArtefactError(f"{artefact.path}: its weights are not those of the network that its card describes")
+    try:
+        network = _NETWORKS[artefact.card.kind](NetworkConfig(**artefact.card.training["config"]["network"]))
+        wanted = network.state_dict()
+        initializers = onnx.load_from_string(artefact.content).graph.initializer
+        weights = {item.name: numpy_helper.to_array(item) for item in initializers if item.name in wanted}
+        network.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in weights.items()})
+    except (KeyError, TypeError, RuntimeError, FmcaeError) as error:
+        raise wrong from error
+    network.eval()
+    golden, tolerance = artefact.golden, artefact.card.tolerance
+    with torch.inference_mode():
+        outputs = network(torch.from_numpy(golden.inputs)).numpy()
+    if not np.allclose(outputs, golden.outputs, rtol=tolerance["rtol"], atol=tolerance["atol"]):
+        raise wrong
+    return network
+
+
+def has_provider(provider: str) -> bool:
+    """Whether this PyTorch can run on "cpu" or "cuda"."""
+    return provider == "cpu" or torch.cuda.is_available()
+
+
+def pytorch_rivals(
+    artefact: Artefact, provider: str, threads: int
+) -> Callable[[NDArray[np.float32]], dict[str, Runner]]:
+    """What gives the runners of PyTorch's series for an input: numpy in, numpy out, as ONNX Runtime's.
+
+    The series are "pytorch-cpu", or "pytorch-cuda" and "pytorch-cuda-resident". Sets PyTorch's threads, and full
+    float32 on CUDA, for the whole process.
+
+    Raises:
+        ArtefactError: the artefact cannot be rebuilt in PyTorch.
+    """
+    torch.set_num_threads(threads)
+    network = load_network(artefact)
+    if provider == "cpu":
+        return lambda x: {"pytorch-cpu": lambda: _run(network, torch.from_numpy(x)).numpy()}
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
+    # The session has TF32 off; PyTorch has it on for convolutions unless told.
+    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+    network.to("cuda")
+
+    def on_cuda(x: NDArray[np.float32]) -> dict[str, Runner]:
+        host_x, device_x = torch.from_numpy(x), torch.from_numpy(x).to("cuda")
+
+        def resident() -> None:
+            _run(network, device_x)
+            torch.cuda.synchronize()
+
+        return {
+            "pytorch-cuda": lambda: _run(network, host_x.to("cuda")).cpu().numpy(),
+            "pytorch-cuda-resident": resident,
+        }
+
+    return on_cuda
+
+
+@torch.inference_mode()
+def _run(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return network(x)  # type: ignore[no-any-return]

@@ -1,0 +1,249 @@
+"""What is installed, what of it works, and what to run to mend the rest.
+
+Every check of ONNX Runtime runs in a process of its own: a broken installation can crash the one that imports it.
+"""
+
+import base64
+import json
+import platform
+import subprocess
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from typing import Any
+
+from fmcae import __version__
+from fmcae.errors import FmcaeError
+from fmcae.runtime.fresh import call_in_fresh_process
+from fmcae.runtime.session import (
+    PROVIDERS,
+    Provider,
+    Session,
+    available_cpus,
+    driver_obstacle,
+    import_onnxruntime,
+    short_reason,
+)
+
+OLDEST_ONNXRUNTIME = (1, 19)
+_PROBE_TIMEOUT_S = 120  # CUDA's first start compiles kernels for a GPU newer than the build
+_REINSTALL = "pip install --force-reinstall fmcae  (from a checkout:  pip install --force-reinstall .)"
+RUNTIME_PACKAGES = ("numpy", "pillow", "typer", "rich")
+TRAIN_PACKAGES = ("torch", "torchvision", "onnx", "onnxscript", "safetensors", "matplotlib")
+
+# A convolution (cuDNN's part), a matrix product (cuBLAS's) and a ReLU, opset 13, IR 7, made with onnx.helper:
+#     y = Relu(Flatten(Conv(x, k)) · m),  k = [[[[1, -1], [0.5, 2]]]],  m = [[1, -1], [0, 1], [2, 3], [-1, -2]]
+# Its numbers are exact in float32, so that any working provider gives PROBE_Y to the last bit.
+PROBE_MODEL = base64.b64decode(
+    "CAcSBWZtY2FlOswBCg8KAXgKAWsSAWMiBENvbnYKDwoBYxIBZiIHRmxhdHRlbgoRCgFmCgFtEgFwIgZNYXRNdWwKDAoBcBIBeSIE"
+    "UmVsdRIFcHJvYmUqHwgBCAEIAggCEAFCAWtKEAAAgD8AAIC/AAAAPwAAAEAqKwgECAIQAUIBbUogAACAPwAAgL8AAAAAAACAPwAA"
+    "AEAAAEBAAACAvwAAAMBaHAoBeBIXChUIARIRCgMSAU4KAggBCgIIAwoCCANiFAoBeRIPCg0IARIJCgMSAU4KAggCQgQKABAN"
+)
+PROBE_X = [[[[0, 0.125, 0.25], [0.375, 0.5, 0.625], [0.75, 0.875, 1]]]]  # (1, 1, 3, 3)
+PROBE_Y = [[2.75, 1.6875]]  # (1, 2)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a fresh process found on one provider.
+
+    Attributes:
+        works: a session was created, its provider read back, and the golden output came out.
+        reason: why it does not work, and how to get it.
+        version, package: of the module ``onnxruntime`` that was imported; package None if its files do not say.
+        listed: ONNX Runtime's names of all providers in that build, working or not.
+    """
+
+    provider: Provider
+    works: bool
+    reason: str | None = None
+    version: str | None = None
+    package: str | None = None
+    listed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ShippedFile:
+    """A shipped artefact: its kind, file, and what is wrong with it, if anything."""
+
+    kind: str
+    file: str
+    problem: str | None
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something to mend, and the command for it."""
+
+    what: str
+    command: str
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """All findings.
+
+    Attributes:
+        packages: version by distribution, None for what is not installed.
+        onnxruntime_distributions: version of each installed distribution that provides the module ``onnxruntime``.
+    """
+
+    python: str
+    platform: str
+    available_cpus: int
+    packages: dict[str, str | None]
+    onnxruntime_distributions: dict[str, str]
+    probes: tuple[Probe, ...]
+    artefacts: tuple[ShippedFile, ...]
+    problems: tuple[Problem, ...]
+
+    @property
+    def usable(self) -> bool:
+        """Whether the runtime works on the CPU."""
+        return any(probe.provider == "cpu" and probe.works for probe in self.probes)
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict of plain JSON values."""
+        return {"usable": self.usable, **asdict(self)}
+
+
+def diagnose(probe: "Callable[[Provider], Probe] | None" = None) -> Diagnosis:
+    """Look at this installation; nothing is changed.
+
+    Args:
+        probe: tries one provider; another one in tests.
+    """
+    packages = {name: _version(name) for name in ("fmcae", *RUNTIME_PACKAGES, *TRAIN_PACKAGES)}
+    packages["fmcae"] = __version__  # a checkout runs without being installed
+    distributions = onnxruntime_distributions()
+    probes = tuple((probe or probe_provider)(provider) for provider in PROVIDERS)
+    artefacts, artefact_problems = _shipped()
+    has_gpu = driver_obstacle() is None
+    return Diagnosis(
+        python=platform.python_version(),
+        platform=platform.platform(),
+        available_cpus=available_cpus(),
+        packages=packages,
+        onnxruntime_distributions=distributions,
+        probes=probes,
+        artefacts=artefacts,
+        problems=(*onnxruntime_problems(distributions, probes[0], has_gpu), *artefact_problems),
+    )
+
+
+def onnxruntime_distributions() -> dict[str, str]:
+    """Version by name of the installed distributions that bring the module ``onnxruntime``, of whichever build."""
+    found = {}
+    for distribution in metadata.distributions():
+        name = (distribution.metadata["Name"] or "").lower().replace("_", "-")
+        # onnxruntime-extensions, -genai and others share the name's beginning, not the module.
+        if name.startswith(("onnxruntime", "ort-")) and any(
+            file.as_posix() == "onnxruntime/__init__.py" for file in distribution.files or ()
+        ):
+            found[name] = distribution.version
+    return dict(sorted(found.items()))
+
+
+def onnxruntime_problems(distributions: dict[str, str], cpu: Probe, has_gpu: bool) -> list[Problem]:
+    """What is wrong with how ONNX Runtime is installed.
+
+    Args:
+        distributions: as from :func:`onnxruntime_distributions`.
+        cpu: what the probe of the CPU found.
+        has_gpu: whether there is an NVIDIA GPU with a driver, which makes the GPU build the better one to keep.
+    """
+    names = list(distributions)
+    installed = " and ".join(f"{name} {version}" for name, version in distributions.items())
+    if len(names) > 1:
+        keep = "'onnxruntime-gpu[cuda,cudnn]'" if has_gpu else "onnxruntime"
+        owner = f" (those there now: {cpu.package} {cpu.version})" if cpu.package else ""
+        return [
+            Problem(
+                f"{installed} are both installed and overwrite each other's files{owner}",
+                f"pip uninstall -y {' '.join(names)} && pip install {keep}",
+            )
+        ]
+    if not cpu.works:
+        reason = f"ONNX Runtime does not work on the CPU: {cpu.reason}"
+        return [Problem(reason, f"pip install --force-reinstall {names[0] if names else 'onnxruntime'}")]
+    problems = []
+    version = cpu.version or ""
+    if _number(version) < OLDEST_ONNXRUNTIME:
+        oldest = ".".join(map(str, OLDEST_ONNXRUNTIME))
+        problems.append(
+            Problem(f"onnxruntime (={version}) must be at least {oldest}", "pip install --upgrade onnxruntime")
+        )
+    foreign = cpu.package not in (None, *names) or version not in distributions.values()
+    if names and foreign:  # one build was installed over another, and then the other's record was lost
+        problems.append(
+            Problem(
+                f"{installed} is installed, but the files there are those of {cpu.package or 'onnxruntime'} {version}",
+                f"pip uninstall -y {names[0]} && pip install --force-reinstall {names[0]}",
+            )
+        )
+    return problems
+
+
+def probe_provider(provider: Provider) -> Probe:
+    """Try a provider in a fresh process."""
+    try:
+        child = call_in_fresh_process("fmcae.runtime.doctor", "_probe_child", provider, _PROBE_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        return Probe(provider, False, f"it hangs: no answer in {_PROBE_TIMEOUT_S} s")
+    if child.returncode != 0:
+        lines = child.stderr.strip().splitlines() or ["no message"]
+        return Probe(provider, False, f"its process crashed (exit code {child.returncode}): {lines[-1]}")
+    facts = json.loads(child.stdout.splitlines()[-1])
+    return Probe(**{**facts, "listed": tuple(facts["listed"])})
+
+
+def _probe_child(name: str) -> None:
+    provider = next(known for known in PROVIDERS if known == name)
+    facts: dict[str, Any] = {}
+    reason = None
+    try:
+        import numpy as np
+
+        ort = import_onnxruntime()
+        facts["version"] = getattr(ort, "__version__", None)
+        facts["package"] = getattr(ort, "package_name", None) or None
+        facts["listed"] = tuple(ort.get_available_providers())
+        y = Session(PROBE_MODEL, provider=provider, threads=1).run(np.array(PROBE_X, np.float32))
+        if not np.allclose(y, PROBE_Y, rtol=0, atol=1e-6):
+            reason = f"it computes {y.tolist()} where {PROBE_Y} is right"
+    except FmcaeError as error:
+        reason = str(error)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {short_reason(error)}"
+    print(json.dumps(asdict(Probe(provider, reason is None, reason, **facts))))
+
+
+def _shipped() -> tuple[tuple[ShippedFile, ...], list[Problem]]:
+    """The artefacts that ship with fmcae, their seals checked."""
+    try:
+        from fmcae.card import KINDS
+        from fmcae.runtime.model import file_name, read_artefact, shipped_folder
+    except ImportError as error:
+        return (), [Problem(f"a package that fmcae needs does not work: {error}", _REINSTALL)]
+    found = []
+    for kind in KINDS:
+        path = shipped_folder() / file_name(kind)
+        try:
+            read_artefact(path)
+            found.append(ShippedFile(kind, str(path), None))
+        except FmcaeError as error:
+            found.append(ShippedFile(kind, str(path), str(error).removeprefix(f"{path}: ")))
+    broken = [artefact for artefact in found if artefact.problem is not None]
+    return tuple(found), [Problem(f"{item.file}: {item.problem}", _REINSTALL) for item in broken[:1]]
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _number(version: str) -> tuple[int, ...]:
+    parts = version.split(".")[:2]
+    return tuple(int(part) for part in parts) if all(part.isdigit() for part in parts) else OLDEST_ONNXRUNTIME

@@ -1,0 +1,240 @@
+"""Artefacts on disk, and the object that runs them: ``fmcae.load(...)``."""
+
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fmcae.card import CARD_KEY, GOLDEN_KEY, KINDS, Card, Golden, Kind, check_seal, read_metadata
+from fmcae.errors import ArtefactError, UsageError
+from fmcae.metrics import softmax
+from fmcae.preprocess import ImageSource, preprocess, scale
+from fmcae.runtime.session import Session
+
+FloatArray = NDArray[np.float32]
+INPUT_SHAPE = (1, 28, 28)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the classifier says of one image.
+
+    Attributes:
+        label: the most probable class's name; index: its number.
+        probability: its probability in [0, 1].
+        probabilities: (K,) float32 over all classes, summing to 1.
+    """
+
+    label: str
+    index: int
+    probability: float
+    probabilities: FloatArray
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """An exported file whose seal holds: its path, its bytes, its card and its golden vectors."""
+
+    path: Path
+    content: bytes
+    card: Card
+    golden: Golden
+
+    def session(self, provider: str = "cpu", threads: int | None = None) -> Session:
+        """An ONNX Runtime session for this file.
+
+        Raises:
+            ProviderError: ``provider`` is not the one that would run.
+            ArtefactError: ONNX Runtime cannot load the graph.
+        """
+        try:
+            return Session(self.content, provider=provider, threads=threads)
+        except ArtefactError as error:
+            raise ArtefactError(f"{self.path}: {error}") from error
+
+
+def file_name(kind: Kind) -> str:
+    """The file that holds a kind of artefact: "encoder.onnx", ..."""
+    return f"{kind}.onnx"
+
+
+def shipped_folder() -> Path:
+    """The folder of the artefacts that ship with fmcae: trained on Fashion-MNIST in the paper's final configuration."""
+    package = Path(__file__).parents[1]
+    installed = package / "exports" / "fashion-mnist"
+    return installed if installed.is_dir() else package.parent / "exports" / "fashion-mnist"
+
+
+def read_artefact(path: str | os.PathLike[str]) -> Artefact:
+    """Read an exported file and check its seal.
+
+    Raises:
+        ArtefactError: the file cannot be read, is not an artefact of fmcae, or has changed since its export.
+    """
+    path = Path(path)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ArtefactError(f"{path}: cannot be read: {error.strerror}") from error
+    try:
+        metadata = read_metadata(content)
+        check_seal(content, metadata)
+        return Artefact(path, content, Card.from_json(metadata[CARD_KEY]), Golden.from_text(metadata[GOLDEN_KEY]))
+    except ArtefactError as error:
+        raise ArtefactError(f"{path}: {error}") from error
+
+
+def read_artefacts(path: str | os.PathLike[str] | None = None) -> dict[Kind, Artefact]:
+    """The artefacts in a file or folder, by kind; None means those that ship with fmcae.
+
+    Raises:
+        ArtefactError: there is none, or one is damaged.
+    """
+    path = shipped_folder() if path is None else Path(path)
+    if not path.is_dir():
+        artefact = read_artefact(path)
+        return {artefact.card.kind: artefact}
+    artefacts = {kind: read_artefact(path / file_name(kind)) for kind in KINDS if (path / file_name(kind)).is_file()}
+    if not artefacts:
+        raise ArtefactError(f"{path}: holds none of {', '.join(map(file_name, KINDS))}")
+    for kind, artefact in artefacts.items():
+        if artefact.card.kind != kind:
+            raise ArtefactError(f"{artefact.path}: is named {kind} but is a {artefact.card.kind}")
+    return artefacts
+
+
+class Model:
+    """Runs artefacts of one export. Safe to share between threads; sessions are created at first use."""
+
+    def __init__(self, artefacts: dict[Kind, Artefact], provider: str = "cpu", threads: int | None = None) -> None:
+        self.artefacts = artefacts
+        self._provider = provider
+        self._threads = threads
+        self._sessions: dict[Kind, Session] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The label of each class index."""
+        return next(iter(self.artefacts.values())).card.class_names
+
+    def session(self, kind: Kind) -> Session:
+        """The ONNX Runtime session of one graph.
+
+        Raises:
+            ArtefactError: this model was loaded without that graph.
+            ProviderError: the provider asked for is not the one that would run.
+        """
+        session = self._sessions.get(kind)
+        if session is None:
+            with self._lock:
+                if kind not in self._sessions:
+                    self._sessions[kind] = self._artefact(kind).session(self._provider, self._threads)
+                session = self._sessions[kind]
+        return session
+
+    def classify(self, x: FloatArray) -> FloatArray:
+        """Logits of model inputs.
+
+        Args:
+            x: (N, 1, 28, 28) float32 in [0, 1], or (1, 28, 28) for one image; :func:`fmcae.preprocess` makes it.
+
+        Returns:
+            (N, K) float32, or (K,).
+
+        Raises:
+            UsageError: x has another shape or dtype.
+        """
+        return self._run("classifier", x, INPUT_SHAPE)
+
+    def encode(self, x: FloatArray) -> FloatArray:
+        """Latents (N, latent_dim) float32 of x (N, 1, 28, 28) float32; arguments and errors as for classify."""
+        return self._run("encoder", x, INPUT_SHAPE)
+
+    def decode(self, z: FloatArray) -> FloatArray:
+        """Reconstructions (N, 1, 28, 28) float32 in [0, 1] of latents z (N, latent_dim) float32.
+
+        Raises:
+            UsageError: z has another shape or dtype.
+        """
+        return self._run("decoder", z, (self._artefact("decoder").card.input["shape"][1],), "z")
+
+    def reconstruct(self, x: FloatArray) -> FloatArray:
+        """x_hat = decode(encode(x)), of x's shape (N, 1, 28, 28) float32."""
+        return self.decode(self.encode(x))
+
+    @overload
+    def predict(self, images: ImageSource) -> Prediction: ...
+    @overload
+    def predict(self, images: Sequence[ImageSource]) -> list[Prediction]: ...
+    def predict(self, images: Any) -> Any:
+        """Label and probabilities of one image or of several.
+
+        Args:
+            images: a path, encoded bytes, a PIL image or an array (uint8, (H, W) or (H, W, C)); or a list of them, or
+                arrays of many: uint8 (N, 28, 28), or float32 model inputs (N, 1, 28, 28).
+
+        Returns:
+            One Prediction for one image, a list of them for several.
+
+        Raises:
+            ImageError: an image cannot be read.
+            UsageError: a float32 array is not a model input.
+        """
+        if isinstance(images, np.ndarray):
+            if images.dtype == np.float32:
+                predictions = self._predictions(np.atleast_2d(self.classify(images)))
+                return predictions[0] if images.ndim == 3 else predictions
+            if images.dtype == np.uint8 and images.ndim == 3 and images.shape[1:] == (28, 28):
+                return self._predictions(self.classify(scale(images)))
+        elif isinstance(images, Sequence) and not isinstance(images, str | bytes):
+            if not images:
+                return []
+            return self._predictions(self.classify(np.stack([preprocess(image) for image in images])))
+        return self._predictions(self.classify(preprocess(images)[None]))[0]
+
+    def _predictions(self, logits: FloatArray) -> list[Prediction]:
+        return [
+            Prediction(self.class_names[index], int(index), float(row[index]), row)
+            for row, index in zip(softmax(logits), logits.argmax(axis=1), strict=True)
+        ]
+
+    def _artefact(self, kind: Kind) -> Artefact:
+        if kind not in self.artefacts:
+            has = ", ".join(str(artefact.path) for artefact in self.artefacts.values())
+            raise ArtefactError(f"this needs {file_name(kind)}; the model was loaded with {has} only: name its folder")
+        return self.artefacts[kind]
+
+    def _run(self, kind: Kind, x: FloatArray, shape: tuple[int, ...], name: str = "x") -> FloatArray:
+        if not isinstance(x, np.ndarray) or x.dtype != np.float32:
+            found = x.dtype if isinstance(x, np.ndarray) else type(x).__name__
+            raise UsageError(f"{name} (={found}) must be a numpy array of float32")
+        if x.shape[1:] == shape:
+            return self.session(kind).run(x)
+        if x.shape == shape:
+            return self.session(kind).run(x[np.newaxis])[0]
+        wanted = ", ".join(map(str, shape))
+        raise UsageError(f"{name}'s shape (={x.shape}) must be (N, {wanted}) or ({wanted}{',' * (len(shape) == 1)})")
+
+
+def load(
+    path: str | os.PathLike[str] | None = None, *, provider: str = "cpu", threads: int | None = None
+) -> Model:
+    """Load exported networks.
+
+    Args:
+        path: a folder that holds encoder.onnx, decoder.onnx, classifier.onnx or some of them, or one such file; None
+            loads the ones that ship with fmcae.
+        provider: "cpu" or "cuda"; "cuda" never runs on the CPU instead.
+        threads: ONNX Runtime's threads; None takes the CPUs that this process may use.
+
+    Raises:
+        ArtefactError: a file is missing, foreign or damaged.
+        UsageError: provider or threads is out of range.
+    """
+    return Model(read_artefacts(path), provider, threads)

@@ -1,0 +1,365 @@
+"""One graph in ONNX Runtime: which provider really runs it, on how many threads.
+
+ONNX Runtime moves to the CPU by itself when CUDA cannot start. Here "cuda" means CUDA or an error: the provider is
+looked up before the session is created and read back from it afterwards.
+"""
+
+import contextlib
+import ctypes
+import importlib
+import io
+import math
+import os
+import platform
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from fmcae.errors import ArtefactError, FmcaeError, ProviderError, UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Provider = Literal["cpu", "cuda"]
+PROVIDERS: tuple[Provider, ...] = get_args(Provider)
+ORT_NAMES: dict[Provider, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+INSTALL_CUDA = "pip uninstall -y onnxruntime && pip install 'onnxruntime-gpu[cuda,cudnn]'"
+INSTALL_DRIVER = "install NVIDIA's driver, or give the container the GPU (docker run --gpus all)"
+REINSTALL_CPU = "pip install --force-reinstall onnxruntime"
+
+# Full float32, as on the CPU and as in the parity evidence: TF32 keeps 10 bits of mantissa. The heuristic search,
+# because the exhaustive one times every cuDNN algorithm again for each new batch size and may choose another next time.
+_CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+_LOG_FATAL = 4  # ONNX Runtime's severities: 0 verbose, 1 info, 2 warning, 3 error, 4 fatal
+_LOG_WARNING = 2
+_CUDA_ERROR_NO_DEVICE = 100
+
+
+class Session:
+    """One ONNX graph with one input and one output, ready to run on the provider that was asked for.
+
+    Attributes:
+        provider: "cpu" or "cuda", read back from ONNX Runtime after creation.
+        threads: CPU threads of one operator.
+        input_name, output_name: the graph's own.
+        metadata: the model's custom metadata.
+        raw: the :class:`onnxruntime.InferenceSession` itself.
+    """
+
+    def __init__(
+        self,
+        model: bytes | str | Path,
+        *,
+        provider: str = "cpu",
+        threads: int | None = None,
+        profile_prefix: Path | None = None,
+    ) -> None:
+        """
+        Args:
+            model: an ONNX file, or its bytes.
+            provider: "cpu" or "cuda"; "cuda" never falls back to the CPU.
+            threads: None for all that :func:`available_cpus` counts. Threads sleep, not spin, between runs.
+            profile_prefix: where ONNX Runtime's profile goes, written by ``raw.end_profiling()``; None for none.
+
+        Raises:
+            UsageError: an unknown provider, or threads below 1.
+            ProviderError: CUDA cannot run here; the message says what is missing and how to get it.
+            ArtefactError: the model cannot be read, or has not exactly one input and one output.
+        """
+        wanted = check_provider(provider)
+        self.threads = check_threads(threads)
+        ort = import_onnxruntime()
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.inter_op_num_threads = 1  # the graphs are chains: there is nothing to run side by side
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+        options.log_severity_level = _LOG_FATAL  # what goes wrong arrives as an exception
+        if profile_prefix is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(profile_prefix)
+
+        create = _create_on_cuda if wanted == "cuda" else _create_on_cpu
+        self.raw: Any = create(ort, model, options)
+        self.provider = next(known for known in PROVIDERS if ORT_NAMES[known] == self.raw.get_providers()[0])
+        self.input_name, self.output_name = _sole_names(self.raw, _name_of(model))
+        self.metadata: dict[str, str] = dict(self.raw.get_modelmeta().custom_metadata_map)
+        self._output_names = [self.output_name]
+        self._run = self.raw.run
+
+    def run(self, x: "NDArray[np.float32]") -> "NDArray[np.float32]":
+        """The graph's output for ``x``, a float32 array of the input's shape. Safe to call from several threads.
+
+        Raises:
+            UsageError: ONNX Runtime does not take ``x``: its shape or dtype is not the graph's.
+        """
+        try:
+            return self._run(self._output_names, {self.input_name: x})[0]  # type: ignore[no-any-return]
+        except Exception as error:
+            raise self._explain(x, error) from error
+
+    def _explain(self, x: Any, error: Exception) -> FmcaeError:
+        """Looked up only after a failure, so that a run that succeeds pays for no check."""
+        expected = self.raw.get_inputs()[0]
+        wanted = f"{self.input_name} must be an array {_shape(expected.shape)} float32"
+        shape, dtype = getattr(x, "shape", None), getattr(x, "dtype", None)
+        if shape is None or dtype is None:
+            return UsageError(f"{wanted}, not {type(x).__name__}")
+        fits = len(shape) == len(expected.shape) and all(
+            not isinstance(size, int) or size == got for size, got in zip(expected.shape, shape, strict=True)
+        )
+        if str(dtype) != "float32" or not fits:
+            return UsageError(f"{wanted}, not {_shape(shape)} {dtype}")
+        return FmcaeError(f"ONNX Runtime failed on {self.provider}: {short_reason(error)}")
+
+
+def check_provider(provider: str) -> Provider:
+    """``provider`` itself.
+
+    Raises:
+        UsageError: it is neither "cpu" nor "cuda".
+    """
+    for known in PROVIDERS:
+        if provider == known:
+            return known
+    raise UsageError(f"provider (={provider}) must be one of {', '.join(PROVIDERS)}")
+
+
+def check_threads(threads: int | None) -> int:
+    """``threads`` itself, or :func:`available_cpus` for None.
+
+    Raises:
+        UsageError: below 1.
+    """
+    if threads is None:
+        return available_cpus()
+    if threads < 1:
+        raise UsageError(f"threads (={threads}) must be at least 1")
+    return threads
+
+
+def available_cpus(root: Path = Path("/")) -> int:
+    """CPUs that this process may use: its affinity, cut to the container's CPU quota (rounded up), at least 1.
+
+    Args:
+        root: the folder that holds ``proc`` and ``sys``; another one in tests.
+
+    Source: the kernel's documentation, cgroup-v2 "cpu.max" and cgroup-v1 "cpu.cfs_quota_us".
+    """
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _cgroup_quota(root)
+    return max(1, cpus if quota is None else min(cpus, math.ceil(quota)))
+
+
+def import_onnxruntime() -> Any:
+    """The ``onnxruntime`` module, imported at the first use because that takes a good part of a cold start.
+
+    Raises:
+        FmcaeError: it is missing or broken, with the command that mends it.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the GPU build warns where CUDA is missing; the CPU needs none
+            onnxruntime = importlib.import_module("onnxruntime")
+    except ImportError as error:
+        raise FmcaeError(f"ONNX Runtime cannot be imported ({short_reason(error)}): run  {REINSTALL_CPU}") from error
+    if not hasattr(onnxruntime, "InferenceSession"):
+        # pip removes the files that the CPU and the GPU package share when one of the two is uninstalled.
+        raise FmcaeError("ONNX Runtime's files are incomplete; fmcae doctor names the command that mends it")
+    return onnxruntime
+
+
+def short_reason(error: BaseException, limit: int = 200) -> str:
+    """An exception of ONNX Runtime or the dynamic loader as one line, without its codes and C++ signatures."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    if text.startswith("[ONNXRuntimeError]"):
+        text = text.split(" : ", 3)[-1]  # [ONNXRuntimeError] : 7 : INVALID_PROTOBUF : what happened
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def describe_machine() -> dict[str, Any]:
+    """What a measurement depends on: versions of Python, fmcae and packages, the CPU, and its CPUs' share.
+
+    A package that is not installed is None; torch is looked up, never imported.
+    """
+    from importlib.metadata import PackageNotFoundError, version
+
+    from fmcae import __version__
+
+    def installed(name: str) -> str | None:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            return None
+
+    ort = import_onnxruntime()
+    return {
+        "fmcae": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "available_cpus": available_cpus(),
+        "numpy": installed("numpy"),
+        "onnxruntime": ort.__version__,
+        "onnxruntime_build": ort.get_device(),  # "CPU" or "GPU"
+        "onnxruntime_cuda": getattr(ort, "cuda_version", None) or None,
+        "torch": installed("torch"),
+    }
+
+
+def driver_obstacle() -> str | None:
+    """What keeps the NVIDIA driver from giving a GPU, in a few words; None if it has one.
+
+    Source: CUDA Driver API, cuInit and cuDeviceGetCount.
+    """
+    name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+    try:
+        driver = ctypes.CDLL(name)
+    except OSError:
+        return "no NVIDIA driver is found"
+    count = ctypes.c_int(0)
+    status = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
+    if status == _CUDA_ERROR_NO_DEVICE or (status == 0 and count.value == 0):
+        return "the NVIDIA driver finds no GPU"
+    return f"the NVIDIA driver does not start (CUDA error {status})" if status != 0 else None
+
+
+def _create_on_cpu(ort: Any, model: bytes | str | Path, options: Any) -> Any:
+    if not isinstance(model, bytes):
+        path = Path(model)
+        try:
+            with path.open("rb"):  # a clearer reason than ONNX Runtime's for a missing or unreadable file
+                pass
+        except OSError as error:
+            raise ArtefactError(f"{path}: {error.strerror or error}") from error
+        model = str(path)
+    try:
+        session = ort.InferenceSession(model, options, providers=[ORT_NAMES["cpu"]], enable_fallback=0)
+    except Exception as error:  # its exceptions share no base class but this one
+        raise ArtefactError(f"{_name_of(model)} is no ONNX model that runs here: {short_reason(error)}") from error
+    session.disable_fallback()
+    return session
+
+
+def _create_on_cuda(ort: Any, model: bytes | str | Path, options: Any) -> Any:
+    preload = getattr(ort, "preload_dlls", None)  # since 1.21: finds the CUDA libraries that pip installed
+    if preload is not None:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(), contextlib.suppress(Exception):
+            warnings.simplefilter("ignore")
+            preload()
+    driver = driver_obstacle()
+    if ORT_NAMES["cuda"] not in ort.get_available_providers():
+        build = "only the CPU build of ONNX Runtime is installed"
+        raise _cuda_error(f"{build}, and {driver}" if driver else build)
+    if driver:
+        raise _cuda_error(driver, INSTALL_DRIVER)
+
+    # The CPU stands behind CUDA for the few operators on shapes that ONNX Runtime keeps there by design.
+    providers = [(ORT_NAMES["cuda"], _CUDA_OPTIONS), ORT_NAMES["cpu"]]
+    # A CUDA that cannot start is reported by the default logger, not by the session's.
+    ort.set_default_logger_severity(_LOG_FATAL)
+    try:
+        source = model if isinstance(model, bytes) else str(model)
+        session = ort.InferenceSession(source, options, providers=providers, enable_fallback=0)
+    except Exception as error:
+        _create_on_cpu(ort, model, options)  # raises if it is the model that is broken
+        raise _cuda_error(_library_obstacle(ort) or short_reason(error)) from error
+    finally:
+        ort.set_default_logger_severity(_LOG_WARNING)
+    session.disable_fallback()
+    if session.get_providers()[0] != ORT_NAMES["cuda"]:
+        raise _cuda_error(_library_obstacle(ort) or "ONNX Runtime could not start it")
+    return session
+
+
+def _cuda_error(obstacle: str, remedy: str = f"with an NVIDIA driver, run  {INSTALL_CUDA}") -> ProviderError:
+    return ProviderError(f"CUDA cannot run here: {obstacle}; to get it, {remedy}")
+
+
+def _library_obstacle(ort: Any) -> str | None:
+    """The CUDA or cuDNN library whose absence kept ONNX Runtime's CUDA library from loading, named by the loader.
+
+    Only after ONNX Runtime itself has failed: loaded before that, its library would start without its host and crash.
+    """
+    library = Path(ort.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so"
+    try:
+        if library.exists():
+            ctypes.CDLL(str(library))
+    except OSError as error:
+        if "cannot open shared object" in str(error):
+            return f"CUDA or cuDNN libraries are missing ({short_reason(error)})"
+    return None
+
+
+def _sole_names(raw: Any, model_name: str) -> tuple[str, str]:
+    inputs, outputs = raw.get_inputs(), raw.get_outputs()
+    if len(inputs) != 1 or len(outputs) != 1:
+        raise ArtefactError(
+            f"{model_name} must have one input and one output, not {len(inputs)} and {len(outputs)}: "
+            "it is no artefact of fmcae"
+        )
+    return inputs[0].name, outputs[0].name
+
+
+def _name_of(model: bytes | str | Path) -> str:
+    return f"the model of {len(model):,} bytes" if isinstance(model, bytes) else str(model)
+
+
+def _shape(shape: Any) -> str:
+    return "(" + ", ".join(str(size) if isinstance(size, int) else "N" for size in shape) + ")"
+
+
+def _cgroup_quota(root: Path) -> float | None:
+    """The smallest CPU quota of this process's control groups and their parents, in CPUs; None without one."""
+    quotas = []
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        _, _, rest = line.partition(":")
+        controllers, _, group = rest.partition(":")
+        mounts = root / "sys/fs/cgroup"
+        if controllers == "":
+            mount, read = mounts, _quota_v2
+        elif "cpu" in controllers.split(","):
+            mount, read = mounts / "cpu", _quota_v1
+        else:
+            continue
+        # A container often sees its host's path but only its own mount: what is not there is passed over.
+        folder = mount / group.strip("/")
+        for candidate in (folder, *folder.parents):
+            quotas.append(read(candidate))
+            if candidate == mount:
+                break
+    return min((quota for quota in quotas if quota is not None), default=None)
+
+
+def _quota_v2(folder: Path) -> float | None:
+    return _quotient(*_read(folder / "cpu.max").split())
+
+
+def _quota_v1(folder: Path) -> float | None:
+    return _quotient(_read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us"))
+
+
+def _quotient(quota: str = "", period: str = "", *_: str) -> float | None:
+    try:
+        cpus = int(quota) / int(period)
+    except (ValueError, ZeroDivisionError):  # "max" or an absent file: no quota
+        return None
+    return cpus if cpus > 0 else None  # v1 writes -1 for none
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def _cpu_name() -> str:
+    for line in _read(Path("/proc/cpuinfo")).splitlines():
+        if line.lower().startswith(("model name", "hardware")):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,357 @@
+"""How fast a graph runs, and what it takes to start it.
+
+Two measurements, kept apart because one spoils the other:
+
+    cold   in a fresh process: session creation, first run of each batch size, peak memory
+    warm   in this process: latency after a warm-up, all engines that are compared in turns, so that a change in the
+           machine's load or clock falls on each of them alike
+
+A series is one engine on one provider: "onnxruntime-cpu", "onnxruntime-cuda", "pytorch-cpu", ... Its arrays start and
+end in host memory; with "-resident" behind its name they stay on the device, and the transfer is not in the time.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fmcae.errors import FmcaeError, ProviderError, UsageError
+from fmcae.runtime.fresh import call_in_fresh_process
+from fmcae.runtime.session import Provider, Session, import_onnxruntime, short_reason
+
+FloatArray = NDArray[np.float32]
+Runner = Callable[[], object]
+
+ROUNDS = 5  # turns of each series: the spread of a ratio is over these
+_WARM_UP_SHARE = 0.2  # of the time that is then measured
+_MIN_RUNS, _MAX_RUNS = 3, 5_000  # in one round, however slow or fast a run is
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Times of one batch after warm-up; throughput is all images over all the time that they took."""
+
+    runs: int
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    images_per_s: float
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A series' median latency over the first series' (above 1: the first is faster): median and range of rounds."""
+
+    median: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class FirstRun:
+    """One batch size in a fresh process, smaller ones before it.
+
+    Attributes:
+        first_run_ms: the first run at this size.
+        peak_memory_mib: the process's peak resident memory until then; None where the system does not tell.
+        gpu_memory_mib: the rise of the GPU's used memory since before the session, all processes together.
+    """
+
+    batch_size: int
+    first_run_ms: float
+    peak_memory_mib: float | None
+    gpu_memory_mib: float | None
+
+
+@dataclass(frozen=True)
+class ColdStart:
+    """A graph's start in a fresh process.
+
+    Attributes:
+        import_ms: importing ONNX Runtime, with numpy there already.
+        session_creation_ms: from the file to a session, CUDA's own start included.
+        base_memory_mib: peak resident memory with everything imported and no session.
+    """
+
+    import_ms: float
+    session_creation_ms: float
+    base_memory_mib: float | None
+    first_runs: tuple[FirstRun, ...]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One batch size: the latency of every series, and the ratios to the first of them."""
+
+    batch_size: int
+    latencies: dict[str, Latency]
+    ratios: dict[str, Ratio]
+
+
+@dataclass(frozen=True)
+class GraphTiming:
+    """All that was measured of one graph.
+
+    Attributes:
+        nodes: of the optimized graph: operator types by the provider that runs them, in order.
+        cuda_beats_cpu_from: by CUDA series, the batch size from which it is faster than onnxruntime-cpu at every size
+            measured; None if at no size. Empty where CUDA was not measured.
+    """
+
+    graph: str
+    file: str
+    size_bytes: int
+    provider: Provider
+    threads: int
+    nodes: dict[str, tuple[str, ...]]
+    cold: ColdStart
+    cases: tuple[Case, ...]
+    cuda_beats_cpu_from: dict[str, int | None]
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict of plain JSON values, with units in the keys."""
+        return asdict(self)
+
+
+def time_graph(
+    graph: str,
+    path: Path,
+    *,
+    provider: str = "cpu",
+    threads: int | None = None,
+    batch_sizes: Sequence[int] = (1,),
+    seconds: float = 1.0,
+    rivals: Callable[[FloatArray], Mapping[str, Runner]] = lambda x: {},
+    progress: Callable[[str], None] = lambda step: None,
+) -> GraphTiming:
+    """Measure one ONNX file.
+
+    Args:
+        graph: its name in the result.
+        seconds: measuring time of each series at each batch size, warm-up not counted.
+        rivals: gives other engines' runners for an input x, by series name, to be timed in turns with ONNX Runtime.
+        progress: called with each step's name before it starts.
+
+    Raises:
+        ProviderError: ``provider`` is not the one that would run, now or in the fresh process.
+        ArtefactError: the file cannot be loaded.
+        UsageError: a batch size that the graph does not take.
+    """
+    session = Session(path, provider=provider, threads=threads)  # first: it fails before anything is measured
+    sizes = sorted(set(batch_sizes))
+    progress("cold start")
+    cold = cold_start(path, session.provider, session.threads, sizes)
+    nodes = node_placement(path, session.provider, session.threads)
+    on_cpu = session if session.provider == "cpu" else Session(path, threads=threads)
+
+    cases = []
+    for size in sizes:
+        progress(f"batch {size}")
+        x = random_input(session, size)
+        runners: dict[str, Runner] = {f"onnxruntime-{session.provider}": lambda x=x: session.run(x)}  # type: ignore[misc]
+        if session.provider == "cuda":
+            runners["onnxruntime-cuda-resident"] = resident_runner(session, x)
+            runners["onnxruntime-cpu"] = lambda x=x: on_cpu.run(x)  # type: ignore[misc]
+        cases.append(time_in_turns({**runners, **rivals(x)}, size, seconds))
+
+    return GraphTiming(
+        graph=graph,
+        file=path.name,
+        size_bytes=path.stat().st_size,
+        provider=session.provider,
+        threads=session.threads,
+        nodes=nodes,
+        cold=cold,
+        cases=tuple(cases),
+        cuda_beats_cpu_from={
+            series: beats_from(cases, series, "onnxruntime-cpu")
+            for series in ("onnxruntime-cuda", "onnxruntime-cuda-resident")
+            if session.provider == "cuda"
+        },
+    )
+
+
+def time_in_turns(runners: Mapping[str, Runner], batch_size: int, seconds: float) -> Case:
+    """Warm every runner up, then time them in turns for ``seconds`` each; every second round goes backwards."""
+    for run in runners.values():
+        _run_for(run, seconds * _WARM_UP_SHARE)
+    rounds: dict[str, list[NDArray[np.float64]]] = {name: [] for name in runners}
+    for index in range(ROUNDS):
+        for name in list(runners)[:: 1 if index % 2 == 0 else -1]:
+            runners[name]()  # brings back what the one before pushed out of the caches
+            rounds[name].append(_run_for(runners[name], seconds / ROUNDS))
+
+    medians = {name: np.array([np.median(times) for times in rounds[name]]) for name in runners}
+    first, *others = runners
+    ratios = {name: medians[name] / medians[first] for name in others}
+    return Case(
+        batch_size=batch_size,
+        latencies={name: _latency(np.concatenate(times), batch_size) for name, times in rounds.items()},
+        ratios={name: Ratio(float(np.median(r)), float(r.min()), float(r.max())) for name, r in ratios.items()},
+    )
+
+
+def resident_runner(session: Session, x: FloatArray) -> Runner:
+    """A run of ``session`` whose input and output stay on its provider's device, through ONNX Runtime's I/O binding.
+
+    Raises:
+        ProviderError: I/O binding fails, or gives another output than an ordinary run.
+
+    Source: https://onnxruntime.ai/docs/performance/tune-performance/iobinding.html
+    """
+    ort, raw, device = import_onnxruntime(), session.raw, session.provider
+    expected = session.run(x)
+
+    def run() -> None:
+        raw.run_with_iobinding(binding)
+        binding.synchronize_outputs()  # a run is over when its output is there
+
+    try:
+        device_x = ort.OrtValue.ortvalue_from_numpy(x, device, 0)
+        device_y = ort.OrtValue.ortvalue_from_shape_and_type(list(expected.shape), np.float32, device, 0)
+        binding = raw.io_binding()
+        binding.bind_ortvalue_input(session.input_name, device_x)
+        binding.bind_ortvalue_output(session.output_name, device_y)
+        run()
+        found = device_y.numpy()
+    except Exception as error:  # ONNX Runtime's exceptions share no base class but this one
+        raise ProviderError(f"I/O binding does not work on {device}: {short_reason(error)}") from error
+    if not np.allclose(found, expected, rtol=1e-3, atol=1e-4):
+        raise ProviderError(f"{device} gives another output through I/O binding than without it")
+    return run
+
+
+def node_placement(path: Path, provider: str, threads: int | None = None) -> dict[str, tuple[str, ...]]:
+    """Which provider ran each node of the optimized graph, from ONNX Runtime's own profile of one run.
+
+    Returns:
+        Operator types in the order of their runs, by ONNX Runtime's name of the provider.
+    """
+    with tempfile.TemporaryDirectory(prefix="fmcae-profile-") as folder:
+        session = Session(path, provider=provider, threads=threads, profile_prefix=Path(folder) / "profile")
+        session.run(random_input(session, 1))
+        events = json.loads(Path(session.raw.end_profiling()).read_text(encoding="utf-8"))
+    nodes: dict[str, tuple[str, ...]] = {}
+    for event in sorted(events, key=lambda event: event.get("ts", 0)):
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            facts = event["args"]
+            nodes[facts["provider"]] = (*nodes.get(facts["provider"], ()), facts["op_name"])
+    return nodes
+
+
+def beats_from(cases: Sequence[Case], series: str, other: str) -> int | None:
+    """The smallest batch size from which ``series`` has the lower median latency at every size up to the largest."""
+    start = None
+    for case in sorted(cases, key=lambda case: -case.batch_size):
+        if case.latencies[series].p50_ms >= case.latencies[other].p50_ms:
+            break
+        start = case.batch_size
+    return start
+
+
+def cold_start(path: Path, provider: Provider, threads: int, batch_sizes: Sequence[int]) -> ColdStart:
+    """Start a fresh Python that loads the file and runs each batch size once, the smallest first.
+
+    Raises:
+        FmcaeError: the process fails, for example because the memory does not suffice.
+    """
+    task = json.dumps([str(path), provider, threads, sorted(batch_sizes)])
+    child = call_in_fresh_process("fmcae.runtime.timing", "_cold_child", task)
+    if child.returncode != 0:
+        last = (child.stderr.strip().splitlines() or [f"exit code {child.returncode}"])[-1]
+        raise FmcaeError(f"{path.name}: the fresh process failed: {last}")
+    facts = json.loads(child.stdout.splitlines()[-1])
+    return ColdStart(**{**facts, "first_runs": tuple(FirstRun(**item) for item in facts["first_runs"])})
+
+
+def _cold_child(task: str) -> None:
+    path, provider, threads, batch_sizes = json.loads(task)
+    began = time.perf_counter()
+    import_onnxruntime()
+    import_ms = (time.perf_counter() - began) * 1e3
+    base_memory = peak_memory_mib()
+    gpu_before = gpu_facts() if provider == "cuda" else None
+
+    began = time.perf_counter()
+    session = Session(path, provider=provider, threads=threads)
+    creation_ms = (time.perf_counter() - began) * 1e3
+
+    first_runs = []
+    for size in batch_sizes:
+        x = random_input(session, size)
+        began = time.perf_counter()
+        session.run(x)
+        first_run_ms = (time.perf_counter() - began) * 1e3
+        gpu_now = gpu_facts() if gpu_before else None
+        rise = gpu_now["memory_used_mib"] - gpu_before["memory_used_mib"] if gpu_now and gpu_before else None
+        first_runs.append(asdict(FirstRun(size, first_run_ms, peak_memory_mib(), rise)))
+    print(json.dumps(asdict(ColdStart(import_ms, creation_ms, base_memory, tuple(first_runs)))))  # type: ignore[arg-type]
+
+
+def random_input(session: Session, batch_size: int) -> FloatArray:
+    """Uniform random float32 in [0, 1) of the graph's input shape, its first axis ``batch_size``; always the same.
+
+    Raises:
+        UsageError: the graph's batch size is fixed at another one.
+    """
+    batch, *sizes = session.raw.get_inputs()[0].shape
+    if isinstance(batch, int) and batch != batch_size:
+        raise UsageError(f"batch (={batch_size}) must be {batch}: this graph's batch size is fixed")
+    return np.random.default_rng(0).random((batch_size, *sizes), dtype=np.float32)
+
+
+def peak_memory_mib() -> float | None:
+    """This process's peak resident memory, in MiB; None where the system does not tell."""
+    try:
+        # Not ru_maxrss, which on Linux a child inherits from a larger parent.
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    except OSError:
+        pass
+    if sys.platform == "darwin":
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return None
+
+
+def gpu_facts() -> dict[str, Any] | None:
+    """Name, driver and used memory of the GPU that CUDA calls device 0, from nvidia-smi; None if that cannot be had."""
+    device = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip() or "0"
+    query = "--query-gpu=name,driver_version,memory.used,memory.total"
+    command = ["nvidia-smi", query, "--format=csv,noheader,nounits", "-i", device]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
+        name, driver, used, total = (field.strip() for field in answer.splitlines()[0].split(","))
+        return {"name": name, "driver": driver, "memory_used_mib": float(used), "memory_total_mib": float(total)}
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return None
+
+
+def _run_for(run: Runner, seconds: float) -> NDArray[np.float64]:
+    """Times in ms of runs for ``seconds``."""
+    times: list[int] = []
+    began = previous = time.perf_counter_ns()
+    end = began + int(seconds * 1e9)
+    while len(times) < _MIN_RUNS or (previous < end and len(times) < _MAX_RUNS):
+        run()
+        now = time.perf_counter_ns()
+        times.append(now - previous)
+        previous = now
+    return np.array(times) / 1e6
+
+
+def _latency(times_ms: NDArray[np.float64], batch_size: int) -> Latency:
+    p50, p90, p99 = np.percentile(times_ms, [50, 90, 99])
+    images_per_s = batch_size * len(times_ms) / (times_ms.sum() / 1e3)
+    return Latency(len(times_ms), float(p50), float(p90), float(p99), float(images_per_s))

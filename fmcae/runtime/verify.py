@@ -1,0 +1,88 @@
+"""Replay an artefact's golden vectors: is this file, on this provider, what it was shipped as?"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fmcae.runtime.model import Artefact
+
+RELATIVE_FLOOR = 1e-3
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far outputs are from their reference.
+
+    Attributes:
+        max_abs: largest absolute difference.
+        max_rel: largest difference relative to the reference, over values of at least RELATIVE_FLOOR in size: below
+            it a relative difference says nothing, since a ReLU's output may be any small number.
+        within: whether every value is within atol + rtol·|reference|.
+    """
+
+    max_abs: float
+    max_rel: float
+    within: bool
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The outcome for one artefact: its provider, its difference from the golden outputs, and what failed, if anything."""
+
+    path: str
+    kind: str
+    provider: str
+    vectors: int
+    difference: Difference
+    failure: str | None
+
+    @property
+    def passed(self) -> bool:
+        """Whether the golden vectors were reproduced."""
+        return self.failure is None
+
+
+def compare(
+    outputs: NDArray[np.float32], reference: NDArray[np.float32], tolerance: dict[str, float]
+) -> Difference:
+    """The difference of two float32 arrays of one shape, against ``tolerance`` {"atol", "rtol"}."""
+    distance = np.abs(outputs.astype(np.float64) - reference)
+    size = np.abs(reference, dtype=np.float64)
+    large = size >= RELATIVE_FLOOR
+    return Difference(
+        max_abs=float(distance.max(initial=0)),
+        max_rel=float((distance[large] / size[large]).max(initial=0)),
+        within=bool((distance <= tolerance["atol"] + tolerance["rtol"] * size).all()),  # False on NaN too
+    )
+
+
+def verify(artefact: Artefact, provider: str = "cpu", threads: int | None = None) -> Verification:
+    """Run the golden inputs and compare outputs and labels with what the file says.
+
+    Raises:
+        ProviderError: ``provider`` is not the one that would run.
+        ArtefactError: ONNX Runtime cannot load the graph.
+    """
+    card, golden = artefact.card, artefact.golden
+    session = artefact.session(provider, threads)
+    outputs = session.run(golden.inputs)
+    failure = None
+    if outputs.shape != golden.outputs.shape:
+        difference = Difference(float("inf"), float("inf"), False)
+        failure = f"gives outputs of shape {outputs.shape} where {golden.outputs.shape} is expected"
+    else:
+        difference = compare(outputs, golden.outputs, card.tolerance)
+        if not difference.within:
+            failure = (
+                f"outputs differ from the golden ones by up to {difference.max_abs:.3g}, "
+                f"more than the tolerance (atol {card.tolerance['atol']:g}, rtol {card.tolerance['rtol']:g})"
+            )
+        elif golden.labels:
+            labels = tuple(card.class_names[index] for index in outputs.argmax(axis=1))
+            wrong = [f"{found} for {wanted}" for found, wanted in zip(labels, golden.labels, strict=True) if found != wanted]
+            if wrong:
+                failure = f"labels differ from the golden ones: {wrong[0]}"
+    return Verification(
+        str(artefact.path), card.kind, session.provider, len(golden.inputs), difference, failure
+    )

@@ -1,0 +1,83 @@
+"""The pictures of a run, drawn from its records: curves, confusion matrix, and a grid of reconstructions.
+
+Colours are Okabe and Ito's, which colour-blind readers can tell apart; train is dashed and val solid, so that the
+curves can be told apart in grey too.
+"""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from fmcae.files import write_atomic
+
+BLUE, ORANGE = "#0072B2", "#D55E00"
+METRIC_NAMES = {"mse": "mean squared error", "cross_entropy": "cross-entropy (nats)", "accuracy": "accuracy"}
+
+
+def draw_run(folder: Path, records: list[dict[str, Any]], stage: str, class_names: list[str]) -> None:
+    """Write ``<stage>_curves.png`` and, for a classifier, ``confusion.png`` from the records of ``metrics.jsonl``."""
+    records = [record for record in records if record["stage"] == stage]
+    epochs = [record for record in records if "epoch" in record]
+    test = next(record for record in records if record.get("split") == "test")
+    names = [name for name in METRIC_NAMES if f"val_{name}" in epochs[0]]
+    figure = Figure(figsize=(5.2 * len(names), 3.8), layout="constrained")
+    for axes, name in zip(np.atleast_1d(figure.subplots(1, len(names))), names, strict=True):
+        x = [record["epoch"] for record in epochs]
+        for split, style, colour in (("train", "--", ORANGE), ("val", "-", BLUE)):
+            y = [record[f"{split}_{name}"] for record in epochs]
+            axes.plot(x, y, style, color=colour, label=split, marker="o" if len(x) == 1 else None)
+        value = test[f"test_{name}"]
+        axes.plot(x[-1], value, "kD", markersize=5, label=f"test after epoch {x[-1]}: {value:.4f}")
+        axes.set(xlabel="epoch", ylabel=METRIC_NAMES[name])
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+    figure.suptitle(f"{stage.capitalize()}, {METRIC_NAMES[names[-1]] if len(names) == 1 else 'loss and accuracy'}")
+    _save(figure, folder / f"{stage}_curves.png")
+    if "confusion" in test:
+        _draw_confusion(folder / "confusion.png", np.array(test["confusion"]), class_names)
+
+
+def draw_reconstructions(folder: Path, images: NDArray[np.uint8], x_hat: NDArray[np.float32], count: int = 10) -> None:
+    """Write ``reconstructions.png``: the first ``count`` images (N, 28, 28) uint8 above x_hat (N, 1, 28, 28) in [0, 1]."""
+    count = min(count, len(images))
+    figure = Figure(figsize=(count, 2.4), layout="constrained")
+    rows = figure.subplots(2, count, squeeze=False)
+    for column in range(count):
+        rows[0, column].imshow(images[column], cmap="gray", vmin=0, vmax=255)
+        rows[1, column].imshow(x_hat[column, 0], cmap="gray", vmin=0, vmax=1)
+    for axes in rows.flat:
+        axes.set(xticks=[], yticks=[])
+    rows[0, 0].set_ylabel("input")
+    rows[1, 0].set_ylabel("output")
+    figure.suptitle(f"The first {count} test images and their reconstructions")
+    _save(figure, folder / "reconstructions.png")
+
+
+def _draw_confusion(path: Path, counts: NDArray[np.int64], class_names: list[str]) -> None:
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    size = max(4.5, 0.62 * len(class_names) + 1.5)
+    figure = Figure(figsize=(size + 0.8, size), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, label="share of the true class", shrink=0.8)
+    ticks = range(len(class_names))
+    axes.set_xticks(ticks, class_names, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(ticks, class_names)
+    axes.set(xlabel="predicted", ylabel="true", title=f"Test: mean of the diagonal {np.diag(shares).mean():.3f}")
+    if len(class_names) <= 20:
+        for (row, column), share in np.ndenumerate(shares):
+            if counts[row, column]:
+                text = f"{share:.2f}".lstrip("0") if share < 1 else "1"
+                axes.text(column, row, text, ha="center", va="center", fontsize=8, color="w" if share > 0.5 else "k")
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    write_atomic(path, buffer.getvalue())

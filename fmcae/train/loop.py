@@ -1,0 +1,249 @@
+"""Training: the paper's two stages, each the same loop.
+
+Stage 1 trains the autoencoder on the mean squared error, stage 2 the classifier, whose encoder starts from the
+autoencoder's, on the cross-entropy. Adam on shuffled mini-batches; after each epoch the train and val splits are
+measured in evaluation mode, with gradients and dropout off; after the last, test (§2.1, §2.2).
+
+Every epoch's random numbers (batch order, dropout) come from a generator seeded with (seed, stage, epoch). So a run
+that goes on from a checkpoint repeats the uninterrupted one bit for bit on the same device and number of threads.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fmcae import metrics
+from fmcae.data import Dataset, Split
+from fmcae.errors import ProviderError, RunError, UsageError
+from fmcae.files import write_atomic
+from fmcae.train import figures
+from fmcae.train.config import TrainConfig
+from fmcae.train.networks import Autoencoder, Classifier
+from fmcae.train.progress import Progress
+from fmcae.train.run import (
+    CHECKPOINT,
+    METRICS,
+    Run,
+    check_data,
+    checkpoint_progress,
+    load_checkpoint,
+    load_weights,
+    open_run,
+    save_checkpoint,
+    save_weights,
+)
+
+EVALUATION_BATCH = 1000  # images; the result does not depend on it
+STAGE_INDEX = {"autoencoder": 0, "classifier": 1}
+
+
+@dataclass(frozen=True)
+class DeviceSplit:
+    """A split on the training device: images (N, 28, 28) uint8, labels (N,) int64."""
+
+    images: Tensor
+    labels: Tensor
+
+    @classmethod
+    def of(cls, split: Split, device: torch.device) -> "DeviceSplit":
+        return cls(
+            torch.from_numpy(np.array(split.images)).to(device),
+            torch.from_numpy(split.labels.astype(np.int64)).to(device),
+        )
+
+
+def resolve_device(device: str) -> str:
+    """ "cpu" or "cuda" for "auto", "cpu" or "cuda".
+
+    Raises:
+        ProviderError: cuda was asked for and PyTorch has none.
+        UsageError: another name.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"device (={device}) must be one of auto, cpu, cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ProviderError("device (=cuda) is not available: PyTorch finds no CUDA GPU; run on --device cpu")
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device
+
+
+def train(run: Run, dataset: Dataset, progress: Progress | None = None) -> None:
+    """Train every stage of ``run`` that is not done yet, from its checkpoint if it has one.
+
+    Raises:
+        RunError: the data are not the run's, or a file of the run is damaged.
+        ProviderError: the run's device is not available.
+    """
+    progress = progress or Progress()
+    check_data(run, dataset)
+    config = run.config
+    device = torch.device(resolve_device(config.device))
+    with _deterministic(device, config.threads):
+        splits = {name: DeviceSplit.of(getattr(dataset, name), device) for name in ("train", "val", "test")}
+        for stage in config.stages:
+            if not run.weights(stage).is_file():
+                _train_stage(run, stage, splits, device, progress)
+    (run.folder / CHECKPOINT).unlink(missing_ok=True)
+
+
+def _train_stage(
+    run: Run, stage: str, splits: dict[str, DeviceSplit], device: torch.device, progress: Progress
+) -> None:
+    config = run.config
+    torch.manual_seed(_seed(config, stage, epoch=0))
+    network = _build_network(run, stage).to(device)
+    optimizer = torch.optim.Adam(
+        [parameter for parameter in network.parameters() if parameter.requires_grad], lr=config.learning_rate
+    )
+    checkpoint = run.folder / CHECKPOINT
+    epochs_done = 0
+    at = checkpoint_progress(checkpoint)
+    if at is not None and at[0] == stage:
+        load_checkpoint(checkpoint, network, optimizer)
+        epochs_done = at[1]
+    # a run stopped between its metrics and its checkpoint has one record too many
+    records = [
+        record for record in run.metrics() if record["stage"] != stage or record.get("epoch", np.inf) <= epochs_done
+    ]
+    images = len(splits["train"].labels)
+    progress.stage(stage, config.epochs, epochs_done + 1, images)
+    for epoch in range(epochs_done + 1, config.epochs + 1):
+        torch.manual_seed(_seed(config, stage, epoch))
+        started = time.perf_counter()
+        train_epoch(network, optimizer, splits["train"], config.batch_size, progress)
+        seconds = time.perf_counter() - started
+        record = {"stage": stage, "epoch": epoch}
+        for name in ("train", "val"):
+            record |= {f"{name}_{metric}": value for metric, value in evaluate(network, splits[name])[0].items()}
+        record |= {"seconds": round(seconds, 3), "images_per_second": round(images / seconds)}
+        records.append(record)
+        _write_metrics(run.folder, records)
+        save_checkpoint(checkpoint, stage, epoch, network, optimizer)
+        progress.record(record)
+    values, outputs = evaluate(network, splits["test"])
+    record = {"stage": stage, "split": "test"} | {f"test_{metric}": value for metric, value in values.items()}
+    if isinstance(network, Classifier):
+        record["confusion"] = metrics.confusion(outputs, splits["test"].labels.cpu().numpy()).tolist()
+    records.append(record)
+    _write_metrics(run.folder, records)
+    figures.draw_run(run.folder, records, stage, run.data["class_names"])
+    if isinstance(network, Autoencoder):
+        figures.draw_reconstructions(run.folder, splits["test"].images.cpu().numpy(), outputs)
+    save_weights(network, run.weights(stage))  # last: its presence says that the stage is done
+    progress.record(record)
+
+
+def train_epoch(
+    network: nn.Module, optimizer: torch.optim.Optimizer, split: DeviceSplit, batch_size: int, progress: Progress
+) -> None:
+    """One pass over ``split`` in shuffled mini-batches; random numbers come from torch's global generators."""
+    network.train()
+    order = torch.randperm(len(split.labels)).to(split.labels.device)
+    for batch in order.split(batch_size):
+        x = scale(split.images[batch])  # (B, 1, 28, 28)
+        loss = loss_of(network, x, split.labels[batch])
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        progress.step(len(batch), loss.detach())
+
+
+def loss_of(network: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
+    """The training loss, a scalar: mean squared error of an autoencoder, cross-entropy in nats of a classifier."""
+    if isinstance(network, Autoencoder):
+        return F.mse_loss(network(x), x)
+    return F.cross_entropy(network(x), labels)
+
+
+@torch.no_grad()
+def evaluate(network: nn.Module, split: DeviceSplit) -> tuple[dict[str, float], np.ndarray[Any, Any]]:
+    """A split's metrics in evaluation mode, and the outputs (N, ...) float32 that they were taken from.
+
+    An autoencoder has ``mse``; a classifier ``cross_entropy`` (nats) and ``accuracy``.
+    """
+    network.eval()
+    outputs, errors = [], []
+    for images in split.images.split(EVALUATION_BATCH):
+        x = scale(images)
+        output = network(x).cpu().numpy()
+        if isinstance(network, Autoencoder):
+            errors.append(metrics.squared_error(x.cpu().numpy(), output))
+        outputs.append(output)
+    output = np.concatenate(outputs)
+    if isinstance(network, Autoencoder):
+        return {"mse": float(np.concatenate(errors).mean())}, output
+    labels = split.labels.cpu().numpy()
+    return {
+        "cross_entropy": metrics.cross_entropy(output, labels),
+        "accuracy": metrics.accuracy(output, labels),
+    }, output
+
+
+def scale(images: Tensor) -> Tensor:
+    """uint8 (N, 28, 28) -> float32 (N, 1, 28, 28) in [0, 1]: ``fmcae.preprocess.scale`` on the device, bit for bit."""
+    return images.unsqueeze(1).float().div_(255)
+
+
+def _build_network(run: Run, stage: str) -> Autoencoder | Classifier:
+    config = run.config
+    if stage == "autoencoder":
+        return Autoencoder(config.network)
+    classifier = Classifier(config.network)
+    if config.encoder_init == "pretrained":
+        autoencoder = Autoencoder(config.network)
+        load_weights(autoencoder, run.weights("autoencoder"))
+        classifier.encoder.load_state_dict(autoencoder.encoder.state_dict())
+    if config.encoder_training == "frozen":
+        classifier.encoder.requires_grad_(False)
+    return classifier
+
+
+def adopt_autoencoder(run: Run, source: Path) -> None:
+    """Copy the trained autoencoder of the run in ``source`` into ``run``, so that ``run`` is complete by itself.
+
+    Raises:
+        RunError: ``source`` has no finished autoencoder, or one of another shape.
+    """
+    other = open_run(source)
+    autoencoder = Autoencoder(run.config.network)
+    try:
+        load_weights(autoencoder, other.weights("autoencoder"))
+    except RunError as error:
+        raise RunError(f"the autoencoder to start from cannot be used: {error}") from error
+    save_weights(autoencoder, run.weights("autoencoder"))
+
+
+def _seed(config: TrainConfig, stage: str, epoch: int) -> int:
+    """One 64-bit seed for an epoch; epoch 0 is the initial weights'. SeedSequence keeps neighbours unrelated."""
+    return int(np.random.SeedSequence([config.seed, STAGE_INDEX[stage], epoch]).generate_state(1, np.uint64)[0])
+
+
+def _write_metrics(folder: Path, records: list[dict[str, Any]]) -> None:
+    write_atomic(folder / METRICS, "".join(json.dumps(record) + "\n" for record in records))
+
+
+@contextmanager
+def _deterministic(device: torch.device, threads: int) -> Iterator[None]:
+    """Make results repeatable, and leave the process's random state and settings as they were."""
+    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may vary between runs
+    with torch.random.fork_rng():
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(True)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before[0])
+            torch.use_deterministic_algorithms(before[1])

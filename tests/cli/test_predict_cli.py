@@ -1,0 +1,133 @@
+import csv
+import io
+import json
+import os
+
+import pytest
+from PIL import Image
+
+
+@pytest.fixture
+def image(tmp_path, test_images):
+    path = tmp_path / "item.png"
+    Image.fromarray(test_images[0]).save(path)
+    return path
+
+
+def test_a_line_per_image(cli, image, model):
+    result = cli("predict", image)
+    prediction = model.predict(image)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout == f"{image}: {prediction.label} {prediction.probability:.4f}\n"
+
+
+def test_the_shipped_samples_get_their_names(cli, shipped):
+    folder = shipped.parent / "samples"
+    paths = sorted(folder.glob("*.png"))
+    assert len(paths) == 10
+    result = cli("predict", "--json", folder)
+    for item in json.loads(result.stdout)["predictions"]:
+        stem = os.path.basename(item["path"]).removesuffix(".png")
+        assert item["label"].lower().replace("/", "-").replace(" ", "-") == stem
+
+
+def test_json_has_the_promised_keys(cli, image, shipped):
+    result = cli("predict", "--json", "--top-k", "3", image, image)
+    values = json.loads(result.stdout)
+    assert values["schema_version"] == 1
+    first = values["predictions"][0]
+    assert set(first) == {
+        "path", "label", "index", "probability", "probabilities", "provider", "model", "top_k",
+    }  # fmt: skip
+    assert first["probabilities"][first["index"]] == first["probability"]
+    assert (first["provider"], first["model"]) == ("cpu", str(shipped / "classifier.onnx"))
+    assert [item["probability"] for item in first["top_k"]] == sorted(first["probabilities"], reverse=True)[:3]
+    assert len(values["predictions"]) == 2
+
+
+def test_csv(cli, image, tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"")
+    result = cli("predict", "--csv", "--top-k", "2", image, tmp_path / "bad.png")
+    good, bad = csv.DictReader(io.StringIO(result.stdout))
+    assert good["path"] == str(image) and float(good["probability"]) >= float(good["probability_2"])
+    assert bad["label"] == "" and "bad.png" in bad["error"]
+    assert result.exit_code == 1
+
+
+def test_one_unreadable_file_gets_its_line_and_the_rest_goes_on(cli, image, tmp_path):
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"not a picture")
+    result = cli("predict", bad, image)
+    assert result.exit_code == 1
+    assert result.stdout.startswith(str(image))
+    assert result.stderr.startswith(f"error: {bad}: ") and result.stderr.count("\n") == 1
+    result = cli("predict", "--json", bad, image)
+    first, second = json.loads(result.stdout)["predictions"]
+    assert set(first) == {"path", "error"} and "label" in second
+    assert result.exit_code == 1
+
+
+def test_stdin(cli, image):
+    by_path = cli("predict", image).stdout.removeprefix(str(image))
+    assert cli("predict", "-", stdin=image.read_bytes()).stdout == "-" + by_path
+    empty = cli("predict", "-")
+    assert (empty.exit_code, empty.stdout) == (1, "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "message"),
+    [
+        (["--top-k", "0"], 2, "top_k (=0) must be an integer from 1 to 10"),
+        (["--top-k", "11"], 2, "top_k (=11)"),
+        (["--json", "--csv"], 2, "json (=True) must not come with csv"),
+        (["--threads", "0"], 2, "threads (=0) must be at least 1"),
+        (["--provider", "tpu"], 2, "provider (=tpu)"),
+        (["--model", "missing.onnx"], 1, "missing.onnx: cannot be read: No such file"),
+    ],
+)
+def test_bad_options_are_named_in_one_line(cli, image, arguments, exit_code, message):
+    result = cli("predict", image, *arguments)
+    assert (result.exit_code, result.stdout) == (exit_code, "")
+    assert message in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_cuda_without_cuda_exits_4(cli, image):
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this machine may have a working CUDA provider")
+    result = cli("predict", image, "--provider", "cuda")
+    assert (result.exit_code, result.stdout) == (4, "")
+    assert "onnxruntime-gpu" in result.stderr
+
+
+def test_reconstruct_draws_both(cli, image, tmp_path):
+    out = tmp_path / "pair.png"
+    result = cli("reconstruct", image, "-o", out)
+    assert result.exit_code == 0 and "mean squared error 0.0" in result.stdout
+    with Image.open(out) as picture:
+        assert picture.size == (570, 280)
+        left = picture.crop((0, 0, 280, 280)).resize((28, 28), Image.Resampling.NEAREST)
+    with Image.open(image) as original:
+        assert left.tobytes() == original.tobytes()
+    result = cli("reconstruct", image, "-o", tmp_path / "pair.xyz")
+    assert (result.exit_code, "must end in a picture format's suffix" in result.stderr) == (2, True)
+    result = cli("reconstruct", image, "-o", tmp_path / "nowhere" / "pair.png")
+    assert result.exit_code == 1 and "pair.png: No such file" in result.stderr
+
+
+def test_encode_writes_latents(cli, image, tmp_path, model):
+    import numpy as np
+
+    out = tmp_path / "z.npy"
+    result = cli("encode", image, image, "-o", out)
+    assert result.exit_code == 0
+    z = np.load(out, allow_pickle=False)
+    assert z.shape == (2, 128) and z.dtype == np.float32
+    assert result.stdout.splitlines()[:2] == [f"0: {image}", f"1: {image}"]
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"")
+    out.unlink()
+    result = cli("encode", image, bad, "-o", out)
+    assert result.exit_code == 1 and "bad.png" in result.stderr and not out.exists()
+    assert cli("encode", image, "-o", tmp_path / "z.txt").exit_code == 2

@@ -1,0 +1,145 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+pytestmark = pytest.mark.train
+QUICK = ("--epochs", "1", "--latent-dim", "4", "--threads", "1")
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_train_export_verify_predict_as_a_user_would(cli, sample, tmp_path, test_images):
+    result = cli("train", "--data", sample, *QUICK)
+    assert result.exit_code == 0
+    (run,) = (tmp_path / "runs").iterdir()
+    assert f"next: fmcae export --onnx runs/{run.name}" in result.stdout
+    assert "autoencoder epoch 1/1: train mse" in result.stderr and "images/s" in result.stderr
+    result = cli("export", "--onnx")
+    assert result.exit_code == 0
+    assert f"next: fmcae verify runs/{run.name}/onnx/encoder.onnx" in result.stdout
+    assert "parity holds on 400 images" in result.stderr
+    folder = run / "onnx"
+    assert cli("verify", *folder.glob("*.onnx")).exit_code == 0
+    result = cli("parity", run, folder, "--json")
+    assert result.exit_code == 0 and json.loads(result.stdout)["passed"] is True
+    from PIL import Image
+
+    Image.fromarray(test_images[0]).save("item.png")
+    assert cli("predict", "item.png", "--model", folder / "classifier.onnx").exit_code == 0
+    assert cli("reconstruct", "item.png", "-o", "pair.png", "--model", folder).exit_code == 0
+
+
+def test_parity_of_another_run_exits_5(cli, trained_run, exported, sample):
+    assert cli("train", "--data", sample, "--latent-dim", "32", "--epochs", "1", "--out", "other").exit_code == 0
+    result = cli("parity", "other", exported)
+    assert result.exit_code == 5 and "parity does not hold" in result.stderr
+    assert cli("parity", trained_run, exported / "classifier.onnx").exit_code == 0
+    result = cli("parity", trained_run, exported / "decoder.onnx")
+    assert result.exit_code == 2 and "must come with its encoder" in result.stderr
+
+
+def test_a_killed_run_resumes_to_the_same_bits(cli, sample):
+    arguments = ("--data", str(sample), "--latent-dim", "4", "--threads", "1", "--epochs", "40", "--stage", "autoencoder")
+    process = subprocess.Popen([sys.executable, "-m", "fmcae", "train", *arguments, "--out", "killed"])
+    deadline = time.monotonic() + 60
+    while not os.path.exists("killed/checkpoint.safetensors") and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not os.path.exists("killed/autoencoder.safetensors"), "it must be killed before it ends"
+    result = cli("train", "--resume", "--out", "killed", *arguments)
+    assert result.exit_code == 0 and "going on with killed" in result.stderr
+    assert cli("train", *arguments, "--out", "whole").exit_code == 0
+    weights = [open(f"{name}/autoencoder.safetensors", "rb").read() for name in ("killed", "whole")]
+    assert weights[0] == weights[1]
+    result = cli("train", "--resume", "--out", "killed")
+    assert (result.exit_code, "is already finished" in result.stdout) == (0, True)
+
+
+def test_ctrl_c_says_how_to_go_on(sample):
+    command = [sys.executable, "-m", "fmcae", "train", "--data", str(sample), "--epochs", "9999", "--out", "run"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    for line in process.stderr:
+        if "epoch 1/" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    rest = process.stderr.read()
+    process.stderr.close()
+    assert process.wait() == 130
+    assert "stopped; go on with:  fmcae train --resume --out run" in rest and "Traceback" not in rest
+
+
+def test_the_classifier_alone_from_another_run(cli, sample, trained_run):
+    assert cli("train", "--data", sample, "--stage", "autoencoder", *QUICK, "--out", "first").exit_code == 0
+    arguments = ("--data", sample, *QUICK, "--freeze-encoder", "--dropout", "0.2")
+    assert cli("train", *arguments, "--from", "first", "--out", "second").exit_code == 0
+    config = json.loads(open("second/config.json").read())["config"]
+    assert (config["stage"], config["encoder_training"], config["network"]["dropout"]) == ("classifier", "frozen", 0.2)
+    assert cli("export", "second").exit_code == 0
+    result = cli("train", *arguments, "--from", trained_run, "--out", "third")
+    assert result.exit_code == 1 and "does not fit the configuration" in result.stderr and not os.path.exists("third")
+    assert cli("train", *arguments, "--encoder", "random", "--out", "fourth").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "message"),
+    [
+        (["--epochs", "0"], 2, "epochs (=0) must be an integer from 1"),
+        (["--dropout", "1.5"], 2, "dropout (=1.5) must be at least 0 and below 1"),
+        (["--lr", "nan"], 2, "learning_rate (=nan) must be above 0"),
+        (["--latent-dim", "-3"], 2, "latent_dim (=-3)"),
+        (["--batch-size", "0"], 2, "batch_size (=0)"),
+        (["--seed", "-1"], 2, "seed (=-1)"),
+        (["--threads", "0"], 2, "threads (=0)"),
+        (["--device", "tpu"], 2, "device (=tpu) must be one of auto, cpu, cuda"),
+        (["--stage", "third"], 2, "stage (=third) must be one of both, autoencoder, classifier"),
+        (["--stage", "classifier"], 2, "stage (=classifier) must come with autoencoder_from"),
+        (["--encoder", "old"], 2, "encoder_init (=old) must be one of pretrained, random"),
+        (["--dropout-position", "x"], 2, "dropout_position (=x) must be one of before-pooling, after-pooling"),
+        (["--data", "missing"], 2, "missing) must be an existing folder"),
+        (["--from", "missing"], 1, "missing: is not a run folder"),
+        (["--resume"], 1, "no unfinished run in runs/"),
+        (["--resume", "--out", "missing"], 1, "missing: is not a run folder"),
+    ],
+)
+def test_bad_options_are_named_in_one_line_and_leave_nothing(cli, sample, arguments, exit_code, message):
+    data = [] if "--data" in arguments else ["--data", sample]
+    result = cli("train", *data, *arguments)
+    assert (result.exit_code, result.stdout) == (exit_code, "")
+    assert message in result.stderr and result.stderr.count("error:") == 1 and "Traceback" not in result.stderr
+    assert not list(os.scandir("."))[1:] and not os.path.exists("runs/x")
+
+
+def test_resume_keeps_the_runs_own_configuration(cli, sample, trained_run, tmp_path):
+    import shutil
+
+    run = shutil.copytree(trained_run, tmp_path / "run")
+    (run / "classifier.safetensors").unlink()
+    result = cli("train", "--resume", "--out", run, "--epochs", "9")
+    assert result.exit_code == 2 and "epochs (=9) must be the run's own (=4) to resume it" in result.stderr
+    assert cli("train", "--resume", "--out", run, "--epochs", "4").exit_code == 0
+    result = cli("train", "--data", sample, "--out", run)
+    assert result.exit_code == 2 and "must be a new or empty folder; add --resume" in result.stderr
+
+
+def test_export_needs_a_finished_run(cli):
+    result = cli("export", "--onnx")
+    assert result.exit_code == 1 and "no finished run in runs/" in result.stderr
+
+
+def test_a_full_disk_is_one_line_and_keeps_what_was_whole(sample):
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); "
+    limit += "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); from fmcae.cli import main; main()"
+    arguments = ("train", "--data", str(sample), *QUICK, "--out", "run")
+    result = subprocess.run([sys.executable, "-c", limit, *arguments], capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "error: run/checkpoint.safetensors: File too large" in result.stderr and "Traceback" not in result.stderr
+    assert {entry.name for entry in os.scandir("run")} == {"config.json", "metrics.jsonl"}

@@ -1,0 +1,76 @@
+import json
+import shutil
+
+import pytest
+
+
+def test_what_ships_passes(cli, shipped):
+    result = cli("verify")
+    assert result.exit_code == 0
+    assert result.stdout.count("pass") == 3
+    assert "on cpu, 10 golden vectors, largest difference" in result.stdout
+    assert cli("verify", shipped / "encoder.onnx").stdout.count("pass") == 1
+
+
+def test_a_flipped_weight_byte_a_foreign_file_and_a_missing_one_fail(cli, shipped, tmp_path):
+    content = bytearray((shipped / "classifier.onnx").read_bytes())
+    content[len(content) // 3] ^= 0x10
+    (tmp_path / "flipped.onnx").write_bytes(content)
+    (tmp_path / "text.onnx").write_text("hello")
+    shutil.copy(shipped / "decoder.onnx", tmp_path)
+    names = ("flipped.onnx", "text.onnx", "missing.onnx", "decoder.onnx")
+    result = cli("verify", "--json", *(tmp_path / name for name in names))
+    assert result.exit_code == 5
+    assert "3 of 4 files failed" in result.stderr and "flipped.onnx" in result.stderr
+    values = json.loads(result.stdout)
+    assert [item["passed"] for item in values["results"]] == [False, False, False, True]
+    assert [item.get("failure") is None for item in values["results"]] == [False, False, False, True]
+    assert values["schema_version"] == 1
+
+
+@pytest.mark.train
+def test_a_swapped_label_list_and_a_model_of_others_are_named(cli, shipped, tmp_path):
+    import onnx
+
+    model = onnx.load(shipped / "classifier.onnx")
+    for entry in model.metadata_props:
+        if entry.key == "fmcae.card":
+            entry.value = entry.value.replace('"Sandal",\n  "Shirt"', '"Shirt",\n  "Sandal"')
+    onnx.save(model, tmp_path / "swapped.onnx")
+    result = cli("verify", tmp_path / "swapped.onnx")
+    assert result.exit_code == 5 and "its card (labels, metrics, ...) changed" in result.stdout
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "foreign.onnx")
+    result = cli("verify", tmp_path / "foreign.onnx")
+    assert result.exit_code == 5 and "is an ONNX model, but not one that fmcae exported" in result.stdout
+
+
+@pytest.mark.train
+def test_a_resealed_label_swap_is_caught_by_the_golden_labels(cli, shipped, tmp_path):
+    import onnx
+
+    from fmcae.card import CARD_KEY, GOLDEN_KEY, SEAL_KEY, seal
+
+    model = onnx.load(shipped / "classifier.onnx")
+    entries = {entry.key: entry.value for entry in model.metadata_props}
+    entries[CARD_KEY] = entries[CARD_KEY].replace('"Sandal",\n  "Shirt"', '"Shirt",\n  "Sandal"')
+    entries[SEAL_KEY] = seal(model.SerializeToString(), entries[CARD_KEY], entries[GOLDEN_KEY])
+    onnx.helper.set_model_props(model, entries)
+    onnx.save(model, tmp_path / "swapped.onnx")
+    result = cli("verify", tmp_path / "swapped.onnx")
+    assert result.exit_code == 5 and "labels differ from the golden ones" in result.stdout
+
+
+def test_info_prints_the_card(cli, shipped):
+    result = cli("info", shipped / "classifier.onnx")
+    assert result.exit_code == 0
+    for words in ("kind: classifier", "Ankle boot", "test_accuracy", "latent_dim: 128", "seal holds"):
+        assert words in result.stdout
+    values = json.loads(cli("info", "--json").stdout)
+    assert values["card"]["kind"] == "classifier" and values["schema_version"] == 1
+
+
+def test_info_on_what_is_no_artefact(cli, tmp_path):
+    result = cli("info", tmp_path / "missing.onnx")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == f"error: {tmp_path}/missing.onnx: cannot be read: No such file or directory\n"

@@ -1,0 +1,112 @@
+"""What several tests share. Without the [train] extra, everything that needs torch is left out and the rest runs."""
+
+import io
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fmcae
+from fmcae.cli import main
+
+HAS_TORCH = find_spec("torch") is not None
+collect_ignore = [] if HAS_TORCH else ["train", "export"]
+SAMPLE = Path(__file__).parent / "data" / "fashion-mnist-sample"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if HAS_TORCH:
+        return
+    for item in items:
+        if "train" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="needs the [train] extra"))
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No data set, cache or colour setting of the machine's own reaches a test."""
+    monkeypatch.delenv("FMCAE_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setenv("NO_COLOR", "1")
+
+
+@pytest.fixture(scope="session")
+def sample() -> Path:
+    """Folder of the real sample of Fashion-MNIST: 1,200 training and 400 test images."""
+    return SAMPLE
+
+
+@pytest.fixture(scope="session")
+def shipped() -> Path:
+    """Folder of the artefacts that ship with fmcae."""
+    from fmcae.runtime.model import shipped_folder
+
+    return shipped_folder()
+
+
+@pytest.fixture(scope="session")
+def model() -> fmcae.Model:
+    """The shipped model."""
+    return fmcae.load()
+
+
+@pytest.fixture(scope="session")
+def test_images() -> np.ndarray:
+    """The sample's 400 test images, (400, 28, 28) uint8."""
+    from fmcae.data import load_dataset
+
+    return load_dataset(SAMPLE).test.images
+
+
+@dataclass(frozen=True)
+class Result:
+    exit_code: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    """Run ``fmcae`` in this process: ``cli("predict", path, stdin=b"...")``."""
+
+    def run(*arguments: object, stdin: bytes = b"") -> Result:
+        monkeypatch.setattr(sys, "argv", ["fmcae", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as exit_info:
+            main()
+        captured = capfd.readouterr()
+        return Result(exit_info.value.code or 0, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder: four epochs of both stages on the sample."""
+    from fmcae.data import load_dataset
+    from fmcae.train.config import NetworkConfig, TrainConfig
+    from fmcae.train.loop import train
+    from fmcae.train.run import create_run
+
+    dataset = load_dataset(SAMPLE)
+    config = TrainConfig(NetworkConfig(latent_dim=32), learning_rate=0.003, batch_size=20, epochs=4, data=str(SAMPLE))
+    run = create_run(tmp_path_factory.mktemp("runs") / "small", config, dataset)
+    train(run, dataset)
+    return run.folder
+
+
+@pytest.fixture(scope="session")
+def exported(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The export of ``trained_run``: encoder.onnx, decoder.onnx, classifier.onnx and their companions."""
+    from fmcae.data import load_dataset
+    from fmcae.export.artefacts import export_run
+    from fmcae.train.run import open_run
+
+    folder = tmp_path_factory.mktemp("export")
+    export_run(open_run(trained_run), load_dataset(SAMPLE), folder)
+    return folder

@@ -1,0 +1,129 @@
+import gzip
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import fmcae.data
+from fmcae.data import FASHION_MNIST_CLASSES, IDX_NAMES, idx, load_dataset
+from fmcae.errors import DataError, UsageError
+
+
+def test_the_sample_loads_with_its_class_names(sample):
+    dataset = load_dataset(sample)
+    assert dataset.class_names == FASHION_MNIST_CLASSES
+    assert [len(split) for split in (dataset.train, dataset.val, dataset.test)] == [1000, 200, 400]
+    assert dataset.test.images.shape == (400, 28, 28)
+    assert dataset.test.images.dtype == np.uint8
+    assert np.bincount(dataset.test.labels).tolist() == [40] * 10
+
+
+def test_plain_files_and_torchvisions_layout_give_the_same_data(sample, tmp_path):
+    raw = tmp_path / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name in IDX_NAMES:
+        (raw / name).write_bytes(gzip.decompress((sample / f"{name}.gz").read_bytes()))
+    shutil.copy(sample / "class_names.txt", raw)
+    assert load_dataset(tmp_path).fingerprint == load_dataset(sample).fingerprint
+
+
+def test_the_environment_variable_is_used_and_the_argument_wins(sample, tmp_path, monkeypatch):
+    monkeypatch.setenv("FMCAE_DATA", str(sample))
+    assert load_dataset().name == "fashion-mnist-sample"
+    with pytest.raises(UsageError, match=r"data \(=.*\) must be an existing folder"):
+        load_dataset(tmp_path / "missing")
+    monkeypatch.setenv("FMCAE_DATA", str(tmp_path / "missing"))
+    with pytest.raises(UsageError, match=r"FMCAE_DATA \(=.*missing\) must be an existing folder"):
+        load_dataset()
+
+
+def test_nothing_anywhere_names_every_place_and_every_way(monkeypatch, tmp_path):
+    monkeypatch.setattr(fmcae.data, "DEBIAN_FOLDER", tmp_path / "debian")
+    monkeypatch.setattr(fmcae.data, "_download", lambda cache: "failed: no route to host")
+    with pytest.raises(DataError) as error:
+        load_dataset()
+    for words in ("--data", "$FMCAE_DATA", "fmcae", "debian", "no route to host", "apt-get install dataset-fashion-mnist"):
+        assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_the_cache_comes_before_debians_files(sample, tmp_path, monkeypatch):
+    monkeypatch.setattr(fmcae.data, "DEBIAN_FOLDER", tmp_path / "debian")
+    shutil.copytree(sample, fmcae.data.cache_folder())
+    with pytest.raises(DataError, match="is damaged: its SHA-256 is not that of Fashion-MNIST's"):
+        load_dataset()  # a place for Fashion-MNIST must hold Fashion-MNIST
+
+
+def test_one_changed_byte_of_a_known_set_is_found(sample, tmp_path, monkeypatch):
+    shutil.copytree(sample, tmp_path / "set")
+    contents = {name: idx.read_bytes(sample / f"{name}.gz") for name in IDX_NAMES}
+    import hashlib
+
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+    monkeypatch.setattr(fmcae.data, "FASHION_MNIST_SHA256", digests)
+    assert load_dataset(tmp_path / "set").name == "Fashion-MNIST"
+    damaged = bytearray(contents["train-images-idx3-ubyte"])
+    damaged[5000] ^= 1
+    (tmp_path / "set" / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(bytes(damaged)))
+    with pytest.raises(DataError, match=r"train-images-idx3-ubyte\.gz: is damaged"):
+        load_dataset(tmp_path / "set")
+
+
+def test_an_incomplete_folder_names_what_is_missing(sample, tmp_path):
+    shutil.copy(sample / f"{IDX_NAMES[0]}.gz", tmp_path)
+    with pytest.raises(DataError, match="is incomplete: train-labels-idx1-ubyte, t10k"):
+        load_dataset(tmp_path)
+
+
+def test_an_empty_folder_says_what_it_must_hold(tmp_path):
+    with pytest.raises(UsageError, match="must hold the four IDX files .* or one folder of images per class"):
+        load_dataset(tmp_path)
+
+
+def _write_set(folder, images, labels):
+    for part, count in (("train", len(labels)), ("t10k", len(labels))):
+        idx.write(folder / f"{part}-images-idx3-ubyte.gz", images[:count])
+        idx.write(folder / f"{part}-labels-idx1-ubyte.gz", labels[:count])
+
+
+def test_another_idx_set_gets_numbers_for_names_and_28_pixels(tmp_path):
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 255, (12, 40, 32), dtype=np.uint8)
+    _write_set(tmp_path, images, np.arange(12, dtype=np.uint8) % 3)
+    dataset = load_dataset(tmp_path)
+    assert dataset.class_names == ("0", "1", "2")
+    assert dataset.train.images.shape == (10, 28, 28)
+
+
+def test_labels_that_do_not_fit_are_named(tmp_path):
+    images = np.zeros((12, 28, 28), np.uint8)
+    _write_set(tmp_path, images, np.zeros(12, np.uint8))
+    idx.write(tmp_path / "train-labels-idx1-ubyte.gz", np.zeros(11, np.uint8))
+    with pytest.raises(DataError, match=r"images \(12, 28, 28\) do not fit labels \(11,\)"):
+        load_dataset(tmp_path)
+    _write_set(tmp_path, images, np.full(12, 3, np.uint8))
+    (tmp_path / "class_names.txt").write_text("a\nb\n")
+    with pytest.raises(DataError, match=r"class_names\.txt: must name 4 different classes"):
+        load_dataset(tmp_path)
+
+
+def test_folders_of_images_of_any_size_and_colour(tmp_path, test_images):
+    for name, mode, size in (("boot", "RGB", (60, 40)), ("coat", "L", (28, 28)), ("bag", "RGBA", (10, 90))):
+        (tmp_path / name).mkdir()
+        for number in range(7):
+            image = Image.fromarray(255 - test_images[number]).resize(size).convert(mode)
+            image.save(tmp_path / name / f"{number}.png")
+    dataset = load_dataset(tmp_path)
+    assert dataset.class_names == ("bag", "boot", "coat")
+    assert [len(split) for split in (dataset.train, dataset.val, dataset.test)] == [15, 3, 3]
+    assert dataset.fingerprint == load_dataset(tmp_path).fingerprint
+
+
+def test_an_unreadable_image_in_a_folder_is_named(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for number in range(4):
+            (tmp_path / name / f"{number}.png").write_bytes(b"not a picture")
+    with pytest.raises(fmcae.ImageError, match=r"a/0\.png"):
+        load_dataset(tmp_path)

@@ -1,0 +1,50 @@
+import gzip
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+
+from fmcae.data import idx
+from fmcae.errors import DataError
+
+
+@given(arrays(np.uint8, array_shapes(max_dims=4, min_side=0, max_side=5)), st.booleans())
+def test_round_trip(tmp_path_factory, array, zipped):
+    path = tmp_path_factory.mktemp("idx") / ("a.gz" if zipped else "a")
+    idx.write(path, array)
+    assert np.array_equal(idx.parse(idx.read_bytes(path), "a"), array)
+
+
+def test_gzip_is_told_by_content_not_by_name(tmp_path):
+    path = tmp_path / "plain-name"
+    path.write_bytes(gzip.compress(b"\0\0\x08\x01\0\0\0\x02ab"))
+    assert idx.parse(idx.read_bytes(path), "a").tolist() == [97, 98]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "is not an IDX file"),
+        (b"\0\0\x0d\x01\0\0\0\x01....", "is not an IDX file of bytes"),
+        (b"\0\0\x08\x03\0\0\0\x01", "cut short inside its header"),
+        (b"\0\0\x08\x01\0\0\0\x05ab", "has 10 bytes where its header .* asks for 13"),
+        (b"\0\0\x08\x01\0\0\0\x01ab", "has 10 bytes"),
+        (b"\0\0\x08\x04" + b"\xff" * 16, "asks for"),
+    ],
+)
+def test_damaged_content_is_named(content, reason):
+    with pytest.raises(DataError, match=f"a-file: .*{reason}"):
+        idx.parse(content, "a-file")
+
+
+def test_damaged_gzip_is_named(tmp_path):
+    whole = gzip.compress(b"\0\0\x08\x01\0\0\0\x02ab")
+    path = tmp_path / "a.gz"
+    for damaged, reason in ((whole[:-3], "cut short"), (whole[:-6] + b"xxxxxx", "damaged gzip")):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=rf"a\.gz: cannot be read: .*{reason}"):
+            idx.read_bytes(path)
+    with pytest.raises(DataError, match="No such file"):
+        idx.read_bytes(tmp_path / "missing")

@@ -1,0 +1,149 @@
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import fmcae
+from fmcae.errors import ArtefactError, ImageError, UsageError
+from fmcae.metrics import softmax
+from fmcae.preprocess import scale
+
+
+@pytest.fixture(scope="module")
+def x(test_images):
+    return scale(test_images[:8])
+
+
+def test_the_shipped_model_is_the_papers(model, shipped):
+    card = model.artefacts["classifier"].card
+    assert set(model.artefacts) == {"encoder", "decoder", "classifier"}
+    assert card.training["config"]["network"]["latent_dim"] == 128
+    assert card.training["config"]["epochs"] == 30
+    assert card.metrics["test_accuracy"] >= 0.9
+    assert (shipped / "config.json").is_file() and (shipped / "metrics.jsonl").is_file()
+
+
+def test_the_shipped_model_recognizes_real_images(model, sample):
+    from fmcae.data import load_dataset
+
+    test = load_dataset(sample).test
+    assert (model.classify(scale(test.images)).argmax(axis=1) == test.labels).mean() > 0.85
+
+
+def test_shapes_and_one_image_without_a_batch_axis(model, x):
+    assert model.classify(x).shape == (8, 10)
+    assert model.encode(x).shape == (8, 128)
+    assert model.decode(model.encode(x)).shape == (8, 1, 28, 28)
+    assert model.reconstruct(x).dtype == np.float32
+    for one, many in (
+        (model.classify(x[0]), model.classify(x)),
+        (model.encode(x[0]), model.encode(x)),
+        (model.reconstruct(x[0]), model.reconstruct(x)),
+    ):
+        np.testing.assert_allclose(one, many[0], rtol=1e-4, atol=1e-5)
+    assert model.classify(x[:0]).shape == (0, 10)
+
+
+def test_reconstructions_resemble_their_inputs(model, x):
+    own = ((model.reconstruct(x) - x) ** 2).mean()
+    other = ((model.reconstruct(x) - x[::-1]) ** 2).mean()
+    assert own < 0.05 and own < other / 2
+
+
+def test_predict_takes_every_kind_of_image(model, test_images, tmp_path):
+    image = test_images[0]
+    path = tmp_path / "a.png"
+    Image.fromarray(image).save(path)
+    expected = model.predict(image)
+    assert expected.label == model.class_names[expected.index]
+    assert expected.probability == expected.probabilities.max() and expected.probabilities.shape == (10,)
+    assert expected.probabilities.sum() == pytest.approx(1, abs=1e-5)
+    for source in (path, str(path), path.read_bytes(), Image.fromarray(image), scale(image)):
+        assert model.predict(source).probabilities == pytest.approx(expected.probabilities, abs=1e-5)
+
+
+def test_predict_takes_many(model, test_images):
+    logits = model.classify(scale(test_images[:5]))
+    for images in (list(test_images[:5]), test_images[:5], scale(test_images[:5])):
+        predictions = model.predict(images)
+        assert [prediction.index for prediction in predictions] == logits.argmax(axis=1).tolist()
+        assert np.stack([p.probabilities for p in predictions]) == pytest.approx(softmax(logits), abs=1e-5)
+    assert model.predict([]) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (np.zeros((1, 1, 28, 28)), r"x \(=float64\) must be a numpy array of float32"),
+        ([[0.0]], r"x \(=list\) must be a numpy array of float32"),
+        (np.zeros((28, 28), np.float32), r"x's shape \(=\(28, 28\)\) must be \(N, 1, 28, 28\) or \(1, 28, 28\)"),
+        (np.zeros((2, 3, 28, 28), np.float32), r"x's shape \(=\(2, 3, 28, 28\)\)"),
+    ],
+)
+def test_a_wrong_input_is_named(model, value, message):
+    with pytest.raises(UsageError, match=message):
+        model.classify(value)
+    with pytest.raises(ValueError, match=message):
+        model.encode(value)
+
+
+def test_a_wrong_latent_is_named(model):
+    with pytest.raises(UsageError, match=r"z's shape \(=\(2, 64\)\) must be \(N, 128\) or \(128,\)"):
+        model.decode(np.zeros((2, 64), np.float32))
+
+
+def test_an_unreadable_image_is_named(model):
+    with pytest.raises(ImageError):
+        model.predict(b"nothing")
+
+
+def test_one_file_runs_alone_and_says_what_it_lacks(shipped, x):
+    model = fmcae.load(shipped / "classifier.onnx")
+    assert model.classify(x).shape == (8, 10)
+    with pytest.raises(ArtefactError, match=r"needs encoder\.onnx; the model was loaded with .*classifier\.onnx only"):
+        model.encode(x)
+
+
+def test_missing_and_foreign_and_misnamed_models_are_named(shipped, tmp_path):
+    with pytest.raises(ArtefactError, match=r"missing\.onnx: cannot be read: No such file"):
+        fmcae.load(tmp_path / "missing.onnx")
+    with pytest.raises(ArtefactError, match="holds none of encoder.onnx, decoder.onnx, classifier.onnx"):
+        fmcae.load(tmp_path)
+    (tmp_path / "text.onnx").write_text("hello")
+    with pytest.raises(ArtefactError, match=r"text\.onnx: is not an ONNX model"):
+        fmcae.load(tmp_path / "text.onnx")
+    shutil.copy(shipped / "encoder.onnx", tmp_path / "decoder.onnx")
+    with pytest.raises(ArtefactError, match="is named decoder but is a encoder"):
+        fmcae.load(tmp_path)
+
+
+def test_threads_can_share_a_model(test_images):
+    model = fmcae.load()
+    x = scale(test_images)
+    expected = model.classify(x)
+    fresh = fmcae.load()  # its sessions are created by the threads, at once
+    with ThreadPoolExecutor(8) as pool:
+        rows = list(pool.map(fresh.classify, np.array_split(x, 40)))
+    np.testing.assert_allclose(np.concatenate(rows), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_runtime_never_imports_torch(shipped):
+    code = (
+        "import sys, fmcae, numpy as np; m = fmcae.load(); m.predict(np.zeros((28, 28), np.uint8)); "
+        "import fmcae.cli; m.reconstruct(np.zeros((1, 28, 28), np.float32)); "
+        "print([n for n in ('torch', 'onnx', 'matplotlib', 'torchvision') if n in sys.modules])"
+    )
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output.strip() == "[]"
+
+
+def test_the_public_names_exist():
+    assert set(fmcae.__all__) <= set(dir(fmcae))
+    for name in fmcae.__all__:
+        assert getattr(fmcae, name) is not None
+    with pytest.raises(AttributeError, match="nonsense"):
+        fmcae.nonsense  # noqa: B018

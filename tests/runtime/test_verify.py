@@ -1,0 +1,50 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fmcae.card import KINDS
+from fmcae.runtime.model import read_artefact
+from fmcae.runtime.verify import compare, verify
+
+TOLERANCE = {"atol": 1e-3, "rtol": 1e-2}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_ships_verifies(shipped, kind):
+    outcome = verify(read_artefact(shipped / f"{kind}.onnx"))
+    assert outcome.passed
+    assert outcome.provider == "cpu"
+    assert outcome.vectors >= 10
+    assert outcome.difference.max_abs < 1e-4
+
+
+def test_numbers_that_differ_fail(shipped):
+    artefact = read_artefact(shipped / "encoder.onnx")
+    golden = replace(artefact.golden, outputs=artefact.golden.outputs + np.float32(0.01))
+    outcome = verify(replace(artefact, golden=golden))
+    assert not outcome.passed
+    assert "differ from the golden ones by up to 0.01" in outcome.failure
+
+
+def test_labels_that_differ_fail(shipped):
+    artefact = read_artefact(shipped / "classifier.onnx")
+    names = artefact.card.class_names
+    swapped = replace(artefact.card, class_names=(names[1], names[0], *names[2:]))
+    assert "labels differ from the golden ones" in verify(replace(artefact, card=swapped)).failure
+
+
+def test_shapes_that_differ_fail(shipped):
+    artefact = read_artefact(shipped / "classifier.onnx")
+    golden = replace(artefact.golden, outputs=artefact.golden.outputs[:, :5])
+    assert "gives outputs of shape" in verify(replace(artefact, golden=golden)).failure
+
+
+def test_compare_by_hand():
+    reference = np.array([0.0, 1.0, -2.0], np.float32)
+    difference = compare(np.array([0.0005, 1.0, -2.02], np.float32), reference, TOLERANCE)
+    assert difference.within
+    assert difference.max_abs == pytest.approx(0.02, rel=1e-4)
+    assert difference.max_rel == pytest.approx(0.01, rel=1e-4)  # the reference 0 does not count
+    assert not compare(np.array([0.002, 1.0, -2.0], np.float32), reference, TOLERANCE).within
+    assert not compare(np.array([np.nan, 1.0, -2.0], np.float32), reference, TOLERANCE).within

@@ -1,0 +1,89 @@
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from fmcae.card import CARD_KEY, GOLDEN_KEY, SEAL_KEY, Card, Golden, check_seal, read_metadata, seal
+from fmcae.errors import ArtefactError
+
+
+@pytest.fixture(scope="module")
+def content(shipped):
+    return (shipped / "classifier.onnx").read_bytes()
+
+
+def test_a_card_survives_json(content):
+    card = Card.from_json(read_metadata(content)[CARD_KEY])
+    assert Card.from_json(card.to_json()) == card
+    assert card.kind == "classifier"
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema_version": 1}', '{"schema_version": 1, "kind": "x"}'])
+def test_a_damaged_card_is_named(text):
+    with pytest.raises(ArtefactError, match="its card is damaged"):
+        Card.from_json(text)
+
+
+def test_a_card_of_the_future_is_named():
+    with pytest.raises(ArtefactError, match=r"schema_version \(=99\) must be 1: update fmcae"):
+        Card.from_json(json.dumps({"schema_version": 99}))
+
+
+@given(arrays(np.float32, (2, 3)), arrays(np.float32, (2, 4)), st.lists(st.text(), max_size=3))
+def test_golden_vectors_survive_their_text(inputs, outputs, labels):
+    golden = Golden.from_text(Golden(inputs, outputs, tuple(labels)).to_text())
+    assert np.array_equal(golden.inputs, inputs, equal_nan=True)
+    assert np.array_equal(golden.outputs, outputs, equal_nan=True)
+    assert golden.labels == tuple(labels)
+
+
+@pytest.mark.parametrize("text", ["", "?", "0" * 50])
+def test_damaged_golden_vectors_are_named(text):
+    with pytest.raises(ArtefactError, match="its golden vectors are damaged"):
+        Golden.from_text(text)
+
+
+def test_the_seal_of_an_untouched_file_holds(content):
+    check_seal(content, read_metadata(content))
+
+
+@given(st.data())
+def test_any_flipped_byte_is_found(content, data):
+    damaged = bytearray(content)
+    damaged[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
+    with pytest.raises(ArtefactError):
+        check_seal(bytes(damaged), read_metadata(bytes(damaged)))
+
+
+@given(st.data())
+def test_any_cut_is_found(content, data):
+    cut = content[: data.draw(st.integers(0, len(content) - 1))]
+    with pytest.raises(ArtefactError):
+        check_seal(cut, read_metadata(cut))
+
+
+def test_what_changed_is_named(content):
+    metadata = read_metadata(content)
+    with pytest.raises(ArtefactError, match=r"its card \(labels, metrics, ...\) changed"):
+        check_seal(content, metadata | {CARD_KEY: metadata[CARD_KEY].replace("Bag", "Hat")})
+    with pytest.raises(ArtefactError, match="its golden vectors changed"):
+        check_seal(content, metadata | {GOLDEN_KEY: metadata[GOLDEN_KEY] + " "})
+    with pytest.raises(ArtefactError, match="its graph or weights changed"):
+        other = json.loads(metadata[SEAL_KEY]) | {"graph": "0" * 64}
+        check_seal(content, metadata | {SEAL_KEY: json.dumps(other)})
+    with pytest.raises(ArtefactError, match="is damaged: its metadata entry fmcae.seal is missing"):
+        check_seal(content, {key: value for key, value in metadata.items() if key != SEAL_KEY})
+
+
+def test_the_seal_does_not_cover_itself_and_covers_the_rest(content):
+    metadata = read_metadata(content)
+    assert seal(content, metadata[CARD_KEY], metadata[GOLDEN_KEY]) == metadata[SEAL_KEY]
+
+
+@given(st.binary(max_size=300))
+def test_any_other_bytes_are_told_apart(content):
+    with pytest.raises(ArtefactError, match="is not"):
+        check_seal(content, read_metadata(content))

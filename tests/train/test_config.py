@@ -1,0 +1,53 @@
+import json
+
+import pytest
+
+from fmcae.errors import UsageError
+from fmcae.train.config import NetworkConfig, TrainConfig
+
+
+def test_the_defaults_are_the_papers_optimum():
+    config = TrainConfig()
+    assert (config.network.latent_dim, config.network.dropout, config.learning_rate) == (128, 0.1, 0.001)
+    assert (config.batch_size, config.epochs) == (100, 30)
+
+
+def test_survives_json():
+    config = TrainConfig(NetworkConfig(64, 0.2, pooling=False), seed=7, stage="autoencoder")
+    assert TrainConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"latent_dim": 0}, r"latent_dim \(=0\) must be an integer from 1"),
+        ({"dropout": 1.0}, r"dropout \(=1.0\) must be at least 0 and below 1"),
+        ({"dropout": float("nan")}, r"dropout \(=nan\)"),
+        ({"dropout_position": "never"}, r"dropout_position \(=never\) must be one of before-pooling, after-pooling"),
+        ({"class_count": 1}, r"class_count \(=1\)"),
+    ],
+)
+def test_a_network_out_of_range_is_named(values, message):
+    with pytest.raises(UsageError, match=message):
+        NetworkConfig(**values)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"learning_rate": 0.0}, r"learning_rate \(=0.0\) must be above 0"),
+        ({"learning_rate": float("inf")}, r"learning_rate \(=inf\)"),
+        ({"batch_size": 0}, r"batch_size \(=0\)"),
+        ({"epochs": 0}, r"epochs \(=0\)"),
+        ({"seed": -1}, r"seed \(=-1\)"),
+        ({"threads": 0}, r"threads \(=0\)"),
+        ({"device": "tpu"}, r"device \(=tpu\) must be one of cpu, cuda"),
+        ({"stage": "third"}, r"stage \(=third\)"),
+        ({"stage": "classifier"}, r"stage \(=classifier\) must come with autoencoder_from"),
+        ({"encoder_init": "random"}, r"encoder_init \(=random\) must come with stage=classifier"),
+        ({"autoencoder_from": "runs/a"}, r"autoencoder_from \(=runs/a\) must come with stage=classifier"),
+    ],
+)
+def test_a_run_out_of_range_is_named(values, message):
+    with pytest.raises(UsageError, match=message):
+        TrainConfig(**values)
