@@ -15,8 +15,9 @@ def write_atomic(path: Path | str, data: bytes | str) -> None:
     """
     path = Path(path)
     payload = data.encode() if isinstance(data, str) else data
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    temporary = None
     try:
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
         with os.fdopen(descriptor, "wb") as file:
             file.write(payload)
             file.flush()
@@ -24,10 +25,10 @@ def write_atomic(path: Path | str, data: bytes | str) -> None:
         os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files private; these are ordinary ones
         os.replace(temporary, path)
     except BaseException as error:
-        Path(temporary).unlink(missing_ok=True)
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
         if isinstance(error, OSError):
-            error.filename = str(path)  # name the file the user asked for, not the temporary one
-            error.filename2 = None
+            error.filename, error.filename2 = str(path), None  # the file that was asked for, not the temporary one
         raise
     if os.name == "posix":  # the rename itself must survive a power cut
         folder = os.open(path.parent, os.O_RDONLY)

@@ -127,12 +127,13 @@ def _measure(
 
     graphs, notes = [], []
     console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=len(artefacts) * (len(sizes) + 1))
+    # No refresh by itself: its thread would run during the measurement.
+    with Progress(console=console, transient=True, auto_refresh=False, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=len(artefacts) * (len(sizes) + 1), completed=-1)  # steps that are over
         for artefact in artefacts:
 
             def progress(step: str, kind: str = artefact.card.kind) -> None:
-                bar.update(task, description=f"{kind}, {step}", advance=1)
+                bar.update(task, description=f"{kind}, {step}", advance=1, refresh=True)
                 if not console.is_terminal:
                     note(f"{kind}, {step}")
 
@@ -208,8 +209,8 @@ def _print_tables(report: dict[str, Any], graphs: "list[GraphTiming]") -> None:
             console.print(line, highlight=False)
     console.print()
     console.print(
-        "p50, p90, p99: latency of a batch after warm-up; ×: a series' p50 over ONNX Runtime's in the first columns, "
-        "median (range) of the rounds; first run and peak memory: of a fresh process",
+        "p50, p90, p99: latency of a batch after warm-up; × the first: p50 over the first series', median (range) of "
+        "the rounds; above 1, the first series is faster",
         style="dim",
         highlight=False,
     )
@@ -221,34 +222,43 @@ def _table(graph: "GraphTiming") -> "Table":
     from rich import box
     from rich.table import Table
 
-    first, *others = graph.cases[0].latencies
     title = f"{graph.graph}  {graph.size_bytes / 1024:,.0f} KiB"
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    headers = ["batch", "p50 ms", "p90 ms", "p99 ms", "images/s", *(f"{name} ×" for name in others)]
-    headers += ["first run ms", "peak MiB"] + (["GPU MiB"] if graph.provider == "cuda" else [])
-    for header in headers:
-        table.add_column(header, justify="right", overflow="fold")
-    for case, cold in zip(graph.cases, graph.cold.first_runs, strict=True):
-        latency = case.latencies[first]
-        ratios = [case.ratios[name] for name in others]
-        table.add_row(
-            f"{case.batch_size:,}",
-            *(f"{value:.3f}" for value in (latency.p50_ms, latency.p90_ms, latency.p99_ms)),
-            f"{latency.images_per_s:,.0f}",
-            *(f"{ratio.median:.2f} ({ratio.low:.2f}–{ratio.high:.2f})" for ratio in ratios),
-            f"{cold.first_run_ms:.2f}",
-            _mib(cold.peak_memory_mib),
-            *([_mib(cold.gpu_memory_mib)] if graph.provider == "cuda" else []),
-        )
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, collapse_padding=True)
+    table.add_column("batch", justify="right")
+    table.add_column("series", overflow="fold")
+    for header in ("p50 ms", "p90 ms", "p99 ms", "images/s", "× the first"):
+        table.add_column(header, justify="right")
+    for case in graph.cases:
+        for name, latency in case.latencies.items():
+            ratio = case.ratios.get(name)
+            table.add_row(
+                "" if ratio else f"{case.batch_size:,}",
+                name.replace("-resident", " resident"),  # so that a narrow terminal can break it there
+                *(_digits(value) for value in (latency.p50_ms, latency.p90_ms, latency.p99_ms)),
+                f"{latency.images_per_s:,.0f}",
+                f"{_digits(ratio.median, 2)} ({_digits(ratio.low, 2)}–{_digits(ratio.high, 2)})" if ratio else "",
+            )
     return table
+
+
+def _digits(value: float, digits: int = 3) -> str:
+    """Before and behind the point ``digits`` digits together, but all of those before it."""
+    before = len(str(int(value))) if value >= 1 else 0
+    return f"{value:,.{max(0, digits - before)}f}"
 
 
 def _facts(graph: "GraphTiming") -> list[str]:
     cold = graph.cold
     lines = [
         f"fresh process: ONNX Runtime imported in {cold.import_ms:.0f} ms, session created in "
-        f"{cold.session_creation_ms:.1f} ms, {_mib(cold.base_memory_mib)} MiB before it"
+        f"{_digits(cold.session_creation_ms)} ms, {_mib(cold.base_memory_mib)} MiB before it"
     ]
+    first_runs = "; ".join(
+        f"{run.batch_size:,}: {_digits(run.first_run_ms)} ms, {_mib(run.peak_memory_mib)} MiB"
+        + (f", {_mib(run.gpu_memory_mib)} MiB GPU" if graph.provider == "cuda" else "")
+        for run in cold.first_runs
+    )
+    lines.append(f"first run and peak memory there, by batch size: {first_runs}")
     for name, nodes in graph.nodes.items():
         lines.append(f"nodes on {name}: {', '.join(nodes)}")
     for series, size in graph.cuda_beats_cpu_from.items():

@@ -54,7 +54,8 @@ def _print(diagnosis: "Diagnosis") -> None:
         if probe.works:
             line(probe.provider, f"works: {ORT_NAMES[probe.provider]} gives the golden output", True)
         else:
-            line(probe.provider, f"no: {(probe.reason or '').removeprefix('CUDA cannot run here: ')}", False if probe.provider == "cpu" else None)
+            reason = (probe.reason or "no reason given").removeprefix("CUDA cannot run here: ")
+            line(probe.provider, f"no: {reason}", False if probe.provider == "cpu" else None)
     listed = diagnosis.probes[0].listed
     line("also listed", ", ".join(name for name in listed if name not in ORT_NAMES.values()) or "no other provider")
     for artefact in diagnosis.artefacts:

@@ -131,7 +131,7 @@ def _artefact(run: Run, kind: Kind, network: nn.Module, x: NDArray[np.float32], 
     outputs = _reference(network, x)
     class_names = tuple(run.data["class_names"])
     labels = tuple(class_names[index] for index in outputs.argmax(axis=1)) if kind == "classifier" else ()
-        card = Card(
+    card = Card(
         kind=kind,
         name=run.folder.resolve().name,
         fmcae_version=fmcae.__version__,

@@ -11,6 +11,7 @@ from torch import nn
 
 from fmcae.errors import ArtefactError, FmcaeError
 from fmcae.runtime.model import Artefact
+from fmcae.runtime.session import short_reason
 from fmcae.runtime.timing import Runner
 from fmcae.train.config import NetworkConfig
 from fmcae.train.networks import Classifier, Decoder, Encoder
@@ -58,6 +59,7 @@ def pytorch_rivals(
 
     Raises:
         ArtefactError: the artefact cannot be rebuilt in PyTorch.
+        FmcaeError: PyTorch fails on CUDA.
     """
     torch.set_num_threads(threads)
     network = load_network(artefact)
@@ -80,6 +82,11 @@ def pytorch_rivals(
             "pytorch-cuda-resident": resident,
         }
 
+    try:
+        for run in on_cuda(artefact.golden.inputs).values():
+            run()
+    except RuntimeError as error:  # such as cuDNN's, when ONNX Runtime has loaded another version of it
+        raise FmcaeError(f"it fails on CUDA: {short_reason(error)}") from error
     return on_cuda
 
 

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -47,7 +48,7 @@ def test_parity_of_another_run_exits_5(cli, trained_run, exported, sample):
 
 
 def test_a_killed_run_resumes_to_the_same_bits(cli, sample):
-    arguments = ("--data", str(sample), "--latent-dim", "4", "--threads", "1", "--epochs", "40", "--stage", "autoencoder")
+    arguments = ("--data", str(sample), "--latent-dim", "4", "--threads", "1", "--epochs", "12", "--stage", "autoencoder")
     process = subprocess.Popen([sys.executable, "-m", "fmcae", "train", *arguments, "--out", "killed"])
     deadline = time.monotonic() + 60
     while not os.path.exists("killed/checkpoint.safetensors") and time.monotonic() < deadline:
@@ -58,7 +59,7 @@ def test_a_killed_run_resumes_to_the_same_bits(cli, sample):
     result = cli("train", "--resume", "--out", "killed", *arguments)
     assert result.exit_code == 0 and "going on with killed" in result.stderr
     assert cli("train", *arguments, "--out", "whole").exit_code == 0
-    weights = [open(f"{name}/autoencoder.safetensors", "rb").read() for name in ("killed", "whole")]
+    weights = [Path(name, "autoencoder.safetensors").read_bytes() for name in ("killed", "whole")]
     assert weights[0] == weights[1]
     result = cli("train", "--resume", "--out", "killed")
     assert (result.exit_code, "is already finished" in result.stdout) == (0, True)
@@ -81,7 +82,7 @@ def test_the_classifier_alone_from_another_run(cli, sample, trained_run):
     assert cli("train", "--data", sample, "--stage", "autoencoder", *QUICK, "--out", "first").exit_code == 0
     arguments = ("--data", sample, *QUICK, "--freeze-encoder", "--dropout", "0.2")
     assert cli("train", *arguments, "--from", "first", "--out", "second").exit_code == 0
-    config = json.loads(open("second/config.json").read())["config"]
+    config = json.loads(Path("second/config.json").read_text())["config"]
     assert (config["stage"], config["encoder_training"], config["network"]["dropout"]) == ("classifier", "frozen", 0.2)
     assert cli("export", "second").exit_code == 0
     result = cli("train", *arguments, "--from", trained_run, "--out", "third")

@@ -56,22 +56,25 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(dataset, tmp_
     assert not _equal(weights[0], weights[2])
 
 
-@pytest.mark.parametrize("steps", [1, 15, 20, 21, 35, 45, 65])  # ten steps an epoch, three epochs a stage
-def test_a_stopped_run_resumes_to_the_same_bits(dataset, tmp_path, steps):
-    config = TrainConfig(NETWORK, epochs=3, seed=1)
-    whole = create_run(tmp_path / "whole", config, dataset)
-    train(whole, dataset)
-    stopped = create_run(tmp_path / "stopped", config, dataset)
-    if steps <= 60:
-        with pytest.raises(KeyboardInterrupt):
-            train(stopped, dataset, StopAt(steps))
-        assert not stopped.finished
+@pytest.fixture(scope="module")
+def whole_run(dataset, tmp_path_factory):
+    run = create_run(tmp_path_factory.mktemp("whole") / "run", TrainConfig(NETWORK, epochs=2, seed=1), dataset)
+    train(run, dataset)
+    return run
+
+
+@pytest.mark.parametrize("steps", [1, 15, 20, 35])  # ten steps an epoch, two epochs a stage
+def test_a_stopped_run_resumes_to_the_same_bits(dataset, whole_run, tmp_path, steps):
+    stopped = create_run(tmp_path / "stopped", whole_run.config, dataset)
+    with pytest.raises(KeyboardInterrupt):
+        train(stopped, dataset, StopAt(steps))
+    assert not stopped.finished
     train(stopped, dataset)
-    assert _equal(_weights(whole), _weights(stopped))
+    assert _equal(_weights(whole_run), _weights(stopped))
     times = ("seconds", "images_per_second")
     first, second = (
         [{key: value for key, value in record.items() if key not in times} for record in run.metrics()]
-        for run in (whole, stopped)
+        for run in (whole_run, stopped)
     )
     assert first == second
     assert not (stopped.folder / "checkpoint.safetensors").exists()

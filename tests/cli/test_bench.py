@@ -1,0 +1,173 @@
+import json
+import sys
+from importlib.util import find_spec
+
+import onnxruntime
+import pytest
+
+from fmcae.cli import bench as bench_command
+
+QUICK = ("--seconds", "0.02", "--threads", "1")
+
+
+@pytest.fixture(autouse=True)
+def torch_threads():
+    """What the comparison does to PyTorch's threads does not reach other tests."""
+    if find_spec("torch") is None:
+        yield
+        return
+    import torch
+
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def no_measurement(monkeypatch):
+    def measure(*_, **__):
+        raise AssertionError("measured before the options were checked")
+
+    monkeypatch.setattr("fmcae.runtime.timing.time_graph", measure)
+
+
+def test_every_shipped_graph_is_measured(cli):
+    result = cli("bench", *QUICK, "--batch", "3,1", "--json")
+    assert result.exit_code == 0
+    values = json.loads(result.stdout)
+    assert (values["schema_version"], values["provider"], values["threads"]) == (1, "cpu", 1)
+    assert values["machine"]["onnxruntime"] == onnxruntime.__version__
+    assert values["gpu"] is None
+    assert [graph["graph"] for graph in values["graphs"]] == ["encoder", "decoder", "classifier"]
+    for graph in values["graphs"]:
+        assert graph["provider"] == "cpu" and set(graph["nodes"]) == {"CPUExecutionProvider"}
+        assert [case["batch_size"] for case in graph["cases"]] == [1, 3]
+        for case in graph["cases"]:
+            latency = case["latencies"]["onnxruntime-cpu"]
+            assert latency["p50_ms"] <= latency["p90_ms"] <= latency["p99_ms"]
+            assert latency["images_per_s"] > 0 and latency["runs"] > 0
+    assert "classifier, batch 3" in result.stderr and "classifier" not in result.stdout.split("graphs")[0]
+
+
+@pytest.mark.train
+def test_pytorch_is_timed_beside_it_with_the_artefacts_own_weights(cli, shipped):
+    values = json.loads(cli("bench", *QUICK, "--batch", "2", "--model", shipped, "--json").stdout)
+    assert not any("PyTorch:" in line for line in values["notes"])
+    for graph in values["graphs"]:
+        (case,) = graph["cases"]
+        assert set(case["latencies"]) == {"onnxruntime-cpu", "pytorch-cpu"}
+        ratio = case["ratios"]["pytorch-cpu"]
+        assert 0 < ratio["low"] <= ratio["median"] <= ratio["high"]
+
+
+def test_a_table_for_people(cli, shipped):
+    result = cli("bench", *QUICK, "--batch", "1,2", "--model", shipped / "classifier.onnx")
+    assert result.exit_code == 0
+    for text in (
+        "classifier",
+        "p50 ms",
+        "p99 ms",
+        "images/s",
+        "first run",
+        "peak memory",
+        "1 thread",
+        "session created",
+    ):
+        assert text in result.stdout, text
+    assert "encoder" not in result.stdout and "…" not in result.stdout
+    assert f"ONNX Runtime {onnxruntime.__version__} ({onnxruntime.get_device()})" in result.stdout
+
+
+def test_without_pytorch_it_says_so(cli, shipped, monkeypatch):
+    monkeypatch.setattr(sys.modules[bench_command.__module__], "find_spec", lambda name: None)
+    result = cli("bench", *QUICK, "--batch", "1", "--model", shipped / "encoder.onnx")
+    assert "no comparison with PyTorch: it is not installed" in result.stdout
+    assert "pytorch-cpu" not in result.stdout
+
+
+@pytest.mark.skipif("CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="this is a GPU build")
+def test_cuda_that_does_not_run_exits_4_before_any_measurement(cli, no_measurement):
+    result = cli("bench", "--provider", "cuda")
+    assert (result.exit_code, result.stdout) == (4, "")
+    assert "only the CPU build of ONNX Runtime is installed" in result.stderr
+    assert "pip install 'onnxruntime-gpu[cuda,cudnn]'" in result.stderr and result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--batch", "0"), "batch (=0) must be from 1 to 65,536"),
+        (("--batch", "1,65537"), "batch (=65537) must be from 1 to 65,536"),
+        (("--batch", "1;2"), "batch (=1;2) must be whole numbers with commas between them"),
+        (("--batch", ""), "batch (=) must be whole numbers"),
+        (("--seconds", "0"), "seconds (=0) must be above 0"),
+        (("--seconds", "nan"), "seconds (=nan) must be above 0"),
+        (("--threads", "0"), "threads (=0) must be at least 1"),
+        (("--provider", "tpu"), "provider (=tpu) must be one of cpu, cuda"),
+    ],
+)
+def test_options_out_of_range_are_named(cli, no_measurement, options, message):
+    result = cli("bench", *options)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert message in result.stderr
+
+
+def test_a_missing_model_is_named(cli, no_measurement, tmp_path):
+    result = cli("bench", "--model", tmp_path / "missing.onnx")
+    assert result.exit_code == 1 and "missing.onnx: cannot be read" in result.stderr
+
+
+@pytest.mark.train
+@pytest.mark.parametrize(("suffix", "magic"), [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")])
+def test_the_plot_is_an_image_of_every_graph(cli, shipped, tmp_path, suffix, magic):
+    path = tmp_path / f"bench.{suffix}"
+    result = cli("bench", *QUICK, "--batch", "1,4", "--model", shipped, "--plot", path)
+    assert result.exit_code == 0
+    content = path.read_bytes()
+    assert content.startswith(magic)
+    if suffix == "svg":
+        assert b"<!-- classifier -->" in content and b"<!-- images per second -->" in content
+
+
+@pytest.mark.train
+def test_a_plot_that_cannot_be_written_is_named_before_the_measurement(cli, no_measurement, tmp_path):
+    result = cli("bench", "--plot", tmp_path / "bench.bmp")
+    assert result.exit_code == 2 and "must end in one of .png, .svg, .pdf" in result.stderr
+    result = cli("bench", "--plot", tmp_path / "missing" / "bench.png")
+    assert result.exit_code == 2 and "must be in a folder that exists" in result.stderr
+
+
+def test_without_matplotlib_the_plot_is_refused_with_the_command(cli, no_measurement, monkeypatch, tmp_path):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    result = cli("bench", "--plot", tmp_path / "bench.png")
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert "matplotlib" in result.stderr and "pip install 'fmcae[train]'" in result.stderr
+
+
+@pytest.mark.train
+def test_all_series_of_cuda_can_be_drawn(tmp_path):
+    """A CUDA report that no CUDA has made: the drawing needs none."""
+    from fmcae.cli.bench import PLOT_STYLES, draw
+
+    latency = {"p50_ms": 1.0, "p99_ms": 2.0, "images_per_s": 1000.0}
+    cases = [{"batch_size": size, "latencies": dict.fromkeys(PLOT_STYLES, latency)} for size in (1, 64)]
+    report = {
+        "graphs": [{"graph": "classifier", "cases": cases}],
+        "machine": {"cpu": "A CPU", "onnxruntime": "1.30.0", "torch": "2.15.0"},
+        "gpu": {"name": "A GPU"},
+        "provider": "cuda",
+        "threads": 2,
+    }
+    draw(report, tmp_path / "cuda.svg")
+    content = (tmp_path / "cuda.svg").read_text()
+    assert "A GPU" in content and all(f"<!-- {name} -->" in content for name in PLOT_STYLES)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.04132, "0.041"), (1.0714, "1.07"), (25.84, "25.8"), (247.3, "247"), (12345.6, "12,346")]
+)
+def test_times_have_three_digits(value, text):
+    from fmcae.cli.bench import _digits
+
+    assert _digits(value) == text
+    assert _digits(0.951, 2) == "0.95" and _digits(15.6, 2) == "16"

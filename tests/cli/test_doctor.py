@@ -1,0 +1,33 @@
+import json
+
+import pytest
+
+from fmcae.runtime import doctor
+from fmcae.runtime.doctor import Probe
+
+
+def test_a_good_installation(cli):
+    result = cli("doctor")
+    assert result.exit_code == 0
+    assert "works: CPUExecutionProvider gives the golden output" in result.stdout
+    assert result.stdout.count("sealed as shipped") == 3
+    assert "no problem found" in result.stdout
+    assert "\x1b" not in result.stdout and result.stderr == ""
+
+
+def test_json_for_machines(cli):
+    result = cli("doctor", "--json")
+    values = json.loads(result.stdout)
+    assert (result.exit_code, values["schema_version"], values["usable"]) == (0, 1, True)
+    assert [probe["provider"] for probe in values["probes"]] == ["cpu", "cuda"]
+    assert values["onnxruntime_distributions"] and values["problems"] == []
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_broken_cpu_runtime_exits_1_and_names_the_command(cli, monkeypatch, options):
+    broken = Probe("cpu", False, "its process crashed (exit code -11): no message")
+    monkeypatch.setattr(doctor, "probe_provider", lambda provider: broken)
+    result = cli("doctor", *options)
+    assert result.exit_code == 1
+    assert "its process crashed (exit code -11)" in result.stdout
+    assert "pip install --force-reinstall" in result.stdout

@@ -1,0 +1,47 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from fmcae.errors import ArtefactError
+from fmcae.export.torch_timing import has_provider, load_network, pytorch_rivals
+from fmcae.runtime.model import read_artefacts
+
+
+@pytest.fixture(scope="module")
+def artefacts(shipped):
+    return read_artefacts(shipped)
+
+
+@pytest.mark.parametrize("kind", ["encoder", "decoder", "classifier"])
+def test_the_network_in_pytorch_gives_the_artefacts_outputs(artefacts, kind):
+    golden = artefacts[kind].golden
+    threads = torch.get_num_threads()
+    runners = pytorch_rivals(artefacts[kind], "cpu", threads)(golden.inputs)
+    assert list(runners) == ["pytorch-cpu"]
+    outputs = runners["pytorch-cpu"]()
+    assert isinstance(outputs, np.ndarray)
+    np.testing.assert_allclose(outputs, golden.outputs, rtol=1e-4, atol=1e-4)
+
+
+def test_weights_that_are_not_the_cards_are_not_timed(artefacts):
+    encoder = artefacts["encoder"]
+    training = encoder.card.training
+    network = training["config"]["network"]
+    wider = {**training, "config": {**training["config"], "network": {**network, "latent_dim": 7}}}
+    unknown = {**training, "config": {**training["config"], "network": {"layers": 3}}}
+    for broken in (
+        replace(encoder, card=replace(encoder.card, training=wider)),
+        replace(encoder, card=replace(encoder.card, training=unknown)),
+        replace(encoder, card=replace(encoder.card, training={})),
+        replace(encoder, golden=replace(encoder.golden, outputs=encoder.golden.outputs + 1)),
+        replace(encoder, content=artefacts["decoder"].content),
+    ):
+        with pytest.raises(ArtefactError, match="weights are not those of the network that its card describes"):
+            load_network(broken)
+
+
+def test_the_cpu_is_always_there():
+    assert has_provider("cpu")
+    assert has_provider("cuda") == torch.cuda.is_available()

@@ -1,0 +1,196 @@
+import json
+import subprocess
+from pathlib import PurePosixPath
+from types import SimpleNamespace
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from fmcae.runtime import doctor
+from fmcae.runtime.doctor import (
+    PROBE_MODEL,
+    PROBE_X,
+    PROBE_Y,
+    Probe,
+    diagnose,
+    onnxruntime_distributions,
+    onnxruntime_problems,
+    probe_provider,
+)
+from fmcae.runtime.session import Session
+
+WORKS = Probe("cpu", True, None, "1.30.0", "onnxruntime", ("CPUExecutionProvider",))
+
+
+def test_a_fresh_process_creates_a_session_on_the_cpu():
+    probe = probe_provider("cpu")
+    assert probe.works and probe.reason is None
+    assert probe.version == onnxruntime.__version__
+    assert "CPUExecutionProvider" in probe.listed
+
+
+@pytest.mark.skipif("CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="this is a GPU build")
+def test_a_provider_that_is_not_there_says_how_to_get_it():
+    probe = probe_provider("cuda")
+    assert not probe.works
+    assert "only the CPU build of ONNX Runtime is installed" in probe.reason and "pip install" in probe.reason
+
+
+def test_the_probe_gives_its_golden_output():
+    y = Session(PROBE_MODEL).run(np.array(PROBE_X, np.float32))
+    assert y.tolist() == PROBE_Y
+
+
+@pytest.mark.train
+def test_the_probe_is_made_as_its_comment_says():
+    from onnx import TensorProto, helper, numpy_helper
+
+    weights = {"k": [[[[1, -1], [0.5, 2]]]], "m": [[1, -1], [0, 1], [2, 3], [-1, -2]]}
+    nodes = [("Conv", "x k", "c"), ("Flatten", "c", "f"), ("MatMul", "f m", "p"), ("Relu", "p", "y")]
+    graph = helper.make_graph(
+        [helper.make_node(operator, inputs.split(), [output]) for operator, inputs, output in nodes],
+        "probe",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 1, 3, 3])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 2])],
+        [numpy_helper.from_array(np.array(values, np.float32), name) for name, values in weights.items()],
+    )
+    opset = [helper.make_opsetid("", 13)]
+    model = helper.make_model(graph, ir_version=7, opset_imports=opset, producer_name="fmcae")
+    assert model.SerializeToString(deterministic=True) == PROBE_MODEL
+
+
+@pytest.mark.parametrize(
+    ("distributions", "cpu", "has_gpu", "what", "command"),
+    [
+        (
+            {"onnxruntime": "1.30.0", "onnxruntime-gpu": "1.31.1"},
+            WORKS,
+            False,
+            "onnxruntime 1.30.0 and onnxruntime-gpu 1.31.1 are both installed and overwrite each other's files "
+            "(those there now: onnxruntime 1.30.0)",
+            "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime",
+        ),
+        (
+            {"onnxruntime": "1.30.0", "onnxruntime-gpu": "1.31.1"},
+            Probe("cpu", False, "its process crashed (exit code -11): no message"),
+            True,
+            "are both installed and overwrite each other's files",
+            "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'onnxruntime-gpu[cuda,cudnn]'",
+        ),
+        (  # after `pip uninstall onnxruntime` where both were installed
+            {"onnxruntime-gpu": "1.31.1"},
+            Probe("cpu", False, "its files are incomplete"),
+            True,
+            "ONNX Runtime does not work on the CPU: its files are incomplete",
+            "pip install --force-reinstall onnxruntime-gpu",
+        ),
+        (
+            {},
+            Probe("cpu", False, "No module named 'onnxruntime'"),
+            False,
+            "No module named",
+            "pip install --force-reinstall onnxruntime",
+        ),
+        (
+            {"onnxruntime-gpu": "1.31.1"},
+            WORKS,
+            True,
+            "onnxruntime-gpu 1.31.1 is installed, but the files there are those of onnxruntime 1.30.0",
+            "pip uninstall -y onnxruntime-gpu && pip install --force-reinstall onnxruntime-gpu",
+        ),
+        (
+            {"onnxruntime": "1.17.3"},
+            Probe("cpu", True, None, "1.17.3"),
+            False,
+            "onnxruntime (=1.17.3) must be at least 1.19",
+            "pip install --upgrade onnxruntime",
+        ),
+    ],
+)
+def test_a_bad_installation_is_named_with_the_command_that_mends_it(distributions, cpu, has_gpu, what, command):
+    (problem,) = onnxruntime_problems(distributions, cpu, has_gpu)
+    assert what in problem.what
+    assert problem.command == command
+
+
+@pytest.mark.parametrize(
+    ("distributions", "cpu"),
+    [
+        ({"onnxruntime": "1.30.0"}, WORKS),
+        ({"onnxruntime": "1.19.0"}, Probe("cpu", True, None, "1.19.0", None)),  # 1.19's files do not say whose they are
+        ({}, WORKS),  # installed by conda or built from source
+        ({"onnxruntime": "1.31.0.dev1"}, Probe("cpu", True, None, "1.31.0.dev1", "onnxruntime")),
+    ],
+)
+def test_a_good_installation_has_no_problem(distributions, cpu):
+    assert onnxruntime_problems(distributions, cpu, False) == []
+
+
+def test_only_distributions_that_bring_the_module_count(monkeypatch):
+    def distribution(name, version, *files):
+        return SimpleNamespace(metadata={"Name": name}, version=version, files=[PurePosixPath(file) for file in files])
+
+    installed = [
+        distribution("onnxruntime_gpu", "1.31.1", "onnxruntime/__init__.py"),
+        distribution("onnxruntime", "1.30.0", "onnxruntime/capi/x.so", "onnxruntime/__init__.py"),
+        distribution("onnxruntime-extensions", "0.13", "onnxruntime_extensions/__init__.py"),
+        distribution("numpy", "2.0", "numpy/__init__.py"),
+        SimpleNamespace(metadata={"Name": None}, version="0", files=None),  # a broken record
+    ]
+    monkeypatch.setattr(doctor.metadata, "distributions", lambda: installed)
+    assert onnxruntime_distributions() == {"onnxruntime": "1.30.0", "onnxruntime-gpu": "1.31.1"}
+
+
+def test_a_probe_that_crashes_or_hangs_is_a_finding(monkeypatch):
+    crashed = subprocess.CompletedProcess([], -11, stdout="", stderr="")
+    monkeypatch.setattr(doctor, "call_in_fresh_process", lambda *_: crashed)
+    assert probe_provider("cuda") == Probe("cuda", False, "its process crashed (exit code -11): no message")
+
+    def hang(*_):
+        raise subprocess.TimeoutExpired("python", 120)
+
+    monkeypatch.setattr(doctor, "call_in_fresh_process", hang)
+    assert probe_provider("cuda").reason == "it hangs: no answer in 120 s"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ({"PROBE_Y": [[0.0, 0.0]]}, "it computes [[2.75, 1.6875]] where [[0.0, 0.0]] is right"),
+        ({"PROBE_MODEL": b"damaged"}, "the model of 7 bytes is no ONNX model"),
+        ({"import_onnxruntime": lambda: 1 / 0}, "ZeroDivisionError: division by zero"),
+    ],
+)
+def test_what_goes_wrong_in_the_fresh_process_is_reported(monkeypatch, capsys, wrong, reason):
+    for name, value in wrong.items():
+        monkeypatch.setattr(doctor, name, value)
+    doctor._probe_child("cpu")
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["works"] is False and reason in facts["reason"]
+
+
+def test_the_diagnosis_has_everything(shipped):
+    diagnosis = diagnose(lambda provider: Probe(provider, provider == "cpu", None, onnxruntime.__version__))
+    assert diagnosis.usable
+    assert [probe.provider for probe in diagnosis.probes] == ["cpu", "cuda"]
+    assert [(item.kind, item.problem) for item in diagnosis.artefacts] == [
+        ("encoder", None),
+        ("decoder", None),
+        ("classifier", None),
+    ]
+    assert diagnosis.packages["numpy"] == np.__version__
+    assert diagnosis.problems == ()
+    assert json.loads(json.dumps(diagnosis.to_json()))["usable"] is True
+
+
+def test_without_the_cpu_it_is_not_usable():
+    assert not diagnose(lambda provider: Probe(provider, provider == "cuda")).usable
+
+
+def test_missing_artefacts_are_one_problem(monkeypatch, tmp_path):
+    monkeypatch.setattr("fmcae.runtime.model.shipped_folder", lambda: tmp_path)
+    diagnosis = diagnose(lambda provider: Probe(provider, True, None, onnxruntime.__version__))
+    assert all("No such file" in item.problem for item in diagnosis.artefacts)
+    (problem,) = diagnosis.problems
+    assert "encoder.onnx" in problem.what and "pip install --force-reinstall" in problem.command

@@ -1,0 +1,223 @@
+import json
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from fmcae.errors import ArtefactError, FmcaeError, ProviderError, UsageError
+from fmcae.runtime import timing
+from fmcae.runtime.doctor import PROBE_MODEL
+from fmcae.runtime.session import Session
+from fmcae.runtime.timing import (
+    ROUNDS,
+    Case,
+    ColdStart,
+    FirstRun,
+    Latency,
+    beats_from,
+    cold_start,
+    gpu_facts,
+    node_placement,
+    random_input,
+    resident_runner,
+    time_graph,
+    time_in_turns,
+)
+
+
+@pytest.fixture(scope="module")
+def probe(tmp_path_factory):
+    path = tmp_path_factory.mktemp("timing") / "probe.onnx"
+    path.write_bytes(PROBE_MODEL)
+    return path
+
+
+def test_a_graph_is_measured_cold_and_warm(probe):
+    steps = []
+    timed = time_graph(
+        "probe", probe, threads=1, batch_sizes=(4, 1, 4), seconds=0.01, rivals=rival, progress=steps.append
+    )
+    assert steps == ["cold start", "batch 1", "batch 4"]
+    assert (timed.provider, timed.threads, timed.file) == ("cpu", 1, "probe.onnx")
+    assert timed.size_bytes == len(PROBE_MODEL)
+    assert [case.batch_size for case in timed.cases] == [1, 4]
+    assert [run.batch_size for run in timed.cold.first_runs] == [1, 4]
+    assert timed.cold.session_creation_ms > 0 and timed.cold.import_ms > 0
+    for case in timed.cases:
+        assert list(case.latencies) == ["onnxruntime-cpu", "rival-cpu"]
+        assert list(case.ratios) == ["rival-cpu"]
+    assert timed.cuda_beats_cpu_from == {}
+    values = json.loads(json.dumps(timed.to_json()))
+    assert values["cases"][0]["latencies"]["onnxruntime-cpu"]["p50_ms"] > 0
+    assert values["cold"]["first_runs"][0]["gpu_memory_mib"] is None
+
+
+def rival(x):
+    assert x.dtype == np.float32
+    return {"rival-cpu": lambda: x.sum()}
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="VmHWM is Linux's")
+def test_peak_memory_is_the_fresh_processs_own_and_never_falls(probe):
+    ballast = np.ones(2**26, np.uint8)  # a parent that is larger by 64 MiB
+    cold = cold_start(probe, "cpu", 1, (1, 100_000))
+    first, last = (run.peak_memory_mib for run in cold.first_runs)
+    assert 0 < cold.base_memory_mib <= first
+    assert last - first > 3, "the larger batch's arrays are 3.4 MiB and more"
+    assert cold.base_memory_mib < timing.peak_memory_mib()
+    del ballast
+
+
+def test_a_fresh_process_that_fails_is_named(tmp_path):
+    with pytest.raises(FmcaeError, match=r"missing\.onnx: the fresh process failed: .*No such file"):
+        cold_start(tmp_path / "missing.onnx", "cpu", 1, (1,))
+
+
+def test_a_fresh_process_that_is_killed_is_named(probe, monkeypatch):
+    killed = subprocess.CompletedProcess([], -9, stdout="", stderr="")
+    monkeypatch.setattr(timing, "call_in_fresh_process", lambda *_: killed)
+    with pytest.raises(FmcaeError, match=r"probe\.onnx: the fresh process failed: exit code -9"):
+        cold_start(probe, "cpu", 1, (1,))
+
+
+def test_nothing_is_measured_when_the_file_or_the_provider_does_not_run(probe, tmp_path):
+    def unreachable(step):
+        raise AssertionError(step)
+
+    with pytest.raises(ArtefactError):
+        time_graph("x", tmp_path / "missing.onnx", progress=unreachable)
+    with pytest.raises(UsageError, match=r"provider \(=tpu\)"):
+        time_graph("x", probe, provider="tpu", progress=unreachable)
+
+
+def test_runners_take_turns_and_every_second_round_goes_backwards():
+    calls = []
+    runners = {name: (lambda name=name: calls.append(name)) for name in "ab"}
+    case = time_in_turns(runners, 10, seconds=1e-9)  # so short that each turn is its fewest runs
+    warm_up, turns = calls[:6], calls[6:]
+    assert "".join(warm_up) == "aaabbb"
+    assert "".join(turns[::4]) == "abba" * (ROUNDS // 2) + "ab" * (ROUNDS % 2)  # a run that is not timed, and three
+    assert len(turns) == ROUNDS * 2 * 4
+    assert case.latencies["a"].runs == ROUNDS * 3
+
+
+def test_latencies_and_ratios_follow_the_clock(monkeypatch):
+    clock = SimpleNamespace(now=0)
+    monkeypatch.setattr(timing.time, "perf_counter_ns", lambda: clock.now)
+
+    def takes(milliseconds):
+        def run():
+            clock.now += int(milliseconds * 1e6)
+
+        return run
+
+    case = time_in_turns({"fast": takes(2), "slow": takes(5)}, 8, seconds=1.0)
+    fast, slow = case.latencies["fast"], case.latencies["slow"]
+    assert (fast.p50_ms, fast.p90_ms, fast.p99_ms) == (2, 2, 2)
+    assert (fast.runs, slow.runs) == (500, 200)
+    assert fast.images_per_s == pytest.approx(4000) and slow.images_per_s == pytest.approx(1600)
+    ratio = case.ratios["slow"]
+    assert (ratio.median, ratio.low, ratio.high) == (2.5, 2.5, 2.5)
+    assert "fast" not in case.ratios
+
+
+def test_input_and_output_stay_bound_on_the_device():
+    session = Session(PROBE_MODEL)
+    x = random_input(session, 5)
+    run = resident_runner(session, x)
+    assert run() is None
+    run()
+
+
+def test_a_bound_run_with_another_output_is_not_trusted():
+    session = Session(PROBE_MODEL)
+    session._run = lambda names, feed: [np.full((2, 2), 7, np.float32)]
+    with pytest.raises(ProviderError, match="cpu gives another output through I/O binding"):
+        resident_runner(session, random_input(session, 2))
+
+
+def test_a_binding_that_fails_is_a_provider_error():
+    session = Session(PROBE_MODEL)
+    session.provider = "cuda"  # on a CPU build: there is no such device
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        with pytest.raises(ProviderError, match="I/O binding does not work on cuda"):
+            resident_runner(session, random_input(session, 2))
+
+
+def test_every_node_of_the_optimized_graph_has_its_provider(probe):
+    placement = node_placement(probe, "cpu")
+    assert set(placement) == {"CPUExecutionProvider"}
+    assert placement["CPUExecutionProvider"][0] == "Conv"
+    assert "MatMul" in placement["CPUExecutionProvider"]
+
+
+def case_of(size, **medians):
+    return Case(size, {name: Latency(1, p50, p50, p50, 1) for name, p50 in medians.items()}, {})
+
+
+@pytest.mark.parametrize(
+    ("cuda", "expected"),
+    [
+        ((1, 1, 1), 1),
+        ((3, 1, 1), 16),
+        ((1, 3, 1), 256),  # the win at batch 1 does not hold on
+        ((1, 1, 3), None),
+        ((2, 2, 2), None),  # equal is not faster
+    ],
+)
+def test_cuda_beats_the_cpu_from_where_it_stays_faster(cuda, expected):
+    cases = [case_of(size, cuda=p50, cpu=2) for size, p50 in zip((1, 16, 256), cuda, strict=True)]
+    assert beats_from(cases, "cuda", "cpu") == expected
+    assert beats_from(cases[::-1], "cuda", "cpu") == expected
+
+
+def test_cuda_is_timed_with_and_without_transfer_beside_the_cpu(probe, monkeypatch):
+    class OnCuda(Session):
+        """A session on the CPU that says CUDA: this machine may have none."""
+
+        def __init__(self, model, *, provider="cpu", **options):
+            super().__init__(model, provider="cpu", **options)
+            self.provider = provider
+
+    cold = ColdStart(1, 1, 1, (FirstRun(1, 1, 1, 1), FirstRun(2, 1, 1, 1)))
+    monkeypatch.setattr(timing, "Session", OnCuda)
+    monkeypatch.setattr(timing, "cold_start", lambda *_: cold)
+    monkeypatch.setattr(timing, "resident_runner", lambda session, x: lambda: session.run(x))
+    timed = time_graph("probe", probe, provider="cuda", threads=1, batch_sizes=(1, 2), seconds=0.01, rivals=rival)
+    assert timed.provider == "cuda"
+    for case in timed.cases:
+        assert list(case.latencies) == ["onnxruntime-cuda", "onnxruntime-cuda-resident", "onnxruntime-cpu", "rival-cpu"]
+    assert set(timed.cuda_beats_cpu_from) == {"onnxruntime-cuda", "onnxruntime-cuda-resident"}
+
+
+def test_inputs_are_always_the_same_and_fit_the_graph():
+    session = Session(PROBE_MODEL)
+    x = random_input(session, 3)
+    assert x.shape == (3, 1, 3, 3) and x.dtype == np.float32 and x.min() >= 0 and x.max() < 1
+    np.testing.assert_array_equal(x, random_input(session, 3))
+    fixed = SimpleNamespace(raw=SimpleNamespace(get_inputs=lambda: [SimpleNamespace(shape=[4, 2])]))
+    assert random_input(fixed, 4).shape == (4, 2)
+    with pytest.raises(UsageError, match=r"batch \(=3\) must be 4: this graph's batch size is fixed"):
+        random_input(fixed, 3)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the stand-in for nvidia-smi is a shell script")
+def test_the_gpu_is_described_by_nvidia_smi(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert gpu_facts() is None
+    script = tmp_path / "nvidia-smi"
+    script.write_text('#!/bin/sh\n[ "$4" = 3 ] && exit 9\necho "NVIDIA L4, 570.86.15, 12, 23034"\n')
+    script.chmod(0o755)
+    expected = {"name": "NVIDIA L4", "driver": "570.86.15", "memory_used_mib": 12, "memory_total_mib": 23034}
+    assert gpu_facts() == expected
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")
+    assert gpu_facts() is None
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert gpu_facts() == expected
+    script.write_text("#!/bin/sh\necho No devices were found\n")
+    assert gpu_facts() is None
