@@ -25,7 +25,8 @@ def squared_error(x: FloatArray, x_hat: FloatArray) -> NDArray[np.float64]:
     Source: the paper's ECM, §1.2.3.
     """
     difference = np.subtract(x, x_hat).reshape(len(x), -1)
-    return np.einsum("np,np->n", difference, difference, dtype=np.float64) / difference.shape[1]
+    total: NDArray[np.float64] = np.einsum("np,np->n", difference, difference, dtype=np.float64)
+    return total / difference.shape[1]
 
 
 def mse(x: FloatArray, x_hat: FloatArray) -> float:
@@ -36,7 +37,8 @@ def mse(x: FloatArray, x_hat: FloatArray) -> float:
 def softmax(logits: FloatArray) -> NDArray[np.float32]:
     """Probabilities (N, K) float32 of logits (N, K), each row summing to 1."""
     shifted = np.exp(logits - logits.max(axis=-1, keepdims=True), dtype=np.float64)
-    return (shifted / shifted.sum(axis=-1, keepdims=True)).astype(np.float32)
+    probabilities: NDArray[np.float32] = (shifted / shifted.sum(axis=-1, keepdims=True)).astype(np.float32)
+    return probabilities
 
 
 def cross_entropy(logits: FloatArray, labels: IntArray) -> float:

@@ -74,6 +74,6 @@ def main() -> None:
 
 def _fail(message: str, exit_code: int, debug: bool) -> None:
     if debug:
-        raise  # noqa: PLE0704 (called from except blocks only)
+        raise
     error_line(message)
     sys.exit(exit_code)

@@ -107,9 +107,7 @@ def _write_json(outcomes: Any, class_names: tuple[str, ...], top_k: int, facts: 
     return done
 
 
-def _as_json(
-    outcome: "Outcome", class_names: tuple[str, ...], top_k: int, facts: dict[str, str]
-) -> dict[str, Any]:
+def _as_json(outcome: "Outcome", class_names: tuple[str, ...], top_k: int, facts: dict[str, str]) -> dict[str, Any]:
     prediction = outcome.prediction
     if prediction is None:
         return {"path": printable(outcome.path), "error": str(outcome.error)}

@@ -38,9 +38,7 @@ def train(
     dropout: Annotated[float, typer.Option("--dropout", metavar="P", help="Dropout probability, the paper's p.")] = 0.1,
     dropout_position: Annotated[
         str,
-        typer.Option(
-            "--dropout-position", metavar="before-pooling|after-pooling", help="Where the encoder drops."
-        ),
+        typer.Option("--dropout-position", metavar="before-pooling|after-pooling", help="Where the encoder drops."),
     ] = "after-pooling",
     output_dropout: Annotated[
         bool, typer.Option("--output-dropout/--no-output-dropout", help="Drop the decoder's output too.")

@@ -62,4 +62,6 @@ def verify(
             )
     failed = [result for result in results if not result["passed"]]
     if failed:
-        raise GateError(f"{len(failed)} of {len(results)} files failed; the first: {failed[0]['file']}: {failed[0]['failure']}")
+        raise GateError(
+            f"{len(failed)} of {len(results)} files failed; the first: {failed[0]['file']}: {failed[0]['failure']}"
+        )

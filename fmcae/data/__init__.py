@@ -30,7 +30,7 @@ IDX_NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 CLASS_NAMES_FILE = "class_names.txt"
 
-FASHION_MNIST_CLASSES = (
+FASHION_MNIST_CLASSES: tuple[str, ...] = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
 
@@ -69,8 +69,8 @@ class Dataset:
         """SHA-256 over every image and label in order: two runs with the same one saw the same data."""
         digest = hashlib.sha256("\n".join(self.class_names).encode())
         for split in (self.train, self.val, self.test):
-            digest.update(np.ascontiguousarray(split.images))
-            digest.update(np.ascontiguousarray(split.labels))
+            digest.update(split.images.tobytes())
+            digest.update(split.labels.tobytes())
         return digest.hexdigest()
 
 
@@ -98,8 +98,8 @@ def load_dataset(data: str | os.PathLike[str] | None = None, *, download: bool =
     if found := _find_idx(cache, ignore_incomplete=True):
         return _load_idx(found, must_be_fashion_mnist=True)
     raise DataError(
-        f"no data set found. Tried: --data (not given), ${ENVIRONMENT_VARIABLE} (not set), {cache} (not all four IDX files), "
-        f"{DEBIAN_FOLDER} (not all four IDX files), torchvision's download ({reason}). To get Fashion-MNIST: "
+        f"no data set found. Tried: --data (not given), ${ENVIRONMENT_VARIABLE} (not set), {cache} (not all four "
+        f"IDX files), {DEBIAN_FOLDER} (not all four IDX files), torchvision's download ({reason}). To get Fashion-MNIST: "
         "`apt-get install dataset-fashion-mnist` (Debian, Ubuntu); or connect to the network and run again with "
         "torchvision installed; or put the four .gz files of https://github.com/zalandoresearch/fashion-mnist "
         f"into a folder and name it with --data or ${ENVIRONMENT_VARIABLE}"

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 import fmcae
-from fmcae.card import CARD_KEY, GOLDEN_KEY, KINDS, SEAL_KEY, Card, Golden, Kind, seal
+from fmcae.card import CARD_KEY, GOLDEN_KEY, SEAL_KEY, Card, Golden, Kind, seal
 from fmcae.data import Dataset
 from fmcae.errors import GateError, RunError
 from fmcae.export.model_card import model_card
@@ -127,7 +127,7 @@ OUTPUT_NAMES: dict[Kind, str] = {"encoder": "z", "decoder": "x_hat", "classifier
 def _artefact(run: Run, kind: Kind, network: nn.Module, x: NDArray[np.float32], path: Path) -> Artefact:
     """A sealed artefact without parity evidence; x (G, 1, 28, 28) float32 are the golden images."""
     if kind == "decoder":
-        x = _reference(run.network("autoencoder").encoder, x)  # type: ignore[arg-type]
+        x = _reference(run.network("autoencoder").encoder, x)
     outputs = _reference(network, x)
     class_names = tuple(run.data["class_names"])
     labels = tuple(class_names[index] for index in outputs.argmax(axis=1)) if kind == "classifier" else ()

@@ -20,6 +20,7 @@ from fmcae.card import Kind
 from fmcae.data import Split
 from fmcae.preprocess import preprocess
 from fmcae.runtime.model import Model
+from fmcae.runtime.session import import_onnxruntime
 from fmcae.runtime.verify import Difference, compare
 from fmcae.train.loop import EVALUATION_BATCH, scale
 
@@ -95,7 +96,7 @@ def measure_parity(networks: dict[Kind, nn.Module], model: Model, split: Split) 
     return Parity(
         images=len(split),
         provider=next(model.session(kind).provider for kind in model.artefacts),
-        onnxruntime_version=_onnxruntime_version(),
+        onnxruntime_version=str(import_onnxruntime().__version__),
         torch_version=version("torch"),
         tolerance=tolerance,
         comparisons=tuple(comparisons),
@@ -117,16 +118,10 @@ def _paths(
 @torch.no_grad()
 def _reference(network: nn.Module, split: Split) -> FloatArray:
     images = torch.from_numpy(np.array(split.images))
-    return np.concatenate([network(scale(batch)).numpy() for batch in images.split(EVALUATION_BATCH)])
+    return np.concatenate([network(scale(batch)).numpy() for batch in torch.split(images, EVALUATION_BATCH)])
 
 
 def _png(image: NDArray[np.uint8]) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
-
-
-def _onnxruntime_version() -> str:
-    import onnxruntime
-
-    return str(onnxruntime.__version__)

@@ -169,7 +169,7 @@ class Model:
         return self.decode(self.encode(x))
 
     @overload
-    def predict(self, images: ImageSource) -> Prediction: ...
+    def predict(self, images: ImageSource) -> Prediction: ...  # type: ignore[overload-overlap]
     @overload
     def predict(self, images: Sequence[ImageSource]) -> list[Prediction]: ...
     def predict(self, images: Any) -> Any:
@@ -188,17 +188,19 @@ class Model:
         """
         if isinstance(images, np.ndarray):
             if images.dtype == np.float32:
-                predictions = self._predictions(np.atleast_2d(self.classify(images)))
+                predictions = self.predict_inputs(images[np.newaxis] if images.ndim == 3 else images)
                 return predictions[0] if images.ndim == 3 else predictions
             if images.dtype == np.uint8 and images.ndim == 3 and images.shape[1:] == (28, 28):
-                return self._predictions(self.classify(scale(images)))
+                return self.predict_inputs(scale(images))
         elif isinstance(images, Sequence) and not isinstance(images, str | bytes):
             if not images:
                 return []
-            return self._predictions(self.classify(np.stack([preprocess(image) for image in images])))
-        return self._predictions(self.classify(preprocess(images)[None]))[0]
+            return self.predict_inputs(np.stack([preprocess(image) for image in images]))
+        return self.predict_inputs(preprocess(images)[np.newaxis])[0]
 
-    def _predictions(self, logits: FloatArray) -> list[Prediction]:
+    def predict_inputs(self, x: FloatArray) -> list[Prediction]:
+        """A Prediction for each of x (N, 1, 28, 28) float32; errors as for classify."""
+        logits = self.classify(x)
         return [
             Prediction(self.class_names[index], int(index), float(row[index]), row)
             for row, index in zip(softmax(logits), logits.argmax(axis=1), strict=True)
@@ -217,14 +219,13 @@ class Model:
         if x.shape[1:] == shape:
             return self.session(kind).run(x)
         if x.shape == shape:
-            return self.session(kind).run(x[np.newaxis])[0]
+            one: FloatArray = self.session(kind).run(x[np.newaxis])[0]
+            return one
         wanted = ", ".join(map(str, shape))
         raise UsageError(f"{name}'s shape (={x.shape}) must be (N, {wanted}) or ({wanted}{',' * (len(shape) == 1)})")
 
 
-def load(
-    path: str | os.PathLike[str] | None = None, *, provider: str = "cpu", threads: int | None = None
-) -> Model:
+def load(path: str | os.PathLike[str] | None = None, *, provider: str = "cpu", threads: int | None = None) -> Model:
     """Load exported networks.
 
     Args:

@@ -8,11 +8,13 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fmcae.errors import FmcaeError, ImageError
 from fmcae.preprocess import preprocess
 from fmcae.runtime.model import Model, Prediction
 
+FloatArray = NDArray[np.float32]
 STDIN = "-"
 BATCH_SIZE = 64  # images
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
@@ -59,7 +61,8 @@ def predict_images(model: Model, names: Iterable[str], stdin: bytes = b"") -> It
     """
     images = find_images(names)
     while batch := list(islice(images, BATCH_SIZE)):
-        inputs, errors = [], []
+        inputs: list[FloatArray] = []
+        errors: list[ImageError | None] = []
         for path, error in batch:
             try:
                 if error is None:
@@ -67,6 +70,6 @@ def predict_images(model: Model, names: Iterable[str], stdin: bytes = b"") -> It
             except ImageError as unreadable:
                 error = unreadable
             errors.append(error)
-        predictions = iter(model.predict(np.stack(inputs)) if inputs else [])
+        predictions = iter(model.predict_inputs(np.stack(inputs)) if inputs else [])
         for (path, _), error in zip(batch, errors, strict=True):
             yield Outcome(path, next(predictions) if error is None else None, error)

@@ -43,9 +43,7 @@ class Verification:
         return self.failure is None
 
 
-def compare(
-    outputs: NDArray[np.float32], reference: NDArray[np.float32], tolerance: dict[str, float]
-) -> Difference:
+def compare(outputs: NDArray[np.float32], reference: NDArray[np.float32], tolerance: dict[str, float]) -> Difference:
     """The difference of two float32 arrays of one shape, against ``tolerance`` {"atol", "rtol"}."""
     distance = np.abs(outputs.astype(np.float64) - reference)
     size = np.abs(reference, dtype=np.float64)
@@ -80,9 +78,9 @@ def verify(artefact: Artefact, provider: str = "cpu", threads: int | None = None
             )
         elif golden.labels:
             labels = tuple(card.class_names[index] for index in outputs.argmax(axis=1))
-            wrong = [f"{found} for {wanted}" for found, wanted in zip(labels, golden.labels, strict=True) if found != wanted]
+            wrong = [
+                f"{found} for {wanted}" for found, wanted in zip(labels, golden.labels, strict=True) if found != wanted
+            ]
             if wrong:
                 failure = f"labels differ from the golden ones: {wrong[0]}"
-    return Verification(
-        str(artefact.path), card.kind, session.provider, len(golden.inputs), difference, failure
-    )
+    return Verification(str(artefact.path), card.kind, session.provider, len(golden.inputs), difference, failure)

@@ -150,7 +150,7 @@ def train_epoch(
     """One pass over ``split`` in shuffled mini-batches; random numbers come from torch's global generators."""
     network.train()
     order = torch.randperm(len(split.labels)).to(split.labels.device)
-    for batch in order.split(batch_size):
+    for batch in torch.split(order, batch_size):
         x = scale(split.images[batch])  # (B, 1, 28, 28)
         loss = loss_of(network, x, split.labels[batch])
         optimizer.zero_grad(set_to_none=True)
@@ -174,7 +174,7 @@ def evaluate(network: nn.Module, split: DeviceSplit) -> tuple[dict[str, float], 
     """
     network.eval()
     outputs, errors = [], []
-    for images in split.images.split(EVALUATION_BATCH):
+    for images in torch.split(split.images, EVALUATION_BATCH):
         x = scale(images)
         output = network(x).cpu().numpy()
         if isinstance(network, Autoencoder):

@@ -48,7 +48,18 @@ def test_parity_of_another_run_exits_5(cli, trained_run, exported, sample):
 
 
 def test_a_killed_run_resumes_to_the_same_bits(cli, sample):
-    arguments = ("--data", str(sample), "--latent-dim", "4", "--threads", "1", "--epochs", "12", "--stage", "autoencoder")
+    arguments = (
+        "--data",
+        str(sample),
+        "--latent-dim",
+        "4",
+        "--threads",
+        "1",
+        "--epochs",
+        "12",
+        "--stage",
+        "autoencoder",
+    )
     process = subprocess.Popen([sys.executable, "-m", "fmcae", "train", *arguments, "--out", "killed"])
     deadline = time.monotonic() + 60
     while not os.path.exists("killed/checkpoint.safetensors") and time.monotonic() < deadline:

@@ -43,7 +43,14 @@ def test_nothing_anywhere_names_every_place_and_every_way(monkeypatch, tmp_path)
     monkeypatch.setattr(fmcae.data, "_download", lambda cache: "failed: no route to host")
     with pytest.raises(DataError) as error:
         load_dataset()
-    for words in ("--data", "$FMCAE_DATA", "fmcae", "debian", "no route to host", "apt-get install dataset-fashion-mnist"):
+    for words in (
+        "--data",
+        "$FMCAE_DATA",
+        "fmcae",
+        "debian",
+        "no route to host",
+        "apt-get install dataset-fashion-mnist",
+    ):
         assert words in str(error.value)
     assert "\n" not in str(error.value)
 

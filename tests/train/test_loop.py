@@ -101,7 +101,11 @@ def test_other_data_are_refused(dataset, tmp_path):
 def test_a_frozen_encoder_keeps_the_autoencoders_weights(dataset, trained_run, tmp_path):
     source = open_run(trained_run)
     config = TrainConfig(
-        source.config.network, epochs=1, stage="classifier", autoencoder_from=str(trained_run), encoder_training="frozen"
+        source.config.network,
+        epochs=1,
+        stage="classifier",
+        autoencoder_from=str(trained_run),
+        encoder_training="frozen",
     )
     run = create_run(tmp_path / "run", config, dataset)
     adopt_autoencoder(run, trained_run)
