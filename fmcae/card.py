@@ -159,7 +159,7 @@ def read_metadata(model: bytes) -> dict[str, str]:
     try:
         has_graph = False
         for number, content, _ in _protobuf_fields(model):
-            has_graph = has_graph or number == GRAPH_FIELD
+            has_graph = has_graph or (number == GRAPH_FIELD and content != b"")
             if number == METADATA_FIELD:  # a StringStringEntryProto of key (1) and value (2)
                 pair = {part: text.decode() for part, text, _ in _protobuf_fields(content)}
                 entries[pair.get(1, "")] = pair.get(2, "")

@@ -69,7 +69,7 @@ class Bar(Lines):
             self.bar.update(self.task, status=f"loss {loss.item():.4f}{self.accuracy}  {speed:,.0f} images/s")
 
     def record(self, record: dict[str, Any]) -> None:
-        self.bar.console.print(record_line(record, self.epochs), highlight=False)
+        self.bar.console.print(record_line(record, self.epochs), highlight=False, soft_wrap=True)
         if "val_accuracy" in record:
             self.accuracy = f"  val accuracy {record['val_accuracy']:.4f}"
         if "epoch" in record:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fmcae.data import IMAGE_SUFFIXES
 from fmcae.errors import FmcaeError, ImageError
 from fmcae.preprocess import preprocess
 from fmcae.runtime.model import Model, Prediction
@@ -17,7 +18,6 @@ from fmcae.runtime.model import Model, Prediction
 FloatArray = NDArray[np.float32]
 STDIN = "-"
 BATCH_SIZE = 64  # images
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 
 
 @dataclass(frozen=True)

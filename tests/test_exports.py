@@ -1,0 +1,34 @@
+"""What ships, measured again on all of Fashion-MNIST; skipped where the data set is not installed."""
+
+import json
+
+import pytest
+
+from fmcae import metrics
+from fmcae.data import DEBIAN_FOLDER, load_dataset
+from fmcae.preprocess import scale
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    if not DEBIAN_FOLDER.is_dir():
+        pytest.skip("Fashion-MNIST is not installed (apt-get install dataset-fashion-mnist)")
+    return load_dataset(DEBIAN_FOLDER)
+
+
+def test_the_data_are_the_ones_it_was_trained_on(dataset, shipped):
+    config = json.loads((shipped / "config.json").read_text())
+    assert config["data"]["name"] == dataset.name == "Fashion-MNIST"
+    assert config["data"]["fingerprint"] == dataset.fingerprint
+
+
+def test_accuracy_and_error_are_what_the_cards_say(dataset, model):
+    x, labels = scale(dataset.test.images), dataset.test.labels
+    logits = model.classify(x)
+    card = model.artefacts["classifier"].card.metrics
+    assert metrics.accuracy(logits, labels) == card["test_accuracy"]
+    assert metrics.confusion(logits, labels).tolist() == card["confusion"]
+    assert metrics.cross_entropy(logits, labels) == pytest.approx(card["test_cross_entropy"], abs=1e-6)
+    error = metrics.mse(x, model.reconstruct(x))
+    assert error == pytest.approx(model.artefacts["encoder"].card.metrics["test_mse"], abs=1e-6)
+    assert model.artefacts["decoder"].card.metrics == model.artefacts["encoder"].card.metrics
