@@ -255,5 +255,5 @@ def _download(cache: Path) -> str:
     try:
         FashionMNIST(str(cache), download=True)
     except Exception as error:  # whatever went wrong, the user reads the one error that lists every way
-        return f"failed: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        return f"failed: {' '.join(str(error).split()) or type(error).__name__}"
     return "done"
