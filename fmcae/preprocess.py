@@ -1,369 +1,445 @@
 """From an image to the model's input: the one path that training, export, parity, bench and predict share.
 
-A 28×28 grey image is taken as it is. Anything else goes through the pipeline that made Fashion-MNIST from product photos:
+A 28×28 grey image is taken as it is. Anything else goes through the pipeline that made Fashion-MNIST of product photos:
 
-1. decode, and turn the picture upright;
-2. trim the edges that match the corners' colour;
-3. resize the longest edge to 28 pixels;
+1. decode the picture, and turn it upright;
+2. trim the edges that are close to the corners' colour;
+3. bring the longest edge to 28 pixels by subsampling;
 4. sharpen;
 5. centre on 28×28;
-6. negate, so that the background is 0;
+6. negate, so that the background is 0 and the item is bright;
 7. keep 8 bits of grey.
 
-Source: Xiao, Rasul and Vollgraf 2017, arXiv:1708.07747, section 2 and figure 1. Made robust here: any background
-colour, transparency, noise, size and aspect ratio.
+Source: Xiao, Rasul and Vollgraf 2017, arXiv:1708.07747, section 2. Made robust here: any background colour,
+transparency, soft edges, noise, any size and shape. How well that works, ``bench/preprocess_roundtrip.py`` measures.
 """
 
 import io
 import os
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFilter, ImageOps
+from PIL import Image, ImageFilter, ImageOps, UnidentifiedImageError
 
 from fmcae.errors import ImageError
 
-ImageSource = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]
-FloatArray = NDArray[np.float32]
+ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]
+Bytes: TypeAlias = NDArray[np.uint8]
+Floats: TypeAlias = NDArray[np.float32]
+Mask: TypeAlias = NDArray[np.bool_]
+Box: TypeAlias = tuple[float, float, float, float]  # left, top, right, bottom
 
 SIZE = 28  # pixels
-MAX_PIXELS = 89_478_485  # Pillow's own limit, above which a file is more likely a bomb than a photo
-WORKING_SIZE = 1024  # pixels; a longer edge is first reduced to about this, which is still 36 times what is needed
-CLOSE = 0.05  # share of the colour range within which a pixel counts as background, at most; the paper's 5%
-CLEAN = 0.01  # the same in a picture without any noise
-SHARPEN_PERCENT = 50
+MAX_PIXELS = 64_000_000  # a larger picture is more likely a decompression bomb than a product photo
+CLOSE = 0.05  # a pixel within this share of the range from the corners' colour is background: the paper's 5%
+CLEAN = 2.5 / 255  # in a picture without noise, pixels that stand out this much and touch the item belong to it
+SHARPEN_PERCENT = 25  # subsampling keeps most of a picture's sharpness, and a picture at hand may be sharpened already
+WORKING_SIZE = 336  # pixels of the longest edge of the picture that an item's edges are found in, 10 for one of 28
 
 DESCRIPTION: dict[str, Any] = {
-    "size": [SIZE, SIZE],
-    "grey 28x28 images": "taken as they are",
-    "other images": "upright, trimmed to the item, longest edge to 28 pixels, sharpened, centred, background to 0, 8 bits",
+    "28x28 grey image": "taken as it is",
+    "other image": "turned upright, trimmed to the item, longest edge to 28 pixels, sharpened, centred, background to 0",
+    "trim_tolerance": CLOSE,
+    "sharpen_percent": SHARPEN_PERCENT,
     "scale": "uint8 / 255",
     "source": "Xiao, Rasul and Vollgraf 2017, arXiv:1708.07747, section 2",
 }
 
 
-def preprocess(source: ImageSource) -> FloatArray:
-    """The model's input for one image.
+def preprocess(source: ImageSource) -> Floats:
+    """The model's input for one image: ``scale(to_uint8(source))``.
 
     Args:
-        source: a path, encoded bytes, a PIL image, or an array of uint8, uint16 or bool, (H, W), (H, W, 1), (H, W, 3)
-            or (H, W, 4).
+        source: a path, an image file's bytes, a PIL image, or an array of uint8, uint16 or bool of shape (H, W),
+            (H, W, 1), (H, W, 3) or (H, W, 4).
 
     Returns:
         (1, 28, 28) float32 in [0, 1].
 
     Raises:
-        ImageError: the source cannot be read as an image; the message names it and why.
+        ImageError: the source cannot be read as an image; the message names it and says why.
     """
     return scale(to_uint8(source))
 
 
-def scale(images: NDArray[np.uint8]) -> FloatArray:
+def scale(images: Bytes) -> Floats:
     """uint8 (28, 28) or (N, 28, 28) -> float32 (1, 28, 28) or (N, 1, 28, 28) in [0, 1]."""
     return np.expand_dims(images, -3).astype(np.float32) / np.float32(255)
 
 
-def to_uint8(source: ImageSource) -> NDArray[np.uint8]:
+def to_uint8(source: ImageSource) -> Bytes:
     """An image in Fashion-MNIST's form: (28, 28) uint8, the background 0, the item up to 255.
 
-    Args and errors as for :func:`preprocess`.
+    A 28×28 image that is opaque and grey is taken exactly as it is. A blank picture gives zeros.
+
+    Raises:
+        ImageError: as for :func:`preprocess`.
     """
     image = read_image(source)
-    rgba = _reduced(_to_rgba(image))
-    if rgba.size == (SIZE, SIZE):
-        pixels = np.asarray(rgba)
+    if image.size == (SIZE, SIZE):
+        pixels = np.asarray(image.convert("RGBA"))
         if (pixels[..., 3] == 255).all() and (pixels[..., :3] == pixels[..., :1]).all():
             return pixels[..., 0].copy()
-    return _fashion_mnist(rgba)
+    return _fashion_mnist(image)
 
 
 def read_image(source: ImageSource) -> Image.Image:
-    """Decode an image, its first frame if it has several, and turn it upright as its EXIF orientation says.
+    """Decode an image, of several frames the first, and turn it upright as its EXIF orientation says.
+
+    Deeper images are scaled to 8 bits: 16-bit ones by their full range, 32-bit and float ones by the smallest of 1
+    (float only), 255 and 65535 that holds all values.
+
+    Returns:
+        A PIL image of mode L, RGB or RGBA.
 
     Raises:
         ImageError: as for :func:`preprocess`.
     """
     if isinstance(source, np.ndarray):
         return _from_array(source)
-    if isinstance(source, Image.Image):
-        name, image = "image", source
-    else:
-        name, content = _read_bytes(source)
-        image = _open(name, content)
-    if image.width * image.height > MAX_PIXELS:
-        raise ImageError(f"{name}: has {image.width}×{image.height} pixels; at most {MAX_PIXELS:,} are read")
-    if min(image.size) == 0:
-        raise ImageError(f"{name}: has no pixels ({image.width}×{image.height})")
+    name = "image" if isinstance(source, Image.Image) else "image bytes" if isinstance(source, bytes) else str(source)
     try:
-        image.load()
-        return _upright(image)
-    except MemoryError:
+        if isinstance(source, Image.Image):
+            _check_size(source.size, name)
+            return _to_eight_bits(_upright(source))
+        with _no_warnings():  # Pillow warns of large pictures
+            image = Image.open(io.BytesIO(_read_bytes(source, name)))
+        _check_size(image.size, name)
+        image.draft(None, (4 * WORKING_SIZE, 4 * WORKING_SIZE))  # a large JPEG is decoded at a smaller size
+        return _to_eight_bits(_upright(image))
+    except (ImageError, MemoryError):
         raise
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{name}: has too many pixels: at most {MAX_PIXELS:,} are read") from error
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{name}: is not an image in a format that Pillow reads") from error
     except Exception as error:  # Pillow's decoders raise anything on damaged data
-        raise ImageError(f"{name}: cannot be read as an image: {_reason(error)}") from error
+        reason = str(error).split("\n")[0] or type(error).__name__
+        raise ImageError(f"{name}: cannot be read as an image: {reason}") from error
 
 
 # --- reading -----------------------------------------------------------------------------------------------------
 
-_warnings_lock = threading.Lock()  # warnings.catch_warnings changes state that all threads share
+_warnings_lock = threading.Lock()  # warnings.catch_warnings changes what all threads share
 
 
-def _read_bytes(source: str | os.PathLike[str] | bytes) -> tuple[str, bytes]:
-    if isinstance(source, bytes):
-        name, content = "image bytes", source
-    else:
-        name = os.fspath(source)
-        try:
-            content = Path(source).read_bytes()
-        except (OSError, ValueError) as error:  # ValueError: a null byte in the name
-            raise ImageError(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+@contextmanager
+def _no_warnings() -> Iterator[None]:
+    with _warnings_lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _read_bytes(source: str | os.PathLike[str] | bytes, name: str) -> bytes:
+    try:
+        content = source if isinstance(source, bytes) else Path(source).read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        raise ImageError(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if not content:
         raise ImageError(f"{name}: is empty")
-    return name, content
+    return content
 
 
-def _open(name: str, content: bytes) -> Image.Image:
-    try:
-        # Pillow warns of large images from here on; read_image has its own rule
-        with _warnings_lock, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return Image.open(io.BytesIO(content))
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"{name}: has too many pixels; at most {MAX_PIXELS:,} are read") from error
-    except Image.UnidentifiedImageError as error:
-        raise ImageError(f"{name}: is not an image in a format that Pillow reads") from error
-    except Exception as error:
-        raise ImageError(f"{name}: cannot be read as an image: {_reason(error)}") from error
+def _check_size(size: tuple[int, int], name: str) -> None:
+    pixels = size[0] * size[1]
+    if not 1 <= pixels <= MAX_PIXELS:
+        raise ImageError(f"{name}: has {size[0]}×{size[1]} pixels; 1 to {MAX_PIXELS:,} are read")
 
 
 def _from_array(array: NDArray[Any]) -> Image.Image:
-    channels = array.shape[2] if array.ndim == 3 else 1
-    if array.ndim not in (2, 3) or channels not in (1, 3, 4) or array.size == 0:
-        raise ImageError(f"array's shape (={array.shape}) must be (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), not empty")
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
+    if array.ndim != 2 and (array.ndim != 3 or array.shape[2] not in (3, 4)):
+        raise ImageError(f"array's shape (={array.shape}) must be (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)")
+    _check_size((array.shape[1], array.shape[0]), "array")
     if array.dtype == np.uint16:
         array = _sixteen_to_eight_bits(array)
     elif array.dtype == np.bool_:
         array = array.astype(np.uint8) * 255
     elif array.dtype != np.uint8:
         raise ImageError(f"array's dtype (={array.dtype}) must be uint8, uint16 or bool")
-    if array.shape[0] * array.shape[1] > MAX_PIXELS:
-        raise ImageError(f"array: has {array.shape[1]}×{array.shape[0]} pixels; at most {MAX_PIXELS:,} are read")
-    return Image.fromarray(np.ascontiguousarray(array[..., 0] if array.ndim == 3 and channels == 1 else array))
+    return Image.fromarray(np.ascontiguousarray(array))
 
 
 def _upright(image: Image.Image) -> Image.Image:
+    image.load()
     try:
-        return ImageOps.exif_transpose(image)
+        upright = ImageOps.exif_transpose(image)
     except Exception:  # damaged EXIF data say nothing of how the picture stands
         return image
+    upright.format = image.format
+    return upright
 
 
-def _to_rgba(image: Image.Image) -> Image.Image:
-    """Any of Pillow's modes as 8-bit RGBA."""
-    if image.mode in ("RGBA", "RGB", "L"):
-        return image.convert("RGBA")
-    if image.mode.startswith("I") or image.mode == "F":
-        return Image.fromarray(_to_eight_bits(image)).convert("RGBA")
-    if image.mode in ("La", "RGBa"):  # premultiplied
-        image = image.convert("LA" if image.mode == "La" else "RGBA")
-    elif image.mode == "LAB":
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    """Any of Pillow's modes as L, RGB or RGBA."""
+    mode = image.mode
+    if mode[0] in "IF":
+        return Image.fromarray(_grey_to_eight_bits(image))
+    if mode == "LAB":
         from PIL import ImageCms
 
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         image = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB") or image
-    elif image.mode in ("CMYK", "YCbCr", "HSV"):
-        image = image.convert("RGB")
-    return image.convert("RGBA")
+    elif mode in ("La", "RGBa"):  # premultiplied
+        image = image.convert(mode[:-1] + "A")
+    if image.has_transparency_data:
+        return image.convert("RGBA")
+    return image.convert("L" if mode in ("1", "L") else "RGB")
 
 
-def _to_eight_bits(image: Image.Image) -> NDArray[np.uint8]:
-    """16-bit, 32-bit and float grey as 8 bits, by the range that the mode or the values stand for."""
-    values = np.nan_to_num(np.asarray(image).astype(np.float64), posinf=0, neginf=0)
+def _grey_to_eight_bits(image: Image.Image) -> Bytes:
+    if image.mode.startswith("I;16"):
+        return _sixteen_to_eight_bits(np.asarray(image))
+    values = np.nan_to_num(np.asarray(image, np.float64), posinf=0, neginf=0)
     top = values.max()
     if image.mode == "F" and top <= 1:
         full = 1.0
-    elif image.mode.startswith("I;16") or 255 < top <= 65535 or image.format == "PNG":
-        full = 65535.0
+    elif top <= 255 and image.format != "PNG":  # older Pillow opens a 16-bit PNG in mode I
+        full = 255.0
     else:
-        full = 255.0 if top <= 255 else 2.0**32 - 1
-    return np.rint(values.clip(0, full) * (255 / full)).astype(np.uint8)
+        full = max(65535.0, top)
+    return np.rint(values.clip(0) * (255 / full)).astype(np.uint8)
 
 
-def _sixteen_to_eight_bits(values: NDArray[np.uint16]) -> NDArray[np.uint8]:
-    return np.rint(values / 257).astype(np.uint8)
-
-
-def _reduced(image: Image.Image) -> Image.Image:
-    factors = tuple(max(1, edge // WORKING_SIZE) for edge in image.size)
-    return image.reduce(factors) if max(factors) > 1 else image
-
-
-def _reason(error: Exception) -> str:
-    return str(error).split("\n")[0] or type(error).__name__
+def _sixteen_to_eight_bits(values: NDArray[Any]) -> Bytes:
+    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
 # --- Fashion-MNIST's pipeline ------------------------------------------------------------------------------------
 
 
-def _fashion_mnist(image: Image.Image) -> NDArray[np.uint8]:
-    """Steps 2 to 7 for an 8-bit RGBA image of any size."""
-    rgb, background, distance = _separate(np.asarray(image, np.float32) / 255)
-    if distance.max() < CLEAN:
+def _fashion_mnist(image: Image.Image) -> Bytes:
+    """Steps 2 to 7 for a picture of any size, mode L, RGB or RGBA."""
+    picture, is_negative = _opaque(image)
+    background = _corner_colour(_floats(_shrunk(picture)))
+    item = _cropped(picture, background)
+    if item is None:
         return np.zeros((SIZE, SIZE), np.uint8)
-    box = _trim(distance, _tolerance(distance))
-    ink = _negate(rgb, background, distance, box)
-    return _centred(_sharpened(_resized(ink, box)))
+    rgb = _floats(_shrunk(item))
+    noise = _noise(rgb)
+    ink = _distance(rgb, background) if is_negative else _negated(rgb, background, noise)
+    box = _item_box(ink, noise)
+    return np.zeros((SIZE, SIZE), np.uint8) if box is None else _centred(_sharpened(_subsampled(ink, box)))
 
 
-def _separate(rgba: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Colours (H, W, 3), the background's (3,), and each pixel's distance from it (H, W), all in [0, 1]."""
-    alpha = rgba[..., 3:]
-    if alpha.min() < 1:
-        # A transparent picture goes in front of white, as in the data set; if nothing shows there, before black.
-        for backdrop in (1.0, 0.0):
-            rgb = rgba[..., :3] * alpha + backdrop * (1 - alpha)
-            background = np.full(3, backdrop, np.float32)
-            distance = _distance(rgb, background)
-            if distance.max() > CLOSE:
-                break
-        return rgb, background, distance
-    rgb = rgba[..., :3]
-    background = _corner_colour(rgb)
-    return rgb, background, _distance(rgb, background)
+def _opaque(image: Image.Image) -> tuple[Image.Image, bool]:
+    """The picture as RGB, a transparent one before white, as in the data set.
+
+    White on transparent shows nothing there; it goes before black, which makes it negative already.
+    """
+    if image.mode != "RGBA":
+        return image.convert("RGB"), False
+    for backdrop in ((255, 255, 255), (0, 0, 0)):
+        picture = Image.new("RGB", image.size, backdrop)
+        picture.paste(image, mask=image.getchannel("A"))
+        pixels = np.asarray(picture)
+        if int(pixels.max()) - int(pixels.min()) > CLOSE * 255:
+            break
+    return picture, backdrop == (0, 0, 0)
 
 
-def _corner_colour(rgb: FloatArray) -> FloatArray:
-    """The corner colour that is closest to the other corners', so that an item may reach into one of them."""
+def _shrunk(picture: Image.Image) -> Image.Image:
+    """The picture with its longest edge at the working size if it is larger."""
+    zoom = WORKING_SIZE / max(picture.width, picture.height)
+    size = max(1, round(picture.width * zoom)), max(1, round(picture.height * zoom))
+    return picture.resize(size, Image.Resampling.BOX) if zoom < 1 else picture
+
+
+def _floats(picture: Image.Image) -> Floats:
+    return np.asarray(picture, np.float32) / np.float32(255)
+
+
+def _corner_colour(rgb: Floats) -> Floats:
+    """(H, W, 3) -> (3,): of the four corners' colours the one closest to the others; an item may reach into one."""
     height, width = (max(1, round(edge * 0.02)) for edge in rgb.shape[:2])
-    corners = np.array(
-        [np.median(rgb[y, x].reshape(-1, 3), axis=0) for y in (slice(height), slice(-height, None))
-         for x in (slice(width), slice(-width, None))]
-    )  # fmt: skip
+    ends = (slice(height), slice(-height, None)), (slice(width), slice(-width, None))
+    corners = np.array([np.median(rgb[y, x].reshape(-1, 3), axis=0) for y in ends[0] for x in ends[1]])
     apart = np.abs(corners[:, np.newaxis] - corners).sum(axis=(1, 2))
-    chosen: FloatArray = corners[apart.argmin()]
-    return chosen
+    colour: Floats = corners[apart.argmin()]
+    return colour
 
 
-def _distance(rgb: FloatArray, background: FloatArray) -> FloatArray:
-    difference: FloatArray = np.sqrt(((rgb - background) ** 2).mean(axis=-1))
-    return difference
+def _distance(rgb: Floats, background: Floats) -> Floats:
+    """(..., 3) -> (...): root mean square over the channels, so that black to white is 1."""
+    difference = rgb - background
+    distance: Floats = np.sqrt(np.einsum("...c,...c->...", difference, difference) / np.float32(3))
+    return distance
 
 
-def _tolerance(distance: FloatArray) -> float:
-    """How far from the background's colour a pixel of the background may be: the paper's 5%, less in a clean picture.
+def _cropped(picture: Image.Image, background: Floats) -> Image.Image | None:
+    """The picture around the item, which may be small in it; None if it is blank."""
+    small = _shrunk(picture)
+    rgb = _floats(small)
+    box = _item_box(_distance(rgb, background), _noise(rgb))
+    if box is None:
+        return None
+    zoom = max(picture.width, picture.height) / max(small.width, small.height)
+    margin = 2 + 0.1 * max(box[2] - box[0], box[3] - box[1])
+    left, top = (max(0, int((edge - margin) * zoom)) for edge in box[:2])
+    right, bottom = (int((edge + margin) * zoom) + 1 for edge in box[2:])
+    return picture.crop((left, top, min(picture.width, right), min(picture.height, bottom)))
 
-    The margin shows how noisy the picture is. In a clean one the item's faint outer pixels count, which 5% would trim.
+
+def _item_box(ink: Floats, noise: float) -> Box | None:
+    """Where the item is in a map (H, W) that is about 0 in the background; None if there is nothing.
+
+    As for Canny's edges there are two tolerances: what stands out more than the paper's 5% is item for sure, and so is
+    what touches it and stands out from the margin's noise. Without its faint outer pixels an item's scale would change.
     """
-    margin = np.concatenate([distance[0], distance[-1], distance[:, 0], distance[:, -1]])
-    noise = margin[margin < CLOSE]
-    level = 2 * float(np.quantile(noise, 0.95)) if noise.size else CLEAN
-    return min(CLOSE, max(CLEAN, level))
+    top = float(ink.max())
+    if top <= noise:
+        return None
+    strong = min(max(CLOSE, noise), top / 2)
+    profiles = ink.max(axis=0), ink.max(axis=1)
+    spans = [_span(profile, min(noise, strong), strong) for profile in profiles]
+    pixel = max(end - begin for begin, end in spans) / SIZE
+    (left, right), (upper, lower) = (_half_way(*pair, pixel) for pair in zip(profiles, spans, strict=True))
+    return left, upper, right, lower
 
 
-def _trim(distance: FloatArray, tolerance: float) -> tuple[float, float, float, float]:
-    """The item's box (left, top, right, bottom) in pixels."""
-    left, right = _extent(distance.max(axis=0), tolerance)
-    top, bottom = _extent(distance.max(axis=1), tolerance)
-    return left, top, right, bottom
+def _noise(rgb: Floats) -> float:
+    """What the background's distances stay below: six times the usual step between neighbours in the margin."""
+    grey = _luminance(rgb)
+    steps = [np.abs(np.diff(line)) for line in (grey[0], grey[-1], grey[:, 0], grey[:, -1])]
+    return max(CLEAN, 6 * float(np.median(np.concatenate(steps)))) if max(grey.shape) > 1 else CLEAN
 
 
-def _extent(profile: FloatArray, tolerance: float) -> tuple[float, float]:
-    """Where an item begins and ends along one axis, in pixels.
+def _span(profile: Floats, weak: float, strong: float) -> tuple[int, int]:
+    sure = np.flatnonzero(profile > strong)
+    clear_before = np.flatnonzero(profile[: sure[0]] <= weak)
+    clear_after = np.flatnonzero(profile[sure[-1] :] <= weak)
+    begin = int(clear_before[-1]) + 1 if clear_before.size else 0
+    return begin, int(sure[-1] + clear_after[0]) if clear_after.size else len(profile)
 
-    A soft edge (an enlarged picture, a blurred photo) begins half way up: the rise is taken over one pixel of the 28.
+
+def _half_way(profile: Floats, span: tuple[int, int], pixel: float) -> tuple[float, float]:
+    """The span with soft edges (an enlarged picture, a blurred photo) cut half way up their rise.
+
+    ``pixel`` is one of the 28 in pixels of the profile. The rise is looked for in a little less than that.
     """
-    inside = np.flatnonzero(profile > tolerance)
-    if not inside.size:
-        return 0, len(profile)
-    begin, end = int(inside[0]), int(inside[-1]) + 1
-    rise = 3 * (end - begin) // (4 * SIZE)
-    first = profile[begin : begin + rise + 1]
-    last = profile[end - rise - 1 : end][::-1]
-    begin += int((first >= first[-1] / 2).argmax())
-    end -= int((last >= last[-1] / 2).argmax())
+    reach = int(0.95 * pixel) + 1
+    begin = span[0] + (_rise(profile[span[0] - 1 :][: reach + 1]) if span[0] > 0 else 0)
+    end = span[1] - (_rise(profile[: span[1] + 1][::-1][: reach + 1]) if span[1] < len(profile) else 0)
     return begin, end
 
 
-def _negate(
-    rgb: FloatArray, background: FloatArray, distance: FloatArray, box: tuple[float, float, float, float]
-) -> FloatArray:
-    """How much ink (H, W) in [0, 1] each pixel has: 0 for the background."""
-    grey, paper = _luminance(rgb), float(_luminance(background))
-    if background.min() > 0.5:
-        darker = np.clip(paper - grey, 0, None) / paper
-        lighter = np.clip(grey - paper, 0, None)
-        if darker.max() > lighter.max():
-            return darker
-    inside = _filled(distance > CLOSE)
-    photo = np.where(inside, 1 - grey, 0)
-    drawing = distance / distance.max()
-    # In front of a dark background stands either a photo, to be negated, or a picture that is negative already.
-    # A pixel at an item's rim is partly background, so it has less ink than those inside: in 99% of Fashion-MNIST.
-    return photo if _rim_is_fainter(_resized(photo, box)) else drawing
+def _rise(profile: Floats) -> float:
+    """Pixels from the second value's outer edge to half the height of the last value; the first is background."""
+    half = profile[-1] / 2
+    index = int((profile[1:] >= half).argmax())
+    below, above = float(profile[index]), float(profile[index + 1])
+    # Between the two pixels' centres; a hard edge lies between the pixels
+    return index if above > 4 * below else index + (half - below) / (above - below) - 0.5
 
 
-def _luminance(rgb: FloatArray) -> FloatArray:
-    grey: FloatArray = rgb @ np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as Pillow's "L"
-    return grey
-
-
-def _filled(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """``mask`` with its holes: all that is not connected to the margin outside it."""
-    free = Image.fromarray(np.pad(~mask, 1, constant_values=True))
-    outside = np.zeros(free.size[::-1], bool)
-    outside[0] = outside[-1] = True
-    outside[:, 0] = outside[:, -1] = True
-    free = np.asarray(free)
-    while True:
-        before = outside.sum()
-        for axis in (0, 1):
-            for flip in (slice(None), slice(None, None, -1)):
-                index = (flip, slice(None)) if axis == 0 else (slice(None), flip)
-                outside[index] = _spread(outside[index], free[index], axis)
-        if outside.sum() == before:
-            return ~outside[1:-1, 1:-1]
-
-
-def _spread(outside: NDArray[np.bool_], free: NDArray[np.bool_], axis: int) -> NDArray[np.bool_]:
-    """Carry ``outside`` on along an axis as far as pixels are free."""
-    position = np.arange(outside.shape[axis]).reshape((-1, 1) if axis == 0 else (1, -1))
-    last_outside = np.maximum.accumulate(np.where(outside, position, -1), axis=axis)
-    last_wall = np.maximum.accumulate(np.where(free, -1, position), axis=axis)
-    return free & (last_outside > last_wall)
-
-
-def _rim_is_fainter(ink: FloatArray) -> bool:
-    padded = np.pad(ink > 0.02, 1)
-    item = padded[1:-1, 1:-1]
-    inner = item & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    rim = item & ~inner
-    return not inner.any() or not rim.any() or bool(ink[rim].mean() < ink[inner].mean())
-
-
-def _resized(ink: FloatArray, box: tuple[float, float, float, float]) -> FloatArray:
-    """The part in ``box`` with its longest edge at 28 pixels."""
+def _subsampled(values: Floats, box: Box) -> Floats:
+    """The box of a map with its longest edge at 28 pixels, each the mean of the middle ninth of what it stands for."""
     width, height = box[2] - box[0], box[3] - box[1]
     zoom = SIZE / max(width, height)
     size = max(1, round(width * zoom)), max(1, round(height * zoom))
-    resized = Image.fromarray(ink).resize(size, Image.Resampling.LANCZOS, box)
-    return np.asarray(resized, np.float32).clip(0, 1)
+    image = Image.fromarray(values)
+    if zoom > 1:  # nothing to skip
+        return np.asarray(image.resize(size, Image.Resampling.BICUBIC, box)).clip(0, 1)
+    return np.asarray(image.resize((3 * size[0], 3 * size[1]), Image.Resampling.BOX, box))[1::3, 1::3]
 
 
-def _sharpened(ink: FloatArray) -> NDArray[np.uint8]:
-    """Sharpened with a Gaussian of radius 1, and brought to the full range, as every image of Fashion-MNIST is."""
-    top = ink.max()
-    image = Image.fromarray(np.rint(ink * (255 / top if top > 0 else 0)).astype(np.uint8))
+def _negated(rgb: Floats, background: Floats, noise: float) -> Floats:
+    """(H, W, 3) -> (H, W): how much ink each pixel has, 0 for the background."""
+    grey, paper = _luminance(rgb), float(_luminance(background))
+    distance = _distance(rgb, background)
+    darker: Floats = np.clip(paper - grey, 0, None)
+    lighter = np.clip(grey - paper, 0, None)
+    if darker.max() > (1 if paper > 0.5 else 4) * lighter.max():
+        return darker
+    box = _item_box(distance, noise)
+    if box is None or distance.max() < CLOSE or not _rim_is_lighter(_subsampled(grey, box), _subsampled(distance, box)):
+        return distance
+    return _photo(grey, distance, max(box[2] - box[0], box[3] - box[1]) / SIZE, noise)
+
+
+def _luminance(rgb: Floats) -> Floats:
+    grey: Floats = rgb @ np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as Pillow's "L"
+    return grey
+
+
+def _rim_is_lighter(grey: Floats, distance: Floats) -> bool:
+    """Whether before a dark background stands a photo, to be negated, or a picture that is negative already.
+
+    A pixel at an item's rim was partly white background when the photo was taken, so in the photo it is lighter than
+    the next one inwards, and darker in the negative: so it is in 99% of Fashion-MNIST.
+    """
+    item = distance > max(CLOSE, 0.1 * float(distance.max()))
+    before = [np.logical_or.accumulate(item, axis=axis) for axis in (0, 1)]
+    after = [np.flip(np.logical_or.accumulate(np.flip(item, axis), axis=axis), axis) for axis in (0, 1)]
+    item = before[0] & before[1] & after[0] & after[1]  # with what lies between, which may look like the background
+    rim = item & _beside(np.pad(~item, 1, constant_values=True))
+    next_to_rim = item & ~rim & _beside(np.pad(rim, 1))
+    return bool(next_to_rim.any() and grey[rim].mean() > grey[next_to_rim].mean())
+
+
+def _photo(grey: Floats, distance: Floats, pixel: float, noise: float) -> Floats:
+    """1 - grey in the item before a background of any colour, 0 outside. ``pixel`` is one of the 28 in the map's."""
+    outside = _connected_with_margin(distance <= noise)
+    # A soft edge is less than ``pixel`` wide. Its outer half is background too: it is less than half as far from the
+    # background's colour as what is further in.
+    reach = max(1, round(0.7 * pixel))
+    edge = distance < _largest_near(distance, reach) / 2
+    for _ in range(reach):
+        outside |= edge & _beside(np.pad(outside, 1, constant_values=True))
+    outside = _largest_near(outside, 1)  # the last pixel is a mixture
+    # So are narrow gaps near the outside that look like the background; a larger part may be an item as dark
+    gap = ~outside & (distance < 0.35 * float(distance.max()))
+    large = _largest_near(~_largest_near(~gap, round(0.9 * pixel)), round(1.4 * pixel))
+    gap &= ~large & _largest_near(outside, round(1.5 * pixel))
+    ink: Floats = np.where(outside | gap, 0, 1 - grey)
+    return ink
+
+
+def _largest_near(values: NDArray[Any], reach: int) -> NDArray[Any]:
+    """The largest value in the square that extends ``reach`` pixels each way."""
+    for axis in (0, 1):
+        padded = np.pad(values, [(reach, reach) if a == axis else (0, 0) for a in (0, 1)], mode="edge")
+        values = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1, axis).max(axis=-1)
+    return values
+
+
+def _connected_with_margin(free: Mask) -> Mask:
+    """The part of ``free`` that a flood from the margin reaches, row by row and column by column."""
+    free = np.pad(free, 1, constant_values=True)
+    reached = np.zeros_like(free)
+    reached[0] = True
+    count = 0
+    while reached.sum() > count:
+        count = reached.sum()
+        for view, wall in ((reached, ~free), (reached[::-1, ::-1], ~free[::-1, ::-1])):
+            for lines, walls in ((view, wall), (view.T, wall.T)):
+                position = np.arange(lines.shape[1])
+                last_reached = np.maximum.accumulate(np.where(lines, position, -1), axis=1)
+                last_wall = np.maximum.accumulate(np.where(walls, position, -1), axis=1)
+                lines |= last_reached > last_wall
+    return reached[1:-1, 1:-1]
+
+
+def _beside(padded: Mask) -> Mask:
+    """Where one of the four neighbours is set; the mask comes with one more pixel on each side."""
+    return padded[:-2, 1:-1] | padded[2:, 1:-1] | padded[1:-1, :-2] | padded[1:-1, 2:]
+
+
+def _sharpened(ink: Floats) -> Bytes:
+    """With a Gaussian of radius 1, and brought to the full range, which every image of Fashion-MNIST has."""
+    image = Image.fromarray(np.rint(ink * (255 / max(float(ink.max()), 1e-6))).astype(np.uint8))
     return np.asarray(image.filter(ImageFilter.UnsharpMask(radius=1, percent=SHARPEN_PERCENT, threshold=0)))
 
 
-def _centred(item: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _centred(item: Bytes) -> Bytes:
     """On 28×28; where the margin is odd, the greater part is above and to the left, as in Fashion-MNIST."""
     height, width = item.shape
-    canvas = np.zeros((SIZE, SIZE), np.uint8)
     top, left = (SIZE - height + 1) // 2, (SIZE - width + 1) // 2
-    canvas[top : top + height, left : left + width] = item
-    return canvas
+    return np.pad(item, ((top, SIZE - height - top), (left, SIZE - width - left)))
