@@ -33,7 +33,8 @@ import PIL
 from numpy.typing import NDArray
 from PIL import Image
 
-from fmcae.preprocess import ImageSource, scale, to_uint8
+from fmcae.images import ImageSource
+from fmcae.preprocess import scale, to_uint8
 
 ROOT = Path(__file__).parents[1]
 TARGET = 0.96  # of the images, for each way
@@ -227,7 +228,9 @@ def measure(model: Path, images: Bytes, ways: list[str], jobs: int) -> dict[str,
                 "agreement": round(float((labels_of(session, back) == raw_labels).mean()), 4),
                 "mean_absolute_difference_grey_levels": round(float(np.abs(back - images.astype(float)).mean()), 2),
             }
-            line = f"{way:34}{results[way]['agreement']:9.2%}{results[way]['mean_absolute_difference_grey_levels']:12.2f}"
+            line = (
+                f"{way:34}{results[way]['agreement']:9.2%}{results[way]['mean_absolute_difference_grey_levels']:12.2f}"
+            )
             print(f"{line}{time.perf_counter() - started:9.0f} s", flush=True)
     return results
 
@@ -235,7 +238,9 @@ def measure(model: Path, images: Bytes, ways: list[str], jobs: int) -> dict[str,
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", type=Path, default=ROOT / "exports/fashion-mnist/classifier.onnx")
-    parser.add_argument("--data", type=Path, default=Path("/usr/share/datasets/fashion-mnist"), help="gzipped IDX files")
+    parser.add_argument(
+        "--data", type=Path, default=Path("/usr/share/datasets/fashion-mnist"), help="gzipped IDX files"
+    )
     parser.add_argument("--limit", type=int, default=10_000, help="use the first so many test images")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), metavar="WAY")
     parser.add_argument("--jobs", type=int, default=1, help="processes")

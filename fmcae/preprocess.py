@@ -14,29 +14,20 @@ Source: Xiao, Rasul and Vollgraf 2017, arXiv:1708.07747, section 2. Made robust 
 transparency, soft edges, noise, any size and shape. How well that works, ``bench/preprocess_roundtrip.py`` measures.
 """
 
-import io
-import os
-import threading
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFilter, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFilter
 
-from fmcae.errors import ImageError
+from fmcae.images import ImageSource, read_image
 
-ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]
 Bytes: TypeAlias = NDArray[np.uint8]
 Floats: TypeAlias = NDArray[np.float32]
 Mask: TypeAlias = NDArray[np.bool_]
 Box: TypeAlias = tuple[float, float, float, float]  # left, top, right, bottom
 
 SIZE = 28  # pixels
-MAX_PIXELS = 64_000_000  # a larger picture is more likely a decompression bomb than a product photo
 CLOSE = 0.05  # a pixel within this share of the range from the corners' colour is background: the paper's 5%
 CLEAN = 2.5 / 255  # in a picture without noise, pixels that stand out this much and touch the item belong to it
 SHARPEN_PERCENT = 25  # subsampling keeps most of a picture's sharpness, and a picture at hand may be sharpened already
@@ -70,7 +61,8 @@ def preprocess(source: ImageSource) -> Floats:
 
 def scale(images: Bytes) -> Floats:
     """uint8 (28, 28) or (N, 28, 28) -> float32 (1, 28, 28) or (N, 1, 28, 28) in [0, 1]."""
-    return np.expand_dims(images, -3).astype(np.float32) / np.float32(255)
+    scaled: Floats = np.divide(np.expand_dims(images, -3), np.float32(255), dtype=np.float32)
+    return scaled
 
 
 def to_uint8(source: ImageSource) -> Bytes:
@@ -85,134 +77,9 @@ def to_uint8(source: ImageSource) -> Bytes:
     if image.size == (SIZE, SIZE):
         pixels = np.asarray(image.convert("RGBA"))
         if (pixels[..., 3] == 255).all() and (pixels[..., :3] == pixels[..., :1]).all():
-            return pixels[..., 0].copy()
+            grey: Bytes = pixels[..., 0].copy()
+            return grey
     return _fashion_mnist(image)
-
-
-def read_image(source: ImageSource) -> Image.Image:
-    """Decode an image, of several frames the first, and turn it upright as its EXIF orientation says.
-
-    Deeper images are scaled to 8 bits: 16-bit ones by their full range, 32-bit and float ones by the smallest of 1
-    (float only), 255 and 65535 that holds all values.
-
-    Returns:
-        A PIL image of mode L, RGB or RGBA.
-
-    Raises:
-        ImageError: as for :func:`preprocess`.
-    """
-    if isinstance(source, np.ndarray):
-        return _from_array(source)
-    name = "image" if isinstance(source, Image.Image) else "image bytes" if isinstance(source, bytes) else str(source)
-    try:
-        if isinstance(source, Image.Image):
-            _check_size(source.size, name)
-            return _to_eight_bits(_upright(source))
-        with _no_warnings():  # Pillow warns of large pictures
-            image = Image.open(io.BytesIO(_read_bytes(source, name)))
-        _check_size(image.size, name)
-        image.draft(None, (4 * WORKING_SIZE, 4 * WORKING_SIZE))  # a large JPEG is decoded at a smaller size
-        return _to_eight_bits(_upright(image))
-    except (ImageError, MemoryError):
-        raise
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"{name}: has too many pixels: at most {MAX_PIXELS:,} are read") from error
-    except UnidentifiedImageError as error:
-        raise ImageError(f"{name}: is not an image in a format that Pillow reads") from error
-    except Exception as error:  # Pillow's decoders raise anything on damaged data
-        reason = str(error).split("\n")[0] or type(error).__name__
-        raise ImageError(f"{name}: cannot be read as an image: {reason}") from error
-
-
-# --- reading -----------------------------------------------------------------------------------------------------
-
-_warnings_lock = threading.Lock()  # warnings.catch_warnings changes what all threads share
-
-
-@contextmanager
-def _no_warnings() -> Iterator[None]:
-    with _warnings_lock, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-def _read_bytes(source: str | os.PathLike[str] | bytes, name: str) -> bytes:
-    try:
-        content = source if isinstance(source, bytes) else Path(source).read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
-        raise ImageError(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    if not content:
-        raise ImageError(f"{name}: is empty")
-    return content
-
-
-def _check_size(size: tuple[int, int], name: str) -> None:
-    pixels = size[0] * size[1]
-    if not 1 <= pixels <= MAX_PIXELS:
-        raise ImageError(f"{name}: has {size[0]}×{size[1]} pixels; 1 to {MAX_PIXELS:,} are read")
-
-
-def _from_array(array: NDArray[Any]) -> Image.Image:
-    if array.ndim == 3 and array.shape[2] == 1:
-        array = array[..., 0]
-    if array.ndim != 2 and (array.ndim != 3 or array.shape[2] not in (3, 4)):
-        raise ImageError(f"array's shape (={array.shape}) must be (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)")
-    _check_size((array.shape[1], array.shape[0]), "array")
-    if array.dtype == np.uint16:
-        array = _sixteen_to_eight_bits(array)
-    elif array.dtype == np.bool_:
-        array = array.astype(np.uint8) * 255
-    elif array.dtype != np.uint8:
-        raise ImageError(f"array's dtype (={array.dtype}) must be uint8, uint16 or bool")
-    return Image.fromarray(np.ascontiguousarray(array))
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    image.load()
-    try:
-        upright = ImageOps.exif_transpose(image)
-    except Exception:  # damaged EXIF data say nothing of how the picture stands
-        return image
-    upright.format = image.format
-    return upright
-
-
-def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """Any of Pillow's modes as L, RGB or RGBA."""
-    mode = image.mode
-    if mode[0] in "IF":
-        return Image.fromarray(_grey_to_eight_bits(image))
-    if mode == "LAB":
-        from PIL import ImageCms
-
-        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        image = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB") or image
-    elif mode in ("La", "RGBa"):  # premultiplied
-        image = image.convert(mode[:-1] + "A")
-    if image.has_transparency_data:
-        return image.convert("RGBA")
-    return image.convert("L" if mode in ("1", "L") else "RGB")
-
-
-def _grey_to_eight_bits(image: Image.Image) -> Bytes:
-    if image.mode.startswith("I;16"):
-        return _sixteen_to_eight_bits(np.asarray(image))
-    values = np.nan_to_num(np.asarray(image, np.float64), posinf=0, neginf=0)
-    top = values.max()
-    if image.mode == "F" and top <= 1:
-        full = 1.0
-    elif top <= 255 and image.format != "PNG":  # older Pillow opens a 16-bit PNG in mode I
-        full = 255.0
-    else:
-        full = max(65535.0, top)
-    return np.rint(values.clip(0) * (255 / full)).astype(np.uint8)
-
-
-def _sixteen_to_eight_bits(values: NDArray[Any]) -> Bytes:
-    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
-
-
-# --- Fashion-MNIST's pipeline ------------------------------------------------------------------------------------
 
 
 def _fashion_mnist(image: Image.Image) -> Bytes:
@@ -253,7 +120,8 @@ def _shrunk(picture: Image.Image) -> Image.Image:
 
 
 def _floats(picture: Image.Image) -> Floats:
-    return np.asarray(picture, np.float32) / np.float32(255)
+    floats: Floats = np.divide(np.asarray(picture), np.float32(255), dtype=np.float32)
+    return floats
 
 
 def _corner_colour(rgb: Floats) -> Floats:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import fmcae
 from fmcae.cli import main
@@ -60,6 +61,26 @@ def test_images() -> np.ndarray:
     from fmcae.data import load_dataset
 
     return load_dataset(SAMPLE).test.images
+
+
+@pytest.fixture(scope="session")
+def encoded() -> Callable[..., bytes]:
+    """A PIL image as a file's bytes: ``encoded(image, "JPEG", quality=85)``."""
+
+    def encode(image: Image.Image, file_format: str = "PNG", **options: object) -> bytes:
+        buffer = io.BytesIO()
+        image.save(buffer, file_format, **options)
+        return buffer.getvalue()
+
+    return encode
+
+
+@pytest.fixture
+def item_on_white() -> Image.Image:
+    """A photo, in short: a dark grey rectangle, off the centre of a white picture."""
+    image = Image.new("RGB", (400, 300), "white")
+    image.paste((60, 60, 60), (40, 120, 140, 280))
+    return image
 
 
 @dataclass(frozen=True)

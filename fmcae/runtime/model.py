@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from fmcae.card import CARD_KEY, GOLDEN_KEY, KINDS, Card, Golden, Kind, check_seal, read_metadata
 from fmcae.errors import ArtefactError, UsageError
+from fmcae.images import ImageSource
 from fmcae.metrics import softmax
-from fmcae.preprocess import ImageSource, preprocess, scale
+from fmcae.preprocess import preprocess, scale
 from fmcae.runtime.session import Session
 
 FloatArray = NDArray[np.float32]
