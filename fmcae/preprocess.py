@@ -85,15 +85,17 @@ def to_uint8(source: ImageSource) -> Bytes:
 def _fashion_mnist(image: Image.Image) -> Bytes:
     """Steps 2 to 7 for a picture of any size, mode L, RGB or RGBA."""
     picture, is_negative = _opaque(image)
+    alpha = _visible_part(image)
     background = _corner_colour(_floats(_shrunk(picture)))
-    item = _cropped(picture, background)
-    if item is None:
+    around = _around(_item_box(*_outline(picture, alpha, background)), picture)
+    picture, alpha = picture.crop(around), alpha and alpha.crop(around)
+    outline, noise = _outline(picture, alpha, background)
+    box = _item_box(outline, noise)
+    if box is None:
         return np.zeros((SIZE, SIZE), np.uint8)
-    rgb = _floats(_shrunk(item))
-    noise = _noise(rgb)
-    ink = _distance(rgb, background) if is_negative else _negated(rgb, background, noise)
-    box = _item_box(ink, noise)
-    return np.zeros((SIZE, SIZE), np.uint8) if box is None else _centred(_sharpened(_subsampled(ink, box)))
+    rgb = _floats(_shrunk(picture))
+    ink = _distance(rgb, background) if is_negative else _negated(rgb, background, box, noise)
+    return _centred(_sharpened(_subsampled(ink, box)))
 
 
 def _opaque(image: Image.Image) -> tuple[Image.Image, bool]:
@@ -110,6 +112,14 @@ def _opaque(image: Image.Image) -> tuple[Image.Image, bool]:
         if int(pixels.max()) - int(pixels.min()) > CLOSE * 255:
             break
     return picture, backdrop == (0, 0, 0)
+
+
+def _visible_part(image: Image.Image) -> Image.Image | None:
+    """A cut-out item's alpha channel, which says where it is; None if the corners are not transparent."""
+    if image.mode != "RGBA":
+        return None
+    alpha = image.getchannel("A")
+    return alpha if _corner_colour(_floats(_shrunk(alpha.convert("RGB"))))[0] < CLOSE else None
 
 
 def _shrunk(picture: Image.Image) -> Image.Image:
@@ -141,18 +151,23 @@ def _distance(rgb: Floats, background: Floats) -> Floats:
     return distance
 
 
-def _cropped(picture: Image.Image, background: Floats) -> Image.Image | None:
-    """The picture around the item, which may be small in it; None if it is blank."""
-    small = _shrunk(picture)
-    rgb = _floats(small)
-    box = _item_box(_distance(rgb, background), _noise(rgb))
+def _outline(picture: Image.Image, alpha: Image.Image | None, background: Floats) -> tuple[Floats, float]:
+    """How much each pixel (H, W) of the shrunk picture stands out, 0 to 1, and what that stays below in the background."""
+    if alpha is not None:
+        return _floats(_shrunk(alpha)), CLEAN
+    rgb = _floats(_shrunk(picture))
+    return _distance(rgb, background), _noise(rgb)
+
+
+def _around(box: Box | None, picture: Image.Image) -> tuple[int, int, int, int]:
+    """The part of the picture to look at more closely: the item, which may be small, with a margin."""
     if box is None:
-        return None
-    zoom = max(picture.width, picture.height) / max(small.width, small.height)
+        return 0, 0, picture.width, picture.height
+    zoom = max(1, max(picture.size) / WORKING_SIZE)
     margin = 2 + 0.1 * max(box[2] - box[0], box[3] - box[1])
     left, top = (max(0, int((edge - margin) * zoom)) for edge in box[:2])
     right, bottom = (int((edge + margin) * zoom) + 1 for edge in box[2:])
-    return picture.crop((left, top, min(picture.width, right), min(picture.height, bottom)))
+    return left, top, min(picture.width, right), min(picture.height, bottom)
 
 
 def _item_box(ink: Floats, noise: float) -> Box | None:
@@ -218,7 +233,7 @@ def _subsampled(values: Floats, box: Box) -> Floats:
     return np.asarray(image.resize((3 * size[0], 3 * size[1]), Image.Resampling.BOX, box))[1::3, 1::3]
 
 
-def _negated(rgb: Floats, background: Floats, noise: float) -> Floats:
+def _negated(rgb: Floats, background: Floats, box: Box, noise: float) -> Floats:
     """(H, W, 3) -> (H, W): how much ink each pixel has, 0 for the background."""
     grey, paper = _luminance(rgb), float(_luminance(background))
     distance = _distance(rgb, background)
@@ -226,8 +241,7 @@ def _negated(rgb: Floats, background: Floats, noise: float) -> Floats:
     lighter = np.clip(grey - paper, 0, None)
     if darker.max() > (1 if paper > 0.5 else 4) * lighter.max():
         return darker
-    box = _item_box(distance, noise)
-    if box is None or distance.max() < CLOSE or not _rim_is_lighter(_subsampled(grey, box), _subsampled(distance, box)):
+    if distance.max() < CLOSE or not _rim_is_lighter(_subsampled(grey, box), _subsampled(distance, box)):
         return distance
     return _photo(grey, distance, max(box[2] - box[0], box[3] - box[1]) / SIZE, noise)
 
@@ -255,19 +269,30 @@ def _rim_is_lighter(grey: Floats, distance: Floats) -> bool:
 def _photo(grey: Floats, distance: Floats, pixel: float, noise: float) -> Floats:
     """1 - grey in the item before a background of any colour, 0 outside. ``pixel`` is one of the 28 in the map's."""
     outside = _connected_with_margin(distance <= noise)
-    # A soft edge is less than ``pixel`` wide. Its outer half is background too: it is less than half as far from the
-    # background's colour as what is further in.
     reach = max(1, round(0.7 * pixel))
-    edge = distance < _largest_near(distance, reach) / 2
-    for _ in range(reach):
-        outside |= edge & _beside(np.pad(outside, 1, constant_values=True))
+    is_soft = _edge_is_soft(distance, outside, reach)
+    if is_soft:
+        # It is less than ``pixel`` wide. Its outer part is background too: it is less than a third as far from the
+        # background's colour as what is further in.
+        edge = distance < _largest_near(distance, reach) / 3
+        for _ in range(reach):
+            outside |= edge & _beside(np.pad(outside, 1, constant_values=True))
     outside = _largest_near(outside, 1)  # the last pixel is a mixture
-    # So are narrow gaps near the outside that look like the background; a larger part may be an item as dark
-    gap = ~outside & (distance < 0.35 * float(distance.max()))
-    large = _largest_near(~_largest_near(~gap, round(0.9 * pixel)), round(1.4 * pixel))
-    gap &= ~large & _largest_near(outside, round(1.5 * pixel))
-    ink: Floats = np.where(outside | gap, 0, 1 - grey)
+    if is_soft:
+        # So are narrow gaps near the outside that look like the background; a larger part may be an item as dark
+        gap = ~outside & (distance < 0.3 * float(distance.max()) ** 2)
+        large = _largest_near(~_largest_near(~gap, round(0.9 * pixel)), round(1.4 * pixel))
+        outside |= gap & ~large & _largest_near(outside, round(1.5 * pixel))
+    ink: Floats = np.where(outside, 0, 1 - grey)
     return ink
+
+
+def _edge_is_soft(distance: Floats, outside: Mask, reach: int) -> bool:
+    """Whether, two pixels into the item, most colours are still on their way from the background's."""
+    first = _largest_near(outside, 1)
+    second = _largest_near(first, 1) & ~first
+    full = _largest_near(np.where(_largest_near(outside, reach + 2), distance, 0), reach)
+    return bool(np.median(distance[second]) < 0.6 * np.median(full[second])) if second.any() else False
 
 
 def _largest_near(values: NDArray[Any], reach: int) -> NDArray[Any]:
