@@ -1,5 +1,7 @@
 """Every error that fmcae raises on purpose: one clear line, and the exit code that the command line gives it."""
 
+INSTALL_TRAIN = "pip install '.[train]'  in fmcae's checkout"
+
 
 class FmcaeError(Exception):
     """Something failed for a reason that the message names. Exit code 1."""
@@ -57,7 +59,4 @@ def require_train_extra(*modules: str) -> None:
 
     for module in modules or ("torch", "onnx", "onnxscript", "safetensors"):
         if find_spec(module) is None:
-            raise MissingExtraError(
-                f"this command needs {module}, which is not installed: run  pip install 'fmcae[train]'  "
-                "(from a checkout:  pip install '.[train]')"
-            )
+            raise MissingExtraError(f"this command needs {module}, which is not installed: run  {INSTALL_TRAIN}")

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 
@@ -13,29 +14,41 @@ def write_atomic(path: Path | str, data: bytes | str) -> None:
     Raises:
         OSError: the folder cannot be written; nothing is left behind.
     """
-    path = Path(path)
-    payload = data.encode() if isinstance(data, str) else data
-    temporary = None
+    write_all_atomic({Path(path): data})
+
+
+def write_all_atomic(files: Mapping[Path, bytes | str]) -> None:
+    """Write several files of one folder as :func:`write_atomic` does, none renamed before all are on disk.
+
+    Raises:
+        OSError: the folder cannot be written; every old file is still there and nothing is left behind.
+    """
+    temporary: dict[Path, Path] = {}
     try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(payload)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files private; these are ordinary ones
-        os.replace(temporary, path)
-    except BaseException as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            error.filename, error.filename2 = str(path), None  # the file that was asked for, not the temporary one
-        raise
-    if os.name == "posix":  # the rename itself must survive a power cut
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        for path, data in files.items():
+            try:
+                descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+                temporary[path] = Path(name)
+                with os.fdopen(descriptor, "wb") as file:
+                    file.write(data.encode() if isinstance(data, str) else data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.chmod(name, 0o666 & ~_umask())  # mkstemp makes files private; these are ordinary ones
+            except OSError as error:
+                error.filename, error.filename2 = str(path), None  # the file that was asked for, not the temporary one
+                raise
+        for path, name_beside in temporary.items():
+            os.replace(name_beside, path)
+    finally:
+        for name_beside in temporary.values():
+            name_beside.unlink(missing_ok=True)
+    if os.name == "posix":  # the renames themselves must survive a power cut
+        for parent in {path.parent for path in files}:
+            folder = os.open(parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
 
 
 def _umask() -> int:

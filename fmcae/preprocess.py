@@ -210,16 +210,17 @@ def _half_way(profile: Floats, span: tuple[int, int], pixel: float) -> tuple[flo
     reach = int(0.95 * pixel) + 1
     begin = span[0] + (_rise(profile[span[0] - 1 :][: reach + 1]) if span[0] > 0 else 0)
     end = span[1] - (_rise(profile[: span[1] + 1][::-1][: reach + 1]) if span[1] < len(profile) else 0)
-    return begin, end
+    return (begin, end) if begin < end else span  # a line may be thinner than what two soft edges take
 
 
 def _rise(profile: Floats) -> float:
     """Pixels from the second value's outer edge to half the height of the last value; the first is background."""
-    half = profile[-1] / 2
+    half = float(profile[-1]) / 2
     index = int((profile[1:] >= half).argmax())
     below, above = float(profile[index]), float(profile[index + 1])
-    # Between the two pixels' centres; a hard edge lies between the pixels
-    return index if above > 4 * below else index + (half - below) / (above - below) - 0.5
+    if below >= half or above > 4 * below:  # noise without a rise, or a hard edge, which lies between the pixels
+        return index
+    return index + (half - below) / (above - below) - 0.5  # between the two pixels' centres
 
 
 def _subsampled(values: Floats, box: Box) -> Floats:

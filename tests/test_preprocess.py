@@ -83,6 +83,16 @@ def test_an_item_is_centred_and_its_longest_edge_is_28(background):
     assert result.max() == 255
 
 
+@settings(deadline=None, max_examples=60)
+@given(st.integers(29, 300), st.integers(1, 60), st.integers(0, 9), st.integers(0, 2**32 - 1))
+def test_noise_is_no_obstacle(size, sigma, index, seed):
+    with gzip.open(SAMPLE) as file:
+        raw = np.frombuffer(file.read(), np.uint8, offset=16).reshape(-1, 28, 28)[index]
+    photo = 255 - np.asarray(Image.fromarray(raw).resize((size, size), Image.Resampling.BICUBIC)).astype(float)
+    noise = np.random.default_rng(seed).normal(0, sigma, photo.shape)
+    check_form(preprocess((photo + noise).clip(0, 255).astype(np.uint8)))
+
+
 @pytest.mark.parametrize("height, width", [(1, 500), (500, 1), (20, 3000)])
 def test_thin_items(height, width):
     image = np.full((height + 40, width + 40), 255, np.uint8)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from fmcae.cli.options import JsonOption, print_json
+from fmcae.errors import INSTALL_TRAIN
 
 if TYPE_CHECKING:
     from fmcae.runtime.doctor import Diagnosis
@@ -49,7 +50,7 @@ def _print(diagnosis: "Diagnosis") -> None:
     installed = ", ".join(f"{name} {packages[name]}" for name in TRAIN_PACKAGES if packages[name])
     line("extra [train]", installed or "not installed")
     if missing:
-        line("", f"for training and export:  pip install 'fmcae[train]'  (missing: {', '.join(missing)})")
+        line("", f"for training and export:  {INSTALL_TRAIN}  (missing: {', '.join(missing)})")
     for probe in diagnosis.probes:
         if probe.works:
             line(probe.provider, f"works: {ORT_NAMES[probe.provider]} gives the golden output", True)

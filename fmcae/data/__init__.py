@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from fmcae.data import idx
 from fmcae.data.split import SPLIT_SEED, split_val, split_val_test
-from fmcae.errors import DataError, UsageError
+from fmcae.errors import INSTALL_TRAIN, DataError, UsageError
 from fmcae.preprocess import to_uint8
 
 __all__ = ["SPLIT_SEED", "Dataset", "load_dataset"]
@@ -251,7 +251,7 @@ def _download(cache: Path) -> str:
     try:
         from torchvision.datasets import FashionMNIST
     except ImportError:
-        return "torchvision is not installed: pip install 'fmcae[train]'"
+        return f"torchvision is not installed: {INSTALL_TRAIN}"
     try:
         FashionMNIST(str(cache), download=True)
     except Exception as error:  # whatever went wrong, the user reads the one error that lists every way

@@ -5,6 +5,7 @@ Opset 18 and IR version 8 are what ONNX Runtime has read since 1.14, older than 
 
 import json
 import warnings
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,10 @@ from torch import nn
 import fmcae
 from fmcae.card import CARD_KEY, GOLDEN_KEY, SEAL_KEY, Card, Golden, Kind, seal
 from fmcae.data import Dataset
-from fmcae.errors import GateError, RunError
+from fmcae.errors import GateError, RunError, UsageError
 from fmcae.export.model_card import model_card
 from fmcae.export.parity import Parity, measure_parity
-from fmcae.files import write_atomic
+from fmcae.files import write_all_atomic
 from fmcae.preprocess import DESCRIPTION, scale
 from fmcae.runtime.model import Artefact, Model, file_name
 from fmcae.runtime.verify import verify
@@ -44,10 +45,12 @@ def export_run(run: Run, dataset: Dataset, folder: Path) -> tuple[list[Path], Pa
 
     Raises:
         RunError: the run has no finished stage, or the data are not the run's.
+        UsageError: ``folder`` holds something else than an earlier export, which this one would replace.
         GateError: parity does not hold; nothing was written.
     """
     check_data(run, dataset)
     networks = trained_networks(run)
+    _check_folder(folder, networks)
     test_x = scale(dataset.test.images[_one_of_each_class(dataset)])
     artefacts = {
         kind: _artefact(run, kind, network, test_x, folder / file_name(kind)) for kind, network in networks.items()
@@ -67,9 +70,25 @@ def export_run(run: Run, dataset: Dataset, folder: Path) -> tuple[list[Path], Pa
     files[MODEL_CARD] = model_card({kind: artefact.card for kind, artefact in artefacts.items()}, files)
     files |= {name: (run.folder / name).read_bytes() for name in (CONFIG, METRICS)}
     folder.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        write_atomic(folder / name, content)
+    write_all_atomic({folder / name: content for name, content in files.items()})
     return [folder / name for name in files], parity
+
+
+def _check_folder(folder: Path, kinds: Collection[Kind]) -> None:
+    """Nothing but an earlier export is ever overwritten, and that as a whole: graphs of two runs do not fit together."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise UsageError(f"out (={folder}) must be a folder; it is a file")
+    graphs = {file_name(kind) for kind in kinds}
+    present = {path.name for path in folder.iterdir()}
+    strange = sorted(present - graphs - {MODEL_CARD, CONFIG, METRICS})
+    if present and not present & graphs:  # a run that has just begun looks like this
+        strange = sorted(present)
+    if strange:
+        raise UsageError(
+            f"out (={folder}) must be new, empty or hold an earlier export of the kind; it holds {strange[0]}"
+        )
 
 
 def trained_networks(run: Run) -> dict[Kind, nn.Module]:

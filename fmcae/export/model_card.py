@@ -69,8 +69,13 @@ def model_card(cards: Mapping[Kind, Card], files: Mapping[str, bytes | str]) -> 
         "",
         "The networks know the classes above and nothing else: any image gets one of their labels. They were trained on "
         "single items in front of a plain background, seen in 28×28 grey pixels.",
-        "",
     ]
+    if "decoder" in cards and network["pooling"]:
+        lines.append(
+            "The output padding of the decoder's two transposed convolutions leaves the last three rows and columns of "
+            "every reconstruction the same; test_mse includes them."
+        )
+    lines.append("")
     return "\n".join(lines)
 
 

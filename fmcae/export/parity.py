@@ -18,6 +18,7 @@ from torch import nn
 
 from fmcae.card import Kind
 from fmcae.data import Split
+from fmcae.errors import GateError
 from fmcae.preprocess import preprocess
 from fmcae.runtime.model import Model
 from fmcae.runtime.session import import_onnxruntime
@@ -81,6 +82,7 @@ def measure_parity(networks: dict[Kind, nn.Module], model: Model, split: Split) 
 
     Raises:
         ProviderError: the model's provider is not the one that would run.
+        GateError: an output has another shape than PyTorch's.
     """
     x = np.stack([preprocess(_png(image)) for image in split.images])  # (N, 1, 28, 28)
     tolerance = next(iter(model.artefacts.values())).card.tolerance
@@ -89,6 +91,8 @@ def measure_parity(networks: dict[Kind, nn.Module], model: Model, split: Split) 
         reference = _reference(network, split)
         for batch_size in BATCH_SIZES:
             outputs = np.concatenate([run(x[i : i + batch_size]) for i in range(0, len(x), batch_size)])
+            if outputs.shape != reference.shape:
+                raise GateError(f"parity does not hold: {output} is {outputs.shape}, PyTorch's {reference.shape}")
             agreement = None
             if output == "logits":
                 agreement = float((outputs.argmax(axis=1) == reference.argmax(axis=1)).mean())

@@ -94,7 +94,7 @@ def read_artefacts(path: str | os.PathLike[str] | None = None) -> dict[Kind, Art
     """The artefacts in a file or folder, by kind; None means those that ship with fmcae.
 
     Raises:
-        ArtefactError: there is none, or one is damaged.
+        ArtefactError: there is none, one is damaged, or they come from different runs.
     """
     path = shipped_folder() if path is None else Path(path)
     if not path.is_dir():
@@ -106,6 +106,10 @@ def read_artefacts(path: str | os.PathLike[str] | None = None) -> dict[Kind, Art
     for kind, artefact in artefacts.items():
         if artefact.card.kind != kind:
             raise ArtefactError(f"{artefact.path}: is named {kind} but is a {artefact.card.kind}")
+    first, *others = artefacts.values()
+    for other in others:
+        if other.card.training != first.card.training:
+            raise ArtefactError(f"{path}: {other.path.name} and {first.path.name} come from different runs")
     return artefacts
 
 

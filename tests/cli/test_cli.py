@@ -55,4 +55,4 @@ def test_without_the_train_extra_the_command_to_run_is_named(cli, monkeypatch):
     for arguments in (["train"], ["export"], ["parity", "run", "export"]):
         result = cli(*arguments)
         assert (result.exit_code, result.stdout) == (3, "")
-        assert "pip install 'fmcae[train]'" in result.stderr and result.stderr.count("\n") == 1
+        assert "pip install '.[train]'" in result.stderr and result.stderr.count("\n") == 1

@@ -1,3 +1,4 @@
+import os
 import shutil
 
 import numpy as np
@@ -7,7 +8,7 @@ import torch
 
 import fmcae
 from fmcae.data import load_dataset
-from fmcae.errors import GateError, RunError
+from fmcae.errors import ArtefactError, GateError, RunError, UsageError
 from fmcae.export import artefacts
 from fmcae.export.artefacts import export_run
 from fmcae.runtime.model import read_artefact, read_artefacts
@@ -97,6 +98,44 @@ def test_only_finished_runs_are_exported(trained_run, sample, tmp_path):
     (copy / "classifier.safetensors").unlink()
     with pytest.raises(RunError, match="is not finished; go on with  fmcae train --resume"):
         export_run(open_run(copy), load_dataset(sample), tmp_path / "out")
+
+
+def test_only_an_earlier_export_is_overwritten(exported, trained_run, sample, tmp_path):
+    run, dataset = open_run(trained_run), load_dataset(sample)
+    beginning = tmp_path / "run"  # of another run: a configuration and nothing else yet
+    beginning.mkdir()
+    shutil.copy(trained_run / "config.json", beginning)
+    notes = shutil.copytree(exported, tmp_path / "notes")
+    (notes / "notes.txt").write_text("mine")
+    (tmp_path / "file").write_text("")
+    for folder, reason in ((beginning, "holds config.json"), (notes, "holds notes.txt"), (tmp_path / "file", "a file")):
+        with pytest.raises(UsageError, match=rf"out \(=.*\) must be .*{reason}"):
+            export_run(run, dataset, folder)
+    export_run(run, dataset, exported)
+
+
+def test_an_export_that_fails_half_way_leaves_the_old_one(exported, trained_run, sample, tmp_path, monkeypatch):
+    old = shutil.copytree(exported, tmp_path / "old")
+    before = {path.name: path.read_bytes() for path in old.iterdir()}
+    real, calls = os.fsync, []
+
+    def full_disk(descriptor):
+        calls.append(descriptor)
+        if len(calls) == 3:
+            raise OSError(28, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space left on device"):
+        export_run(open_run(trained_run), load_dataset(sample), old)
+    assert {path.name: path.read_bytes() for path in old.iterdir()} == before
+
+
+def test_graphs_of_two_runs_are_not_loaded_together(exported, shipped, tmp_path):
+    mixed = shutil.copytree(exported, tmp_path / "mixed")
+    shutil.copy(shipped / "decoder.onnx", mixed)
+    with pytest.raises(ArtefactError, match=r"mixed: decoder\.onnx and encoder\.onnx come from different runs"):
+        fmcae.load(mixed)
 
 
 def test_damaged_weights_are_not_exported(trained_run, sample, tmp_path):

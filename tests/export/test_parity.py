@@ -3,8 +3,11 @@ import torch
 
 import fmcae
 from fmcae.data import load_dataset
+from fmcae.errors import GateError
 from fmcae.export.artefacts import trained_networks
 from fmcae.export.parity import BATCH_SIZES, measure_parity
+from fmcae.train.config import NetworkConfig
+from fmcae.train.networks import Encoder
 from fmcae.train.run import open_run
 
 
@@ -42,3 +45,9 @@ def test_a_small_difference_fails_by_the_tolerance(networks, exported, test_spli
         networks["decoder"][-2].bias += 0.01
     parity = measure_parity(networks, fmcae.load(exported), test_split)
     assert parity.failure.startswith("x_hat differs by up to")
+
+
+def test_another_latent_size_is_named(networks, exported, test_split):
+    networks["encoder"] = Encoder(NetworkConfig(latent_dim=16)).eval()
+    with pytest.raises(GateError, match=r"parity does not hold: z is \(400, 32\), PyTorch's \(400, 16\)"):
+        measure_parity(networks, fmcae.load(exported), test_split)
