@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -28,6 +29,7 @@ from fmcae.errors import ProviderError, RunError, UsageError
 from fmcae.files import write_atomic
 from fmcae.train import figures
 from fmcae.train.config import TrainConfig
+from fmcae.train.fused import DROPOUT_LAYERS, FusedCompute
 from fmcae.train.networks import Autoencoder, Classifier
 from fmcae.train.progress import Progress
 from fmcae.train.run import (
@@ -104,7 +106,9 @@ def _train_stage(
     torch.manual_seed(_seed(config, stage, epoch=0))
     network = _build_network(run, stage).to(device)
     optimizer = torch.optim.Adam(
-        [parameter for parameter in network.parameters() if parameter.requires_grad], lr=config.learning_rate
+        [parameter for parameter in network.parameters() if parameter.requires_grad],
+        lr=config.learning_rate,
+        fused=True,
     )
     checkpoint = run.folder / CHECKPOINT
     epochs_done = 0
@@ -112,6 +116,7 @@ def _train_stage(
     if at is not None and at[0] == stage:
         load_checkpoint(checkpoint, network, optimizer)
         epochs_done = at[1]
+    compute = compute_for(network, device, config.threads)
     # a run stopped between its metrics and its checkpoint has one record too many
     records = [
         record for record in run.metrics() if record["stage"] != stage or record.get("epoch", np.inf) <= epochs_done
@@ -121,17 +126,17 @@ def _train_stage(
     for epoch in range(epochs_done + 1, config.epochs + 1):
         torch.manual_seed(_seed(config, stage, epoch))
         started = time.perf_counter()
-        train_epoch(network, optimizer, splits["train"], config.batch_size, progress)
+        train_epoch(compute, optimizer, splits["train"], config.batch_size, progress)
         seconds = time.perf_counter() - started
         record = {"stage": stage, "epoch": epoch}
         for name in ("train", "val"):
-            record |= {f"{name}_{metric}": value for metric, value in evaluate(network, splits[name])[0].items()}
+            record |= {f"{name}_{metric}": value for metric, value in evaluate(compute, splits[name])[0].items()}
         record |= {"seconds": round(seconds, 3), "images_per_second": round(images / seconds)}
         records.append(record)
         _write_metrics(run.folder, records)
         save_checkpoint(checkpoint, stage, epoch, network, optimizer)
         progress.record(record)
-    values, outputs = evaluate(network, splits["test"])
+    values, outputs = evaluate(compute, splits["test"])
     record = {"stage": stage, "split": "test"} | {f"test_{metric}": value for metric, value in values.items()}
     if isinstance(network, Classifier):
         record["confusion"] = metrics.confusion(outputs, splits["test"].labels.cpu().numpy()).tolist()
@@ -145,18 +150,50 @@ def _train_stage(
 
 
 def train_epoch(
-    network: nn.Module, optimizer: torch.optim.Optimizer, split: DeviceSplit, batch_size: int, progress: Progress
+    compute: "Compute", optimizer: torch.optim.Optimizer, split: DeviceSplit, batch_size: int, progress: Progress
 ) -> None:
     """One pass over ``split`` in shuffled mini-batches; random numbers come from torch's global generators."""
-    network.train()
+    compute.network.train()
     order = torch.randperm(len(split.labels)).to(split.labels.device)
-    for batch in torch.split(order, batch_size):
+    batches = torch.split(order, batch_size)
+    dropout_keys = torch.randint(2**32, (len(batches), DROPOUT_LAYERS)).numpy().astype(np.uint32)
+    for batch, keys in zip(batches, dropout_keys, strict=True):
         x = scale(split.images[batch])  # (B, 1, 28, 28)
-        loss = loss_of(network, x, split.labels[batch])
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss = compute.backward(x, split.labels[batch], keys)
         optimizer.step()
-        progress.step(len(batch), loss.detach())
+        progress.step(len(batch), loss)
+
+
+class PlainCompute:
+    """Losses, gradients and outputs of a network as PyTorch computes them, on any device."""
+
+    def __init__(self, network: Autoencoder | Classifier) -> None:
+        self.network = network
+
+    def backward(self, x: Tensor, labels: Tensor, keys: NDArray[np.uint32]) -> Tensor:
+        """The training loss, a scalar, of x (B, 1, 28, 28) and labels (B,); gradients go into ``parameter.grad``.
+
+        Dropout takes torch's generator instead of ``keys``.
+        """
+        loss = loss_of(self.network, x, labels)
+        self.network.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    def outputs(self, x: Tensor) -> Tensor:
+        """The network's outputs for x (N, 1, 28, 28) in evaluation mode: x_hat (N, 1, 28, 28) or logits (N, K)."""
+        return self.network(x)  # type: ignore[no-any-return]
+
+
+Compute = PlainCompute | FusedCompute
+
+
+def compute_for(network: Autoencoder | Classifier, device: torch.device, threads: int) -> Compute:
+    """The faster way to compute where there is one: on a CPU, for the networks with pooling."""
+    if device.type == "cpu" and network.config.pooling:
+        torch.set_num_threads(1)  # the threads share a batch, not its operators
+        return FusedCompute(network, threads)
+    return PlainCompute(network)
 
 
 def loss_of(network: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
@@ -167,21 +204,22 @@ def loss_of(network: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def evaluate(network: nn.Module, split: DeviceSplit) -> tuple[dict[str, float], np.ndarray[Any, Any]]:
+def evaluate(compute: Compute, split: DeviceSplit) -> tuple[dict[str, float], np.ndarray[Any, Any]]:
     """A split's metrics in evaluation mode, and the outputs (N, ...) float32 that they were taken from.
 
     An autoencoder has ``mse``; a classifier ``cross_entropy`` (nats) and ``accuracy``.
     """
-    network.eval()
+    compute.network.eval()
+    is_autoencoder = isinstance(compute.network, Autoencoder)
     outputs, errors = [], []
     for images in torch.split(split.images, EVALUATION_BATCH):
         x = scale(images)
-        output = network(x).cpu().numpy()
-        if isinstance(network, Autoencoder):
+        output = compute.outputs(x).cpu().numpy()
+        if is_autoencoder:
             errors.append(metrics.squared_error(x.cpu().numpy(), output))
         outputs.append(output)
     output = np.concatenate(outputs)
-    if isinstance(network, Autoencoder):
+    if is_autoencoder:
         return {"mse": float(np.concatenate(errors).mean())}, output
     labels = split.labels.cpu().numpy()
     return {

@@ -61,6 +61,7 @@ class Autoencoder(nn.Module):
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
+        self.config = config
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
 
@@ -73,6 +74,7 @@ class Classifier(nn.Module):
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
+        self.config = config
         self.encoder = Encoder(config)
         self.linear = nn.Linear(config.latent_dim, config.class_count)
 

@@ -1,0 +1,300 @@
+"""Single passes over memory that replace several of PyTorch's, compiled by numba: what :mod:`fmcae.train.fused` calls.
+
+The plain version of all this is :mod:`fmcae.train.networks`, and the tests compare the two. Arrays are channels-last
+(N, H, W, C), so that an inner loop over 16 or 32 channels becomes a few vector instructions; sums are kept in one
+scratch array for the same reason. No kernel takes the GIL or starts a thread.
+
+Dropout draws no array of random numbers: an element is kept if a hash of its index and of a random key is at least
+``threshold`` = p·2³². Index and key do not depend on how a batch is shared between threads. An output above 0 was kept
+and passed its ReLU, so outputs serve as the masks of the backward pass. ``scale`` is 1/(1 - p).
+"""
+
+# The kernels take numba's view of types; nothing here is checked by mypy.
+# mypy: disable-error-code="no-untyped-def,misc,untyped-decorator"
+
+import numba
+import numpy as np
+
+_compiled = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "nsz", "nnan", "reassoc"})
+ZERO = np.float32(0)
+
+
+@numba.njit(inline="always")
+def _random_bits(index, key):
+    """32 random bits. Source: C. Wellons, "Prospecting for Hash Functions" 2018, with the constants found since."""
+    bits = np.uint32(np.uint32(index) * np.uint32(0x9E3779B1) + key)  # numba computes in 64 bits unless told each time
+    bits = np.uint32((bits ^ (bits >> np.uint32(16))) * np.uint32(0x21F0AAAD))
+    bits = np.uint32((bits ^ (bits >> np.uint32(15))) * np.uint32(0x735A2D97))
+    return np.uint32(bits ^ (bits >> np.uint32(15)))
+
+
+@_compiled
+def dropout_mask(size, key, threshold):
+    """(size,) bool: which elements a layer keeps. The kernels do the same in passing; this is for the tests."""
+    mask = np.empty(size, np.bool_)
+    for index in range(size):
+        mask[index] = _random_bits(index, key) >= threshold
+    return mask
+
+
+@_compiled
+def conv1_forward(x, weight, bias, first, key, threshold, scale, drop_first, y, where):
+    """Convolution, ReLU, pooling and dropout of the encoder's first block, for the part of it that is used.
+
+    x (N, 28, 28), weight (3, 3, 16), bias (16,) -> y (N, 12, 12, 16) and where (N, 12, 12, 16) uint8, which of its four
+    a maximum is. ``first`` is the index in the batch of the first image; ``drop_first`` puts dropout before pooling.
+    """
+    window = np.empty((4, 16), np.float32)
+    for n in range(x.shape[0]):
+        for i in range(12):
+            for j in range(12):
+                for p in range(4):
+                    r, s = 2 * i + p // 2, 2 * j + p % 2
+                    at = (((first + n) * 24 + r) * 24 + s) * 16
+                    for c in range(16):
+                        value = (
+                            x[n, r, s] * weight[0, 0, c]
+                            + x[n, r, s + 1] * weight[0, 1, c]
+                            + x[n, r, s + 2] * weight[0, 2, c]
+                            + x[n, r + 1, s] * weight[1, 0, c]
+                            + x[n, r + 1, s + 1] * weight[1, 1, c]
+                            + x[n, r + 1, s + 2] * weight[1, 2, c]
+                            + x[n, r + 2, s] * weight[2, 0, c]
+                            + x[n, r + 2, s + 1] * weight[2, 1, c]
+                            + x[n, r + 2, s + 2] * weight[2, 2, c]
+                        )
+                        window[p, c] = value + bias[c]
+                    if drop_first:
+                        for c in range(16):
+                            if _random_bits(at + c, key) < threshold:
+                                window[p, c] = ZERO
+                at = (((first + n) * 12 + i) * 12 + j) * 16
+                for c in range(16):
+                    largest, index = window[0, c], np.uint8(0)
+                    if window[1, c] > largest:
+                        largest, index = window[1, c], np.uint8(1)
+                    if window[2, c] > largest:
+                        largest, index = window[2, c], np.uint8(2)
+                    if window[3, c] > largest:
+                        largest, index = window[3, c], np.uint8(3)
+                    kept = largest > 0 and (drop_first or _random_bits(at + c, key) >= threshold)
+                    y[n, i, j, c] = largest * scale if kept else ZERO
+                    where[n, i, j, c] = index
+
+
+@_compiled
+def conv1_backward(x, grad, y, where, scale, grad_weight, grad_bias):
+    """The gradients of ``weight`` (3, 3, 16) and ``bias`` (16,) of :func:`conv1_forward`, for grad (N, 12, 12, 16)."""
+    s = np.zeros((14, 16), np.float32)  # 4 rows for the four elements of a window, 9 for the weight, 1 for the bias
+    for n in range(x.shape[0]):
+        for i in range(12):
+            for j in range(12):
+                for c in range(16):
+                    value = grad[n, i, j, c] * scale if y[n, i, j, c] > 0 else ZERO
+                    index = where[n, i, j, c]
+                    s[0, c] = value if index == 0 else ZERO
+                    s[1, c] = value if index == 1 else ZERO
+                    s[2, c] = value if index == 2 else ZERO
+                    s[3, c] = value if index == 3 else ZERO
+                r, q = 2 * i, 2 * j
+                a0, a1, a2, a3 = x[n, r, q], x[n, r, q + 1], x[n, r, q + 2], x[n, r, q + 3]
+                b0, b1, b2, b3 = x[n, r + 1, q], x[n, r + 1, q + 1], x[n, r + 1, q + 2], x[n, r + 1, q + 3]
+                c0, c1, c2, c3 = x[n, r + 2, q], x[n, r + 2, q + 1], x[n, r + 2, q + 2], x[n, r + 2, q + 3]
+                d0, d1, d2, d3 = x[n, r + 3, q], x[n, r + 3, q + 1], x[n, r + 3, q + 2], x[n, r + 3, q + 3]
+                for c in range(16):
+                    v0, v1, v2, v3 = s[0, c], s[1, c], s[2, c], s[3, c]
+                    s[4, c] += v0 * a0 + v1 * a1 + v2 * b0 + v3 * b1
+                    s[5, c] += v0 * a1 + v1 * a2 + v2 * b1 + v3 * b2
+                    s[6, c] += v0 * a2 + v1 * a3 + v2 * b2 + v3 * b3
+                    s[7, c] += v0 * b0 + v1 * b1 + v2 * c0 + v3 * c1
+                    s[8, c] += v0 * b1 + v1 * b2 + v2 * c1 + v3 * c2
+                    s[9, c] += v0 * b2 + v1 * b3 + v2 * c2 + v3 * c3
+                    s[10, c] += v0 * c0 + v1 * c1 + v2 * d0 + v3 * d1
+                    s[11, c] += v0 * c1 + v1 * c2 + v2 * d1 + v3 * d2
+                    s[12, c] += v0 * c2 + v1 * c3 + v2 * d2 + v3 * d3
+                    s[13, c] += v0 + v1 + v2 + v3
+    for k in range(9):
+        grad_weight[k // 3, k % 3] = s[4 + k]
+    grad_bias[:] = s[13]
+
+
+@_compiled
+def pool2_forward(a, bias, first, key, threshold, scale, drop_first, y, where):
+    """Bias, ReLU, pooling and dropout of the encoder's second block.
+
+    a (N, 10, 10, 32), the convolution's output -> y (N, 32, 25), flattened as PyTorch does, and where (N, 25, 32).
+    """
+    s = np.empty((25, 32), np.float32)
+    for n in range(a.shape[0]):
+        for i in range(5):
+            for j in range(5):
+                at = (((first + n) * 5 + i) * 5 + j) * 32
+                for c in range(32):
+                    v0, v1 = a[n, 2 * i, 2 * j, c] + bias[c], a[n, 2 * i, 2 * j + 1, c] + bias[c]
+                    v2, v3 = a[n, 2 * i + 1, 2 * j, c] + bias[c], a[n, 2 * i + 1, 2 * j + 1, c] + bias[c]
+                    if drop_first:
+                        corner = (((first + n) * 10 + 2 * i) * 10 + 2 * j) * 32 + c
+                        v0 = v0 if _random_bits(corner, key) >= threshold else ZERO
+                        v1 = v1 if _random_bits(corner + 32, key) >= threshold else ZERO
+                        v2 = v2 if _random_bits(corner + 320, key) >= threshold else ZERO
+                        v3 = v3 if _random_bits(corner + 352, key) >= threshold else ZERO
+                    largest, index = v0, np.uint8(0)
+                    if v1 > largest:
+                        largest, index = v1, np.uint8(1)
+                    if v2 > largest:
+                        largest, index = v2, np.uint8(2)
+                    if v3 > largest:
+                        largest, index = v3, np.uint8(3)
+                    kept = largest > 0 and (drop_first or _random_bits(at + c, key) >= threshold)
+                    s[5 * i + j, c] = largest * scale if kept else ZERO
+                    where[n, 5 * i + j, c] = index
+        for c in range(32):
+            for p in range(25):
+                y[n, c, p] = s[p, c]
+
+
+@_compiled
+def pool2_backward(grad, y, where, scale, grad_a, grad_bias):
+    """grad (N, 32, 25) of :func:`pool2_forward`'s y -> grad_a (N, 10, 10, 32) and grad_bias (32,)."""
+    s = np.zeros((26, 32), np.float32)
+    for n in range(y.shape[0]):
+        for c in range(32):
+            for p in range(25):
+                s[p, c] = grad[n, c, p] * scale if y[n, c, p] > 0 else ZERO
+        for i in range(5):
+            for j in range(5):
+                p = 5 * i + j
+                for c in range(32):
+                    value, index = s[p, c], where[n, p, c]
+                    grad_a[n, 2 * i, 2 * j, c] = value if index == 0 else ZERO
+                    grad_a[n, 2 * i, 2 * j + 1, c] = value if index == 1 else ZERO
+                    grad_a[n, 2 * i + 1, 2 * j, c] = value if index == 2 else ZERO
+                    grad_a[n, 2 * i + 1, 2 * j + 1, c] = value if index == 3 else ZERO
+                for c in range(32):
+                    s[25, c] += s[p, c]
+    grad_bias[:] = s[25]
+
+
+@_compiled
+def relu_dropout(a, first, key, threshold, scale):
+    """ReLU and dropout of a (N, M) in place."""
+    for n in range(a.shape[0]):
+        for m in range(a.shape[1]):
+            kept = a[n, m] > 0 and _random_bits((first + n) * a.shape[1] + m, key) >= threshold
+            a[n, m] = a[n, m] * scale if kept else ZERO
+
+
+@_compiled
+def relu_dropout_backward(grad, y, scale):
+    """The gradient of :func:`relu_dropout`, in place of grad (N, M); y is its output."""
+    for n in range(grad.shape[0]):
+        for m in range(grad.shape[1]):
+            grad[n, m] = grad[n, m] * scale if y[n, m] > 0 else ZERO
+
+
+@_compiled
+def unflatten(a, first, key, threshold, scale, y):
+    """ReLU and dropout of a (N, 32, 25), flattened as PyTorch does, into y (N, 25, 32)."""
+    for n in range(a.shape[0]):
+        for p in range(25):
+            at = ((first + n) * 25 + p) * 32
+            for c in range(32):
+                kept = a[n, c, p] > 0 and _random_bits(at + c, key) >= threshold
+                y[n, p, c] = a[n, c, p] * scale if kept else ZERO
+
+
+@_compiled
+def unflatten_backward(grad, y, scale, grad_a):
+    """grad (N, 25, 32) of :func:`unflatten`'s y -> grad_a (N, 32, 25)."""
+    for n in range(grad.shape[0]):
+        for c in range(32):
+            for p in range(25):
+                grad_a[n, c, p] = grad[n, p, c] * scale if y[n, p, c] > 0 else ZERO
+
+
+@_compiled
+def fold1(columns, bias, first, key, threshold, scale, y):
+    """The first transposed convolution's columns, overlapped and added, then bias, ReLU and dropout.
+
+    columns (N, 5, 5, 4, 64): what each of 5×5 elements adds to each of 4×4×16 -> y (N, 13, 13, 16).
+    """
+    row = np.empty(13 * 16, np.float32)
+    for n in range(columns.shape[0]):
+        for r in range(13):
+            for s in range(13):
+                for c in range(16):
+                    row[16 * s + c] = bias[c]
+            for k in range(r % 2, 4, 2):
+                i = (r - k) // 2
+                if 0 <= i < 5:  # no element reaches the last row and column, which output_padding adds
+                    for j in range(5):
+                        for q in range(64):
+                            row[32 * j + q] += columns[n, i, j, k, q]
+            at = ((first + n) * 13 + r) * 13 * 16
+            for q in range(13 * 16):
+                kept = row[q] > 0 and _random_bits(at + q, key) >= threshold
+                row[q] = row[q] * scale if kept else ZERO
+            for s in range(13):
+                for c in range(16):
+                    y[n, r, s, c] = row[16 * s + c]
+
+
+@_compiled
+def fold2(columns, bias, out):
+    """The second transposed convolution's columns (9, N·169), overlapped and added onto the bias -> out (N, 28, 28)."""
+    for n in range(out.shape[0]):
+        for r in range(28):
+            for s in range(28):
+                out[n, r, s] = bias
+        for k in range(9):
+            for i in range(13):
+                at = (n * 13 + i) * 13
+                for j in range(13):
+                    out[n, 2 * i + k // 3, 2 * j + k % 3] += columns[k, at + j]
+
+
+@_compiled
+def folds_backward(grad, y, weight, scale, grad_columns, grad_bias, grad_weight):
+    """Back through the second transposed convolution and :func:`fold1`.
+
+    grad (N, 28, 28) of :func:`fold2`'s output, y (N, 13, 13, 16) of fold1's, weight (9, 16) of the second convolution ->
+    grad_columns (N, 5, 5, 4, 4, 16) and grad_bias (16,) of the first, grad_weight (9, 16) of the second.
+    """
+    s = np.zeros((19, 16), np.float32)  # 9 rows with the weight, 9 for its gradient, 1 for the bias
+    s[:9] = weight
+    masked = np.empty((13, 13, 16), np.float32)
+    for n in range(grad.shape[0]):
+        for i in range(13):
+            for j in range(13):
+                r, q = 2 * i, 2 * j
+                a0, a1, a2 = grad[n, r, q], grad[n, r, q + 1], grad[n, r, q + 2]
+                b0, b1, b2 = grad[n, r + 1, q], grad[n, r + 1, q + 1], grad[n, r + 1, q + 2]
+                c0, c1, c2 = grad[n, r + 2, q], grad[n, r + 2, q + 1], grad[n, r + 2, q + 2]
+                for c in range(16):
+                    value = (
+                        (a0 * s[0, c] + a1 * s[1, c] + a2 * s[2, c])
+                        + (b0 * s[3, c] + b1 * s[4, c] + b2 * s[5, c])
+                        + (c0 * s[6, c] + c1 * s[7, c] + c2 * s[8, c])
+                    )
+                    masked[i, j, c] = value * scale if y[n, i, j, c] > 0 else ZERO
+                for c in range(16):
+                    value = y[n, i, j, c]
+                    s[9, c] += a0 * value
+                    s[10, c] += a1 * value
+                    s[11, c] += a2 * value
+                    s[12, c] += b0 * value
+                    s[13, c] += b1 * value
+                    s[14, c] += b2 * value
+                    s[15, c] += c0 * value
+                    s[16, c] += c1 * value
+                    s[17, c] += c2 * value
+                for c in range(16):
+                    s[18, c] += masked[i, j, c]
+        for i in range(5):
+            for j in range(5):
+                for k in range(4):
+                    for m in range(4):
+                        for c in range(16):
+                            grad_columns[n, i, j, k, m, c] = masked[2 * i + k, 2 * j + m, c]
+    grad_weight[:] = s[9:18]
+    grad_bias[:] = s[18]

@@ -1,0 +1,120 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from fmcae.train import kernels
+from fmcae.train.config import NetworkConfig
+from fmcae.train.fused import DROPOUT_LAYERS, FusedCompute
+from fmcae.train.loop import loss_of, scale
+from fmcae.train.networks import Autoencoder, Classifier
+
+NETWORKS = {"autoencoder": Autoencoder, "classifier": Classifier}
+
+
+@pytest.fixture(scope="module")
+def x(test_images):
+    return scale(torch.from_numpy(np.array(test_images[:13])))
+
+
+LABELS = torch.arange(13) % 10
+
+
+def keys_of(seed):
+    return np.random.default_rng(seed).integers(0, 2**32, DROPOUT_LAYERS, np.uint32)
+
+
+def masked_loss(network, x, keys):
+    """The training loss by plain PyTorch, each dropout layer's mask drawn as the kernels draw it."""
+    config = network.config
+    threshold = np.uint32(config.dropout * 2**32)
+
+    def drop(y, layer, order):  # order: the axes as the kernel counts them
+        shape = [y.shape[axis] for axis in order]
+        mask = kernels.dropout_mask(y.numel(), keys[layer], threshold).reshape(shape)
+        return y * torch.from_numpy(mask).permute([order.index(axis) for axis in range(y.ndim)]) / (1 - config.dropout)
+
+    def block(y, layer, size):
+        y = y.relu()[:, :, : 2 * size, : 2 * size]  # the rest is pooled away, here or by the next block
+        if config.dropout_position == "before-pooling":
+            return F.max_pool2d(drop(y, layer, [0, 2, 3, 1]), 2)
+        return drop(F.max_pool2d(y, 2), layer, [0, 2, 3, 1])
+
+    encoder = network.encoder
+    y = block(encoder[4](block(encoder[0](x), 0, 12)), 1, 5)
+    z = drop(encoder[9](y.flatten(1)).relu(), 2, [0, 1])
+    if isinstance(network, Classifier):
+        return F.cross_entropy(network.linear(z), LABELS)
+    decoder = network.decoder
+    y = drop(decoder[0](z).relu().unflatten(1, (32, 5, 5)), 3, [0, 2, 3, 1])
+    y = drop(decoder[4](y).relu(), 4, [0, 2, 3, 1])
+    x_hat = decoder[7](y).sigmoid()
+    return F.mse_loss(drop(x_hat, 5, [0, 1, 2, 3]) if config.output_dropout else x_hat, x)
+
+
+def check_gradients(network, expected_loss, loss, tolerance=1e-4):
+    assert float(loss) == pytest.approx(expected_loss.item(), rel=1e-5)
+    names = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
+    expected = torch.autograd.grad(expected_loss, [dict(network.named_parameters())[name] for name in names])
+    for name, wanted in zip(names, expected, strict=True):
+        found = network.get_parameter(name).grad
+        assert found.shape == wanted.shape
+        assert (found - wanted).abs().max() <= tolerance * wanted.abs().max(), name
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("threads", [1, 2, 3, 20])
+def test_without_dropout_losses_and_gradients_are_pytorchs(x, kind, threads):
+    torch.manual_seed(0)
+    network = NETWORKS[kind](NetworkConfig(dropout=0.0, latent_dim=24))
+    loss = FusedCompute(network, threads).backward(x, LABELS, keys_of(0))
+    check_gradients(network, loss_of(network, x, LABELS), loss)
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("position", ["after-pooling", "before-pooling"])
+@pytest.mark.parametrize("output_dropout", [False, True])
+def test_with_the_same_masks_losses_and_gradients_are_pytorchs(x, kind, position, output_dropout):
+    torch.manual_seed(1)
+    config = NetworkConfig(dropout=0.3, dropout_position=position, output_dropout=output_dropout)
+    network = NETWORKS[kind](config)
+    loss = FusedCompute(network, 2).backward(x, LABELS, keys_of(1))
+    check_gradients(network, masked_loss(network, x, keys_of(1)), loss)
+
+
+def test_a_frozen_encoder_gets_no_gradients(x):
+    network = Classifier(NetworkConfig(dropout=0.0))
+    network.encoder.requires_grad_(False)
+    loss = FusedCompute(network, 2).backward(x, LABELS, keys_of(0))
+    assert all(parameter.grad is None for parameter in network.encoder.parameters())
+    check_gradients(network, loss_of(network, x, LABELS), loss)
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_outputs_are_pytorchs(x, kind):
+    network = NETWORKS[kind](NetworkConfig()).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(FusedCompute(network, 2).outputs(x), network(x), rtol=1e-4, atol=1e-5)
+
+
+def test_the_number_of_threads_changes_no_mask(x):
+    network = Autoencoder(NetworkConfig(dropout=0.5))
+    losses = [float(FusedCompute(network, threads).backward(x, LABELS, keys_of(2))) for threads in (1, 2, 5)]
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-6)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.floats(0, 0.99), st.integers(0, 2**32 - 1))
+def test_masks_drop_the_share_asked_for_independently(p, key):
+    size = 60_000
+    threshold = np.uint32(p * 2**32)
+    mask = kernels.dropout_mask(size, np.uint32(key), threshold)
+    tolerance = 6 * np.sqrt(p * (1 - p) / size) + 1e-9
+    assert abs((~mask).mean() - p) <= tolerance
+    other = kernels.dropout_mask(size, np.uint32(key ^ 1), threshold)
+    for left, right in ((mask[:-1], mask[1:]), (mask[:-16], mask[16:]), (mask, other)):  # neighbours, layers
+        assert (
+            abs((~left & ~right).mean() - p * p) <= 6 * np.sqrt(p * p * (1 - p * p) / size) + 2 * p * tolerance + 1e-9
+        )
