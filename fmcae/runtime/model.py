@@ -15,7 +15,7 @@ from fmcae.errors import ArtefactError, UsageError
 from fmcae.images import ImageSource
 from fmcae.metrics import softmax
 from fmcae.preprocess import preprocess, scale
-from fmcae.runtime.session import Session
+from fmcae.runtime.session import Session, check_provider, check_threads
 
 FloatArray = NDArray[np.float32]
 INPUT_SHAPE = (1, 28, 28)
@@ -118,8 +118,8 @@ class Model:
 
     def __init__(self, artefacts: dict[Kind, Artefact], provider: str = "cpu", threads: int | None = None) -> None:
         self.artefacts = artefacts
-        self._provider = provider
-        self._threads = threads
+        self._provider = check_provider(provider)
+        self._threads = check_threads(threads)
         self._sessions: dict[Kind, Session] = {}
         self._lock = threading.Lock()
 
@@ -147,7 +147,9 @@ class Model:
         """Logits of model inputs.
 
         Args:
-            x: (N, 1, 28, 28) float32 in [0, 1], or (1, 28, 28) for one image; :func:`fmcae.preprocess` makes it.
+            x: (N, 1, 28, 28) float32 in [0, 1], or (1, 28, 28) for one image; :func:`fmcae.preprocess.preprocess`
+                makes it. The values are not checked, because that would take longer than a small batch: outside
+                [0, 1], or with NaN, the logits mean nothing.
 
         Returns:
             (N, K) float32, or (K,).
@@ -237,7 +239,7 @@ def load(path: str | os.PathLike[str] | None = None, *, provider: str = "cpu", t
         path: a folder that holds encoder.onnx, decoder.onnx, classifier.onnx or some of them, or one such file; None
             loads the ones that ship with fmcae.
         provider: "cpu" or "cuda"; "cuda" never runs on the CPU instead.
-        threads: ONNX Runtime's threads; None takes the CPUs that this process may use.
+        threads: ONNX Runtime's threads, 1 to 1,024; None takes the CPUs that this process may use.
 
     Raises:
         ArtefactError: a file is missing, foreign or damaged.
