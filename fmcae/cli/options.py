@@ -20,14 +20,20 @@ DataOption = Annotated[
     ),
 ]
 ProviderOption = Annotated[
-    str, typer.Option("--provider", metavar="cpu|cuda", help="Where ONNX Runtime runs; cuda never runs on the CPU.")
+    str,
+    typer.Option(
+        "--provider",
+        metavar="cpu|cuda",
+        help="Where ONNX Runtime runs; cuda never runs on the CPU.",
+        autocompletion=lambda: ["cpu", "cuda"],  # of the shell; check_provider says what is wrong
+    ),
 ]
 ThreadsOption = Annotated[
     int | None,
     typer.Option("--threads", metavar="N", help="CPU threads. [default: the CPUs that this process may use]"),
 ]
 ModelOption = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--model", metavar="PATH", help="An exported file, or a folder of them. [default: those that ship with fmcae]"
     ),

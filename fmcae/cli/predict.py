@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from fmcae.runtime.predict import Outcome
 
 PathsArgument = Annotated[
-    list[str], typer.Argument(metavar="PATH...", help="Image files, folders, globs, or - for an image on stdin.")
+    list[str], typer.Argument(metavar="PATH", help="Image files, folders, globs, or - for an image on stdin.")
 ]
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from fmcae.card import CARD_KEY, GOLDEN_KEY, KINDS, Card, Golden, Kind, check_seal, read_metadata
 from fmcae.errors import ArtefactError, UsageError
+from fmcae.files import read_at_most
 from fmcae.images import ImageSource
 from fmcae.metrics import softmax
 from fmcae.preprocess import preprocess, scale
@@ -19,6 +20,7 @@ from fmcae.runtime.session import Session, check_provider, check_threads
 
 FloatArray = NDArray[np.float32]
 INPUT_SHAPE = (1, 28, 28)
+MAX_ARTEFACT_BYTES = 2**31  # protobuf's own limit
 
 
 @dataclass(frozen=True)
@@ -71,15 +73,29 @@ def shipped_folder() -> Path:
     return installed if installed.is_dir() else package.parent / "exports" / "fashion-mnist"
 
 
+def artefact_files(folder: str | os.PathLike[str]) -> dict[Kind, Path]:
+    """The exported files in a folder, by the kind that their names say.
+
+    Raises:
+        ArtefactError: there is none.
+    """
+    paths = {kind: Path(folder, file_name(kind)) for kind in KINDS}
+    files = {kind: path for kind, path in paths.items() if path.is_file()}
+    if not files:
+        raise ArtefactError(f"{folder}: holds none of {', '.join(map(file_name, KINDS))}")
+    return files
+
+
 def read_artefact(path: str | os.PathLike[str]) -> Artefact:
     """Read an exported file and check its seal.
 
     Raises:
         ArtefactError: the file cannot be read, is not an artefact of fmcae, or has changed since its export.
+        UsageError: path is empty.
     """
-    path = Path(path)
+    path = _checked_path(path)
     try:
-        content = path.read_bytes()
+        content = read_at_most(path, MAX_ARTEFACT_BYTES)
     except OSError as error:
         raise ArtefactError(f"{path}: cannot be read: {error.strerror}") from error
     try:
@@ -95,14 +111,13 @@ def read_artefacts(path: str | os.PathLike[str] | None = None) -> dict[Kind, Art
 
     Raises:
         ArtefactError: there is none, one is damaged, or they come from different runs.
+        UsageError: path is empty.
     """
-    path = shipped_folder() if path is None else Path(path)
+    path = shipped_folder() if path is None else _checked_path(path)
     if not path.is_dir():
         artefact = read_artefact(path)
         return {artefact.card.kind: artefact}
-    artefacts = {kind: read_artefact(path / file_name(kind)) for kind in KINDS if (path / file_name(kind)).is_file()}
-    if not artefacts:
-        raise ArtefactError(f"{path}: holds none of {', '.join(map(file_name, KINDS))}")
+    artefacts = {kind: read_artefact(file) for kind, file in artefact_files(path).items()}
     for kind, artefact in artefacts.items():
         if artefact.card.kind != kind:
             raise ArtefactError(f"{artefact.path}: is named {kind} but is a {artefact.card.kind}")
@@ -111,6 +126,12 @@ def read_artefacts(path: str | os.PathLike[str] | None = None) -> dict[Kind, Art
         if other.card.training != first.card.training:
             raise ArtefactError(f"{path}: {other.path.name} and {first.path.name} come from different runs")
     return artefacts
+
+
+def _checked_path(path: str | os.PathLike[str]) -> Path:
+    if path == "":  # which Path takes for the current folder
+        raise UsageError("path (=) must not be empty")
+    return Path(path)
 
 
 class Model:
@@ -243,6 +264,6 @@ def load(path: str | os.PathLike[str] | None = None, *, provider: str = "cpu", t
 
     Raises:
         ArtefactError: a file is missing, foreign or damaged.
-        UsageError: provider or threads is out of range.
+        UsageError: path is empty, or provider or threads is out of range.
     """
     return Model(read_artefacts(path), provider, threads)

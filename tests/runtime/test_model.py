@@ -113,6 +113,8 @@ def test_missing_and_foreign_and_misnamed_models_are_named(shipped, tmp_path):
         fmcae.load(tmp_path / "missing.onnx")
     with pytest.raises(ArtefactError, match="holds none of encoder.onnx, decoder.onnx, classifier.onnx"):
         fmcae.load(tmp_path)
+    with pytest.raises(UsageError, match=r"path \(=\) must not be empty"):
+        fmcae.load("")
     (tmp_path / "text.onnx").write_text("hello")
     with pytest.raises(ArtefactError, match=r"text\.onnx: is not an ONNX model"):
         fmcae.load(tmp_path / "text.onnx")
