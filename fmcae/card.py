@@ -75,7 +75,7 @@ class Card:
             values = json.loads(text)
             version = values["schema_version"]
         except (ValueError, KeyError, TypeError) as error:
-            raise ArtefactError(f"its card is damaged: {error}") from error
+            raise ArtefactError("its card is damaged: it is no JSON object with a schema_version") from error
         if version != SCHEMA_VERSION:
             raise ArtefactError(f"its card's schema_version (={version}) must be {SCHEMA_VERSION}: update fmcae")
         if set(values) != {item.name for item in fields(cls)} or values["kind"] not in KINDS:
@@ -163,6 +163,8 @@ def read_metadata(model: bytes) -> dict[str, str]:
             if number == METADATA_FIELD:  # a StringStringEntryProto of key (1) and value (2)
                 pair = {part: text.decode() for part, text, _ in _protobuf_fields(content)}
                 entries[pair.get(1, "")] = pair.get(2, "")
+    except UnicodeDecodeError as error:
+        raise ArtefactError("is not an ONNX model: its metadata is not text") from error
     except ValueError as error:
         raise ArtefactError(f"is not an ONNX model: {error}") from error
     if not has_graph:

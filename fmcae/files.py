@@ -1,9 +1,35 @@
-"""Files appear whole or not at all."""
+"""Files appear whole or not at all, and are read up to a limit."""
 
+import errno
 import os
+import stat
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
+
+_CHUNK = 1 << 20  # bytes
+
+
+def read_at_most(source: str | os.PathLike[str] | BinaryIO, limit: int) -> bytes:
+    """The bytes of a file, or of an open stream, that may have ``limit`` bytes at most.
+
+    Raises:
+        OSError: it cannot be read, has more bytes (a pipe may have no end), or is a device.
+    """
+    if isinstance(source, str | os.PathLike):
+        with open(source, "rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
+                raise OSError(errno.EINVAL, "it is a device, not a file")
+            return read_at_most(file, limit)
+    chunks, size = [], 0
+    while chunk := source.read(_CHUNK):
+        size += len(chunk)
+        if size > limit:
+            raise OSError(errno.EFBIG, f"it has more than {limit / 2**20:,.0f} MiB")
+        chunks.append(chunk)
+    return b"".join(chunks)
 
 
 def write_atomic(path: Path | str, data: bytes | str) -> None:

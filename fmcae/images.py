@@ -6,7 +6,6 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -14,10 +13,16 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fmcae.errors import ImageError
+from fmcae.files import read_at_most
 
 ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]
 
+MAX_FILE_BYTES = 256 * 2**20  # more than MAX_PIXELS need in any format
 MAX_PIXELS = 64_000_000  # a larger picture is more likely a decompression bomb than a product photo
+# What Pillow decodes in this process; it hands EPS to Ghostscript. It has the second line's formats, and what else it
+# knows, only after Image.init(), and AVIF since Pillow 11.3.
+COMMON_FORMATS = ("PNG", "JPEG", "GIF", "BMP", "PPM")
+OTHER_FORMATS = ("WEBP", "TIFF", "AVIF", "JPEG2000", "ICO")
 DRAFT_SIZE = 1344  # pixels of an edge that a JPEG is not decoded below: four times what preprocessing works at
 
 
@@ -35,13 +40,15 @@ def read_image(source: ImageSource) -> Image.Image:
     """
     if isinstance(source, np.ndarray):
         return _from_array(source)
+    if isinstance(source, str) and not source:
+        raise ImageError("path (=) must not be empty")
     name = "image" if isinstance(source, Image.Image) else "image bytes" if isinstance(source, bytes) else str(source)
     try:
         if isinstance(source, Image.Image):
             _check_size(source.size, name)
             return _to_eight_bits(_upright(source))
         with _no_warnings():  # Pillow warns of large pictures
-            image = Image.open(io.BytesIO(_read_bytes(source, name)))
+            image = _open(_read_bytes(source, name))
         _check_size(image.size, name)
         image.draft(None, (DRAFT_SIZE, DRAFT_SIZE))  # a large JPEG is decoded at a smaller size
         return _to_eight_bits(_upright(image))
@@ -50,7 +57,8 @@ def read_image(source: ImageSource) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name}: has too many pixels: at most {MAX_PIXELS:,} are read") from error
     except UnidentifiedImageError as error:
-        raise ImageError(f"{name}: is not an image in a format that Pillow reads") from error
+        formats = ", ".join(COMMON_FORMATS + OTHER_FORMATS)
+        raise ImageError(f"{name}: is not an image in a format that is read ({formats})") from error
     except Exception as error:  # Pillow's decoders raise anything on damaged data
         reason = str(error).split("\n")[0] or type(error).__name__
         raise ImageError(f"{name}: cannot be read as an image: {reason}") from error
@@ -68,12 +76,21 @@ def _no_warnings() -> Iterator[None]:
 
 def _read_bytes(source: str | os.PathLike[str] | bytes, name: str) -> bytes:
     try:
-        content = source if isinstance(source, bytes) else Path(source).read_bytes()
+        content = source if isinstance(source, bytes) else read_at_most(source, MAX_FILE_BYTES)
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         raise ImageError(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if not content:
         raise ImageError(f"{name}: is empty")
     return content
+
+
+def _open(content: bytes) -> Image.Image:
+    file = io.BytesIO(content)
+    try:
+        return Image.open(file, formats=COMMON_FORMATS)
+    except UnidentifiedImageError:
+        Image.init()
+        return Image.open(file, formats=[name for name in OTHER_FORMATS if name in Image.OPEN])
 
 
 def _check_size(size: tuple[int, int], name: str) -> None:

@@ -83,6 +83,12 @@ def test_the_seal_does_not_cover_itself_and_covers_the_rest(content):
     assert seal(content, metadata[CARD_KEY], metadata[GOLDEN_KEY]) == metadata[SEAL_KEY]
 
 
+def test_metadata_that_are_no_text_are_named(content):
+    key = content.index(CARD_KEY.encode())
+    with pytest.raises(ArtefactError, match="^is not an ONNX model: its metadata is not text$"):
+        read_metadata(content[:key] + b"\xff" + content[key + 1 :])
+
+
 @given(st.binary(max_size=300))
 def test_any_other_bytes_are_told_apart(content):
     with pytest.raises(ArtefactError, match="is not an ONNX model|not one that fmcae exported"):

@@ -1,9 +1,10 @@
+import io
 import os
 import stat
 
 import pytest
 
-from fmcae.files import write_atomic
+from fmcae.files import read_at_most, write_atomic
 
 
 def test_writes_and_replaces(tmp_path):
@@ -32,3 +33,22 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_nothing(tmp_path, monkeypa
 def test_missing_folder_names_the_file_asked_for(tmp_path):
     with pytest.raises(OSError, match=r"nowhere/a\.txt"):
         write_atomic(tmp_path / "nowhere" / "a.txt", "x")
+
+
+def test_reads_up_to_the_limit(tmp_path):
+    path = tmp_path / "a.bin"
+    content = bytes(3 << 20)
+    path.write_bytes(content)
+    for source in (path, str(path), io.BytesIO(content)):
+        assert read_at_most(source, len(content)) == content
+    for source in (path, io.BytesIO(content)):
+        with pytest.raises(OSError, match="it has more than 2 MiB"):
+            read_at_most(source, 2 << 20)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="no such device")
+def test_what_has_no_end_is_not_read():
+    with pytest.raises(OSError, match="it is a device, not a file"):
+        read_at_most("/dev/zero", 1 << 20)
+    with open("/dev/zero", "rb") as stream, pytest.raises(OSError, match="it has more than 1 MiB"):
+        read_at_most(stream, 1 << 20)

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from fmcae import images
 from fmcae.errors import ImageError
-from fmcae.images import MAX_PIXELS, read_image
+from fmcae.images import MAX_PIXELS, OTHER_FORMATS, read_image
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 
@@ -102,6 +103,32 @@ def test_an_unreadable_file(encoded, item_on_white, tmp_path):
     path.chmod(0)
     with pytest.raises(ImageError, match=r"secret\.png: cannot be read: Permission denied"):
         read_image(path)
+
+
+def test_a_large_file_is_not_read(encoded, item_on_white, tmp_path, monkeypatch):
+    path = tmp_path / "large.png"
+    path.write_bytes(encoded(item_on_white) + bytes(1 << 20))
+    monkeypatch.setattr(images, "MAX_FILE_BYTES", 1 << 20)
+    with pytest.raises(ImageError, match=r"large\.png: cannot be read: it has more than 1 MiB"):
+        read_image(path)
+
+
+def test_an_empty_path_is_named():
+    with pytest.raises(ImageError, match=r"^path \(=\) must not be empty$"):
+        read_image("")
+
+
+def test_rarer_formats(encoded, item_on_white):
+    Image.init()
+    for file_format in ("PPM", *OTHER_FORMATS):
+        if file_format in Image.SAVE:
+            assert read_image(encoded(item_on_white, file_format)).mode in ("RGB", "RGBA")
+
+
+@pytest.mark.parametrize("file_format", ["EPS", "TGA", "PCX", "PDF"])
+def test_formats_that_other_programs_decode_or_that_have_no_magic_are_refused(encoded, item_on_white, file_format):
+    with pytest.raises(ImageError, match=r"image bytes: is not an image in a format that is read \(PNG, JPEG, "):
+        read_image(encoded(item_on_white, file_format))
 
 
 @settings(deadline=None)

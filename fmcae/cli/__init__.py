@@ -4,6 +4,7 @@ Results go to stdout, progress and errors to stderr. Exit codes: 0 done, 1 faile
 4 the provider asked for is not what ran, 5 a gate did not hold, 130 stopped by Ctrl-C.
 """
 
+import io
 import os
 import sys
 from typing import Annotated
@@ -21,6 +22,7 @@ from fmcae.cli.parity import parity
 from fmcae.cli.predict import predict
 from fmcae.cli.reconstruct import reconstruct
 from fmcae.cli.train import train
+from fmcae.cli.usage import ParserError, usage_line
 from fmcae.cli.verify import verify
 from fmcae.errors import FmcaeError
 
@@ -53,13 +55,22 @@ def root(
 
 def main() -> None:
     """Run the command line; an error is one line on stderr and an exit code."""
-    debug = "--debug" in sys.argv[1:]
-    if debug:  # accepted before and after the verb
-        sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what an ASCII terminal or log cannot show must not end the run
+            stream.reconfigure(errors="backslashreplace")
+    arguments = sys.argv[1:]
+    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    debug = "--debug" in options  # accepted before and after the verb
+    sys.argv[1:] = [option for option in options if option != "--debug"] + arguments[len(options) :]
     try:
-        app()
+        sys.exit(app(prog_name="fmcae", standalone_mode=False))
     except FmcaeError as error:
         _fail(str(error), error.exit_code, debug)
+    except ParserError as error:
+        if not sys.argv[1:]:  # this "error" is the help
+            typer.echo(str(error), err=True)
+            sys.exit(2)
+        _fail(usage_line(error, sys.argv[1:]), 2, debug)
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

@@ -55,7 +55,7 @@ def bench(
         Path | None, typer.Option("--plot", metavar="FILE", help="Also draw the result, as PNG, SVG or PDF.")
     ] = None,
 ) -> None:
-    """Time the exported graphs: session creation, first run, steady state, memory.
+    """Time the exported graphs, cold and warm, and their memory.
 
     PyTorch, where it is installed, is timed in turns with ONNX Runtime and shown as ratios. With --provider cuda, so is
     the CPU, and the batch size from which CUDA beats it is named.

@@ -12,9 +12,10 @@ if TYPE_CHECKING:
 
 
 def doctor(json_output: JsonOption = False) -> None:
-    """Check this installation: packages, providers, shipped artefacts, and the command that mends what is broken.
+    """Check this installation and name what mends it.
 
-    The exit code is 0 if the runtime works on the CPU, and 1 if it does not.
+    Packages, providers and the shipped artefacts are tried, and what is broken comes with the command that mends it. The
+    exit code is 0 if the runtime works on the CPU, and 1 if it does not.
     """
     from fmcae.runtime.doctor import diagnose
 

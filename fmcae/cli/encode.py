@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fmcae.cli.options import ModelOption, ProviderOption, ThreadsOption, printable, read_stdin
+from fmcae.cli.options import ModelOption, ProviderOption, ThreadsOption, check_is_no_input, printable, read_stdin
 from fmcae.cli.predict import PathsArgument
 
 
@@ -27,9 +27,8 @@ def encode(
 
     from fmcae.errors import UsageError
     from fmcae.files import write_atomic
-    from fmcae.preprocess import preprocess
     from fmcae.runtime.model import load
-    from fmcae.runtime.predict import BATCH_SIZE, find_images
+    from fmcae.runtime.predict import BATCH_SIZE, find_images, read_input
 
     if out.suffix != ".npy":
         raise UsageError(f"out (={out}) must end in .npy")
@@ -41,14 +40,15 @@ def encode(
         if error is not None:
             raise error
         names.append(name)
+    check_is_no_input(out, names)
     latents = []
     for start in range(0, len(names), BATCH_SIZE):
-        images = [stdin if name == "-" else name for name in names[start : start + BATCH_SIZE]]
-        latents.append(loaded.encode(np.stack([preprocess(image) for image in images])))
+        inputs = [read_input(name, stdin) for name in names[start : start + BATCH_SIZE]]
+        latents.append(loaded.encode(np.stack(inputs)))
     z = np.concatenate(latents)
     buffer = io.BytesIO()
     np.save(buffer, z, allow_pickle=False)
     write_atomic(out, buffer.getvalue())
     for row, name in enumerate(names):
         typer.echo(f"{row}: {printable(name)}")
-    typer.echo(f"{out}: {z.dtype} {z.shape}")
+    typer.echo(f"{printable(str(out))}: {z.dtype} {z.shape}")

@@ -1,30 +1,38 @@
 """``fmcae info``: print the card that a file carries."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fmcae.cli.options import JsonOption, print_json
+from fmcae.cli.options import JsonOption, print_json, printable
 
 
 def info(
     file: Annotated[
-        Path | None, typer.Argument(metavar="[FILE]", help="An exported file. [default: the shipped classifier]")
+        str | None,
+        typer.Argument(
+            metavar="FILE", help="An exported file, or a folder with one. [default: the shipped classifier]"
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Print what an exported file says of itself."""
+    """Print what an exported file says of itself.
+
+    A folder stands for its classifier.
+    """
     import json
 
     from fmcae.runtime.model import file_name, read_artefact, shipped_folder
 
-    artefact = read_artefact(file or shipped_folder() / file_name("classifier"))
+    path = shipped_folder() if file is None else file
+    artefact = read_artefact(Path(path) / file_name("classifier") if os.path.isdir(path) else path)
     card = json.loads(artefact.card.to_json())
     if as_json:
         print_json({"file": str(artefact.path), "size_bytes": len(artefact.content), "card": card})
         return
-    typer.echo(f"{artefact.path}  {len(artefact.content):,} bytes, seal holds")
+    typer.echo(f"{printable(str(artefact.path))}  {len(artefact.content):,} bytes, seal holds")
     confusion = card["metrics"].pop("confusion", None)
     comparisons = card["parity"].pop("comparisons", [])
     _echo(card, indent=0)

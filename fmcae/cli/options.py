@@ -2,11 +2,15 @@
 
 import json
 import os
+import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from fmcae.errors import ImageError, UsageError
 
 JSON_SCHEMA_VERSION = 1
 
@@ -20,14 +24,20 @@ DataOption = Annotated[
     ),
 ]
 ProviderOption = Annotated[
-    str, typer.Option("--provider", metavar="cpu|cuda", help="Where ONNX Runtime runs; cuda never runs on the CPU.")
+    str,
+    typer.Option(
+        "--provider",
+        metavar="cpu|cuda",
+        help="Where ONNX Runtime runs; cuda never runs on the CPU.",
+        autocompletion=lambda: ["cpu", "cuda"],  # of the shell; check_provider says what is wrong
+    ),
 ]
 ThreadsOption = Annotated[
     int | None,
     typer.Option("--threads", metavar="N", help="CPU threads. [default: the CPUs that this process may use]"),
 ]
 ModelOption = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--model", metavar="PATH", help="An exported file, or a folder of them. [default: those that ship with fmcae]"
     ),
@@ -38,7 +48,21 @@ RUNS_FOLDER = Path("runs")
 
 def print_json(values: dict[str, Any]) -> None:
     """Print ``values`` as JSON, with the schema version first."""
-    typer.echo(json.dumps({"schema_version": JSON_SCHEMA_VERSION, **values}, indent=2, ensure_ascii=False))
+    typer.echo(json_text({"schema_version": JSON_SCHEMA_VERSION, **values}, indent=2))
+
+
+def json_text(values: Any, indent: int | None = None) -> str:
+    """``values`` as JSON in ASCII, which is valid in any encoding that stdout may have."""
+    return json.dumps(_without_surrogates(values), indent=indent)
+
+
+def _without_surrogates(values: Any) -> Any:
+    """A file name in an unknown encoding has lone surrogates, which JSON must not have."""
+    if isinstance(values, str):
+        return values.encode("utf-8", "backslashreplace").decode()
+    if isinstance(values, dict):
+        return {key: _without_surrogates(value) for key, value in values.items()}
+    return [_without_surrogates(value) for value in values] if isinstance(values, list | tuple) else values
 
 
 def note(text: str) -> None:
@@ -48,16 +72,43 @@ def note(text: str) -> None:
 
 def error_line(text: str) -> None:
     """Print one error as one line on stderr, red on a terminal unless NO_COLOR is set."""
-    line = printable(" ".join(text.split()))
+    line = printable(text.strip())
     colour = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
     print(f"\033[31merror:\033[0m {line}" if colour else f"error: {line}", file=sys.stderr)
 
 
 def printable(text: str) -> str:
-    """``text`` without the lone surrogates that a file name in an unknown encoding has."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    """``text`` on one line: its control characters and lone surrogates, which a file's name may have, as escapes."""
+    return re.sub("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", lambda match: repr(match[0])[1:-1], text)
 
 
-def read_stdin(paths: list[str]) -> bytes:
-    """What is on stdin if one of ``paths`` is "-", else nothing."""
-    return sys.stdin.buffer.read() if "-" in paths else b""
+def read_stdin(paths: Iterable[str]) -> bytes:
+    """What is on stdin if one of ``paths`` is "-", else nothing.
+
+    Raises:
+        ImageError: stdin is closed, cannot be read, or has more bytes than an image may have.
+    """
+    if "-" not in paths:
+        return b""
+    from fmcae.files import read_at_most
+    from fmcae.images import MAX_FILE_BYTES
+
+    if sys.stdin is None:
+        raise ImageError("stdin: is closed")
+    try:
+        return read_at_most(sys.stdin.buffer, MAX_FILE_BYTES)
+    except OSError as error:
+        raise ImageError(f"stdin: cannot be read: {error.strerror or error}") from error
+
+
+def check_is_no_input(out: Path, inputs: Iterable[str]) -> None:
+    """Check that the file to write is none of those to read.
+
+    Raises:
+        UsageError: it is one of them, by whatever name.
+    """
+    if not out.exists():
+        return
+    for name in inputs:
+        if os.path.exists(name) and os.path.samefile(name, out):
+            raise UsageError(f"out (={out}) must not be an input image")

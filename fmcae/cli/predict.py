@@ -12,6 +12,7 @@ from fmcae.cli.options import (
     ProviderOption,
     ThreadsOption,
     error_line,
+    json_text,
     printable,
     read_stdin,
 )
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from fmcae.runtime.predict import Outcome
 
 PathsArgument = Annotated[
-    list[str], typer.Argument(metavar="PATH...", help="Image files, folders, globs, or - for an image on stdin.")
+    list[str], typer.Argument(metavar="PATH", help="Image files, folders, globs, or - for an image on stdin.")
 ]
 
 
@@ -82,25 +83,23 @@ def _write_csv(outcomes: Any, class_names: tuple[str, ...], top_k: int, facts: d
         if outcome.prediction is None:
             done = False
             error_line(str(outcome.error))
-            writer.writerow([printable(outcome.path), *[""] * (len(ranks) + len(facts)), str(outcome.error)])
+            writer.writerow([outcome.path, *[""] * (len(ranks) + len(facts)), str(outcome.error)])
             continue
         ranked = _ranked(outcome.prediction, class_names, top_k)
         cells = [item[name] for item in ranked for name in _RANK_COLUMNS]
-        writer.writerow([printable(outcome.path), *cells, *facts.values(), ""])
+        writer.writerow([outcome.path, *cells, *facts.values(), ""])
     return done
 
 
 def _write_json(outcomes: Any, class_names: tuple[str, ...], top_k: int, facts: dict[str, str]) -> bool:
     """One object per image, written as it comes, so that memory stays flat over any number of images."""
-    import json
-
     done, separator = True, "\n"
     typer.echo(f'{{"schema_version": {JSON_SCHEMA_VERSION}, "predictions": [', nl=False)
     for outcome in outcomes:
         if outcome.prediction is None:
             done = False
             error_line(str(outcome.error))
-        text = json.dumps(_as_json(outcome, class_names, top_k, facts), ensure_ascii=False)
+        text = json_text(_as_json(outcome, class_names, top_k, facts))
         typer.echo(f"{separator}  {text}", nl=False)
         separator = ",\n"
     typer.echo("\n]}")
@@ -110,9 +109,9 @@ def _write_json(outcomes: Any, class_names: tuple[str, ...], top_k: int, facts: 
 def _as_json(outcome: "Outcome", class_names: tuple[str, ...], top_k: int, facts: dict[str, str]) -> dict[str, Any]:
     prediction = outcome.prediction
     if prediction is None:
-        return {"path": printable(outcome.path), "error": str(outcome.error)}
+        return {"path": outcome.path, "error": str(outcome.error)}
     values: dict[str, Any] = {
-        "path": printable(outcome.path),
+        "path": outcome.path,
         "label": prediction.label,
         "index": prediction.index,
         "probability": prediction.probability,

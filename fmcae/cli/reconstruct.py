@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fmcae.cli.options import ModelOption, ProviderOption, ThreadsOption, read_stdin
+from fmcae.cli.options import ModelOption, ProviderOption, ThreadsOption, check_is_no_input, printable, read_stdin
 from fmcae.errors import UsageError
 
 ZOOM = 10  # screen pixels a pixel
@@ -30,15 +30,16 @@ def reconstruct(
 
     from fmcae.files import write_atomic
     from fmcae.metrics import mse
-    from fmcae.preprocess import preprocess
     from fmcae.runtime.model import load
+    from fmcae.runtime.predict import read_input
 
     Image.init()
     picture_format = Image.EXTENSION.get(out.suffix.lower())
     if picture_format not in Image.SAVE:
         raise UsageError(f"out (={out}) must end in a picture format's suffix, such as .png")
+    check_is_no_input(out, [image])
     loaded = load(model, provider=provider, threads=threads)
-    x = preprocess(read_stdin([image]) if image == "-" else image)
+    x = read_input(image, read_stdin([image]))
     x_hat = loaded.reconstruct(x)
     gap = np.ones((28, GAP), np.float32)
     pair = np.concatenate([x[0], gap, x_hat[0]], axis=1)  # (28, 57)
@@ -46,4 +47,4 @@ def reconstruct(
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, picture_format)
     write_atomic(out, buffer.getvalue())
-    typer.echo(f"{out}: input and reconstruction, mean squared error {mse(x[None], x_hat[None]):.4f}")
+    typer.echo(f"{printable(str(out))}: input and reconstruction, mean squared error {mse(x[None], x_hat[None]):.4f}")

@@ -1,18 +1,21 @@
 """``fmcae verify``: replay the golden vectors that each file carries."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fmcae.cli.options import JsonOption, ProviderOption, ThreadsOption, print_json
+from fmcae.cli.options import JsonOption, ProviderOption, ThreadsOption, print_json, printable
 from fmcae.errors import ArtefactError, GateError
 
 
 def verify(
     files: Annotated[
-        list[Path] | None,
-        typer.Argument(metavar="[FILE]...", help="Exported files. [default: those that ship with fmcae]"),
+        list[str] | None,
+        typer.Argument(
+            metavar="PATH", help="Exported files, or folders of them. [default: those that ship with fmcae]"
+        ),
     ] = None,
     provider: ProviderOption = "cpu",
     threads: ThreadsOption = None,
@@ -23,40 +26,26 @@ def verify(
     Seal, card and graph are checked, and the golden vectors are run, with no torch and no data set; exit code 5 if
     anything fails.
     """
-    from fmcae.runtime.model import read_artefact, read_artefacts
-    from fmcae.runtime.verify import verify as verify_artefact
+    from fmcae.runtime.model import artefact_files, shipped_folder
 
-    if not files:
-        files = [artefact.path for artefact in read_artefacts().values()]
     results: list[dict[str, object]] = []
-    for file in files:
+    for name in files or [str(shipped_folder())]:
         try:
-            outcome = verify_artefact(read_artefact(file), provider, threads)
+            paths = [str(path) for path in artefact_files(name).values()] if os.path.isdir(name) else [name]
         except ArtefactError as error:
-            results.append({"file": str(file), "passed": False, "failure": str(error).removeprefix(f"{file}: ")})
+            results.append(_failed(name, error))
         else:
-            results.append(
-                {
-                    "file": str(file),
-                    "passed": outcome.passed,
-                    "failure": outcome.failure,
-                    "kind": outcome.kind,
-                    "provider": outcome.provider,
-                    "vectors": outcome.vectors,
-                    "max_abs": outcome.difference.max_abs,
-                    "max_rel": outcome.difference.max_rel,
-                }
-            )
+            results += [_replayed(path, provider, threads) for path in paths]
     if as_json:
         print_json({"results": results})
     else:
         for result in results:
-            verdict = "pass" if result["passed"] else "FAIL"
+            verdict = f"{'pass' if result['passed'] else 'FAIL'}  {printable(str(result['file']))}"
             if "kind" not in result:
-                typer.echo(f"{verdict}  {result['file']}: {result['failure']}")
+                typer.echo(f"{verdict}: {printable(str(result['failure']))}")
                 continue
             typer.echo(
-                f"{verdict}  {result['file']}: {result['kind']} on {result['provider']}, {result['vectors']} golden "
+                f"{verdict}: {result['kind']} on {result['provider']}, {result['vectors']} golden "
                 f"vectors, largest difference {result['max_abs']:.2e} absolute, {result['max_rel']:.2e} relative"
                 + (f": {result['failure']}" if result["failure"] else "")
             )
@@ -65,3 +54,27 @@ def verify(
         raise GateError(
             f"{len(failed)} of {len(results)} files failed; the first: {failed[0]['file']}: {failed[0]['failure']}"
         )
+
+
+def _replayed(file: str, provider: str, threads: int | None) -> dict[str, object]:
+    from fmcae.runtime.model import read_artefact
+    from fmcae.runtime.verify import verify as verify_artefact
+
+    try:
+        outcome = verify_artefact(read_artefact(file), provider, threads)
+    except ArtefactError as error:
+        return _failed(file, error)
+    return {
+        "file": file,
+        "passed": outcome.passed,
+        "failure": outcome.failure,
+        "kind": outcome.kind,
+        "provider": outcome.provider,
+        "vectors": outcome.vectors,
+        "max_abs": outcome.difference.max_abs,
+        "max_rel": outcome.difference.max_rel,
+    }
+
+
+def _failed(file: str, error: ArtefactError) -> dict[str, object]:
+    return {"file": file, "passed": False, "failure": str(error).removeprefix(f"{Path(file)}: ")}

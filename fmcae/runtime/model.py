@@ -12,13 +12,15 @@ from numpy.typing import NDArray
 
 from fmcae.card import CARD_KEY, GOLDEN_KEY, KINDS, Card, Golden, Kind, check_seal, read_metadata
 from fmcae.errors import ArtefactError, UsageError
+from fmcae.files import read_at_most
 from fmcae.images import ImageSource
 from fmcae.metrics import softmax
 from fmcae.preprocess import preprocess, scale
-from fmcae.runtime.session import Session
+from fmcae.runtime.session import Session, check_provider, check_threads
 
 FloatArray = NDArray[np.float32]
 INPUT_SHAPE = (1, 28, 28)
+MAX_ARTEFACT_BYTES = 2**31  # protobuf's own limit
 
 
 @dataclass(frozen=True)
@@ -71,15 +73,29 @@ def shipped_folder() -> Path:
     return installed if installed.is_dir() else package.parent / "exports" / "fashion-mnist"
 
 
+def artefact_files(folder: str | os.PathLike[str]) -> dict[Kind, Path]:
+    """The exported files in a folder, by the kind that their names say.
+
+    Raises:
+        ArtefactError: there is none.
+    """
+    paths = {kind: Path(folder, file_name(kind)) for kind in KINDS}
+    files = {kind: path for kind, path in paths.items() if path.is_file()}
+    if not files:
+        raise ArtefactError(f"{folder}: holds none of {', '.join(map(file_name, KINDS))}")
+    return files
+
+
 def read_artefact(path: str | os.PathLike[str]) -> Artefact:
     """Read an exported file and check its seal.
 
     Raises:
         ArtefactError: the file cannot be read, is not an artefact of fmcae, or has changed since its export.
+        UsageError: path is empty.
     """
-    path = Path(path)
+    path = _checked_path(path)
     try:
-        content = path.read_bytes()
+        content = read_at_most(path, MAX_ARTEFACT_BYTES)
     except OSError as error:
         raise ArtefactError(f"{path}: cannot be read: {error.strerror}") from error
     try:
@@ -95,14 +111,13 @@ def read_artefacts(path: str | os.PathLike[str] | None = None) -> dict[Kind, Art
 
     Raises:
         ArtefactError: there is none, one is damaged, or they come from different runs.
+        UsageError: path is empty.
     """
-    path = shipped_folder() if path is None else Path(path)
+    path = shipped_folder() if path is None else _checked_path(path)
     if not path.is_dir():
         artefact = read_artefact(path)
         return {artefact.card.kind: artefact}
-    artefacts = {kind: read_artefact(path / file_name(kind)) for kind in KINDS if (path / file_name(kind)).is_file()}
-    if not artefacts:
-        raise ArtefactError(f"{path}: holds none of {', '.join(map(file_name, KINDS))}")
+    artefacts = {kind: read_artefact(file) for kind, file in artefact_files(path).items()}
     for kind, artefact in artefacts.items():
         if artefact.card.kind != kind:
             raise ArtefactError(f"{artefact.path}: is named {kind} but is a {artefact.card.kind}")
@@ -113,13 +128,19 @@ def read_artefacts(path: str | os.PathLike[str] | None = None) -> dict[Kind, Art
     return artefacts
 
 
+def _checked_path(path: str | os.PathLike[str]) -> Path:
+    if path == "":  # which Path takes for the current folder
+        raise UsageError("path (=) must not be empty")
+    return Path(path)
+
+
 class Model:
     """Runs artefacts of one export. Safe to share between threads; sessions are created at first use."""
 
     def __init__(self, artefacts: dict[Kind, Artefact], provider: str = "cpu", threads: int | None = None) -> None:
         self.artefacts = artefacts
-        self._provider = provider
-        self._threads = threads
+        self._provider = check_provider(provider)
+        self._threads = check_threads(threads)
         self._sessions: dict[Kind, Session] = {}
         self._lock = threading.Lock()
 
@@ -147,7 +168,9 @@ class Model:
         """Logits of model inputs.
 
         Args:
-            x: (N, 1, 28, 28) float32 in [0, 1], or (1, 28, 28) for one image; :func:`fmcae.preprocess` makes it.
+            x: (N, 1, 28, 28) float32 in [0, 1], or (1, 28, 28) for one image; :func:`fmcae.preprocess.preprocess`
+                makes it. The values are not checked, because that would take longer than a small batch: outside
+                [0, 1], or with NaN, the logits mean nothing.
 
         Returns:
             (N, K) float32, or (K,).
@@ -237,10 +260,10 @@ def load(path: str | os.PathLike[str] | None = None, *, provider: str = "cpu", t
         path: a folder that holds encoder.onnx, decoder.onnx, classifier.onnx or some of them, or one such file; None
             loads the ones that ship with fmcae.
         provider: "cpu" or "cuda"; "cuda" never runs on the CPU instead.
-        threads: ONNX Runtime's threads; None takes the CPUs that this process may use.
+        threads: ONNX Runtime's threads, 1 to 1,024; None takes the CPUs that this process may use.
 
     Raises:
         ArtefactError: a file is missing, foreign or damaged.
-        UsageError: provider or threads is out of range.
+        UsageError: path is empty, or provider or threads is out of range.
     """
     return Model(read_artefacts(path), provider, threads)

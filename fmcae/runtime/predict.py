@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -33,23 +34,51 @@ def find_images(names: Iterable[str]) -> Iterator[tuple[str, ImageError | None]]
     """The image files that ``names`` stand for, sorted within each name.
 
     A name is a file, a folder (every image below it), a glob, or "-" for stdin. One that stands for nothing comes with
-    the error that says so; a file's error is None, whether or not it can be read.
+    the error that says so, as does a folder that cannot be read; a file's error is None, whether or not it can be read.
     """
     for name in names:
+        found: list[tuple[str, ImageError | None]]
         if os.path.isdir(name):
-            found = sorted(
-                str(path) for path in Path(name).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
-            )
-            problem = "is a folder without images"
+            found = _images_below(name) or [(name, ImageError(f"{name}: is a folder without images"))]
         elif name != STDIN and not os.path.lexists(name) and glob.has_magic(name):
-            found = sorted(glob.glob(name, recursive=True))
-            problem = "matches no file"
+            matches = sorted(glob.glob(name, recursive=True))
+            found = [(path, None) for path in matches] or [(name, ImageError(f"{name}: matches no file"))]
         else:
-            found = [name]
-            problem = ""
-        yield from ((path, None) for path in found)
-        if not found:
-            yield name, ImageError(f"{name}: {problem}")
+            found = [(name, None)]
+        yield from found
+
+
+def _images_below(folder: str) -> list[tuple[str, ImageError | None]]:
+    found: list[tuple[str, ImageError | None]] = []
+
+    def cannot_be_read(error: OSError) -> None:
+        found.append((error.filename, ImageError(f"{error.filename}: cannot be read: {error.strerror}")))
+
+    for parent, _, names in os.walk(folder, onerror=cannot_be_read):
+        for path in (Path(parent, name) for name in names):
+            # A pipe is left out; a file that cannot be looked at gets its error when it is read.
+            if path.suffix.lower() in IMAGE_SUFFIXES and (os.path.isfile(path) or not os.path.exists(path)):
+                found.append((str(path), None))
+    return sorted(found, key=itemgetter(0))
+
+
+def read_input(path: str, stdin: bytes = b"") -> FloatArray:
+    """The model's input (1, 28, 28) for the image at ``path``, or for the encoded image ``stdin`` if that is "-".
+
+    Raises:
+        ImageError: naming the path, whatever went wrong.
+    """
+    try:
+        return preprocess(stdin if path == STDIN else path)
+    except MemoryError:
+        raise
+    except ImageError as error:
+        if path != STDIN:
+            raise
+        raise ImageError(f"stdin{str(error).removeprefix('image bytes')}") from error
+    except Exception as error:  # one odd picture among thousands must not stop the others
+        name = "stdin" if path == STDIN else path
+        raise ImageError(f"{name}: cannot be preprocessed: {type(error).__name__}: {error}") from error
 
 
 def predict_images(model: Model, names: Iterable[str], stdin: bytes = b"") -> Iterator[Outcome]:
@@ -66,7 +95,7 @@ def predict_images(model: Model, names: Iterable[str], stdin: bytes = b"") -> It
         for path, error in batch:
             try:
                 if error is None:
-                    inputs.append(preprocess(stdin if path == STDIN else path))
+                    inputs.append(read_input(path, stdin))
             except ImageError as unreadable:
                 error = unreadable
             errors.append(error)

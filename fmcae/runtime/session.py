@@ -35,6 +35,7 @@ REINSTALL_CPU = "pip install --force-reinstall onnxruntime"
 _CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
 _LOG_FATAL = 4  # ONNX Runtime's severities: 0 verbose, 1 info, 2 warning, 3 error, 4 fatal
 _LOG_WARNING = 2
+MAX_THREADS = 1_024  # far above what a graph of this size can use; ONNX Runtime itself starts any number
 _CUDA_ERROR_NO_DEVICE = 100
 
 
@@ -65,7 +66,7 @@ class Session:
             profile_prefix: where ONNX Runtime's profile goes, written by ``raw.end_profiling()``; None for none.
 
         Raises:
-            UsageError: an unknown provider, or threads below 1.
+            UsageError: an unknown provider, or threads out of range.
             ProviderError: CUDA cannot run here; the message says what is missing and how to get it.
             ArtefactError: the model cannot be read, or has not exactly one input and one output.
         """
@@ -132,12 +133,12 @@ def check_threads(threads: int | None) -> int:
     """``threads`` itself, or :func:`available_cpus` for None.
 
     Raises:
-        UsageError: below 1.
+        UsageError: it is no integer from 1 to 1,024.
     """
     if threads is None:
         return available_cpus()
-    if threads < 1:
-        raise UsageError(f"threads (={threads}) must be at least 1")
+    if not isinstance(threads, int) or isinstance(threads, bool) or not 1 <= threads <= MAX_THREADS:
+        raise UsageError(f"threads (={threads}) must be an integer from 1 to {MAX_THREADS:,}")
     return threads
 
 

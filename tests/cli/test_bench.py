@@ -102,7 +102,7 @@ def test_cuda_that_does_not_run_exits_4_before_any_measurement(cli, no_measureme
         (("--batch", ""), "batch (=) must be whole numbers"),
         (("--seconds", "0"), "seconds (=0) must be above 0"),
         (("--seconds", "nan"), "seconds (=nan) must be above 0"),
-        (("--threads", "0"), "threads (=0) must be at least 1"),
+        (("--threads", "0"), "threads (=0) must be an integer from 1 to 1,024"),
         (("--provider", "tpu"), "provider (=tpu) must be one of cpu, cuda"),
     ],
 )

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -24,10 +25,40 @@ def test_every_option_has_help_text():
     assert {command.callback.__name__ for command in app.registered_commands} == set(VERBS)
 
 
-def test_unknown_verbs_and_options_are_usage_errors(cli):
-    assert cli("fly").exit_code == 2
-    assert cli("predict").exit_code == 2
-    assert cli("predict", "--wings", "x.png").exit_code == 2
+def test_every_summary_is_whole(cli):
+    assert "..." not in cli("--help").stdout.partition("Commands:")[2]
+
+
+def test_no_arguments_print_the_help(cli):
+    result = cli()
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.rstrip("\n") == cli("--help").stdout.rstrip("\n")
+
+
+def test_debug_behind_two_dashes_is_a_file(cli):
+    result = cli("predict", "--", "--debug")
+    assert (result.exit_code, result.stderr) == (1, "error: --debug: cannot be read: No such file or directory\n")
+
+
+def test_ctrl_c_exits_130(cli, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fmcae.runtime.model.load", stop)
+    result = cli("predict", "x.png")
+    assert (result.exit_code, result.stdout) == (130, "")
+
+
+def test_the_shell_completes_verbs_and_providers():
+    def completions(words):
+        environment = {
+            **os.environ, "_FMCAE_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" ")),
+        }  # fmt: skip
+        result = subprocess.run([sys.executable, "-m", "fmcae"], capture_output=True, text=True, env=environment)
+        return result.stdout.split()
+
+    assert completions("fmcae re") == ["reconstruct"]
+    assert completions("fmcae predict --provider ") == ["cpu", "cuda"]
 
 
 def test_debug_shows_the_traceback_on_either_side_of_the_verb():

@@ -2,6 +2,8 @@ import csv
 import io
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 from PIL import Image
@@ -71,7 +73,46 @@ def test_stdin(cli, image):
     by_path = cli("predict", image).stdout.removeprefix(str(image))
     assert cli("predict", "-", stdin=image.read_bytes()).stdout == "-" + by_path
     empty = cli("predict", "-")
-    assert (empty.exit_code, empty.stdout) == (1, "")
+    assert (empty.exit_code, empty.stdout, empty.stderr) == (1, "", "error: stdin: is empty\n")
+
+
+def test_stdin_that_is_closed_or_has_no_end(cli, monkeypatch):
+    closed = subprocess.run(["sh", "-c", '"$0" -m fmcae predict - <&-', sys.executable], capture_output=True, text=True)
+    assert (closed.returncode, closed.stdout, closed.stderr) == (1, "", "error: stdin: is closed\n")
+    monkeypatch.setattr("fmcae.images.MAX_FILE_BYTES", 1 << 20)
+    endless = cli("predict", "-", stdin=bytes(2 << 20))
+    assert endless.exit_code == 1
+    assert endless.stderr == "error: stdin: cannot be read: it has more than 1 MiB\n"
+
+
+ODD_NAMES = ("two\nlines.png", "\N{DRESS}.png", "\udcff.png")  # the last is no valid UTF-8
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "ascii"])
+def test_any_name_can_be_printed_in_any_encoding(image, tmp_path, encoding):
+    for name in ODD_NAMES:
+        (tmp_path / name).write_bytes(image.read_bytes())
+
+    def printed(*options):
+        command = [sys.executable, "-m", "fmcae", "predict", *options, "missing.png", *ODD_NAMES]
+        environment = {**os.environ, "PYTHONIOENCODING": encoding}
+        result = subprocess.run(command, capture_output=True, cwd=tmp_path, env=environment)
+        assert result.returncode == 1
+        assert result.stderr == b"error: missing.png: cannot be read: No such file or directory\n"
+        return result.stdout.decode("utf-8" if encoding == "ascii" else encoding)  # typer takes ASCII for a mistake
+
+    lines = printed().splitlines()
+    assert len(lines) == 3 and lines[0].startswith("two\\nlines.png: ") and lines[2].startswith("\\udcff.png: ")
+    paths = [item["path"] for item in json.loads(printed("--json"))["predictions"]]
+    assert paths == ["missing.png", "two\nlines.png", "\N{DRESS}.png", "\\udcff.png"]
+    rows = list(csv.DictReader(io.StringIO(printed("--csv"), newline="")))
+    assert [row["path"] for row in rows[:2]] == ["missing.png", "two\nlines.png"] and len(rows) == 4
+
+
+def test_an_empty_path_is_named(cli, image):
+    result = cli("predict", "", image)
+    assert (result.exit_code, result.stderr) == (1, "error: path (=) must not be empty\n")
+    assert result.stdout.startswith(str(image))
 
 
 @pytest.mark.parametrize(
@@ -80,8 +121,10 @@ def test_stdin(cli, image):
         (["--top-k", "0"], 2, "top_k (=0) must be an integer from 1 to 10"),
         (["--top-k", "11"], 2, "top_k (=11)"),
         (["--json", "--csv"], 2, "json (=True) must not come with csv"),
-        (["--threads", "0"], 2, "threads (=0) must be at least 1"),
+        (["--threads", "0"], 2, "threads (=0) must be an integer from 1 to 1,024"),
+        (["--threads", "99999999999999"], 2, "threads (=99999999999999) must be an integer from 1 to 1,024"),
         (["--provider", "tpu"], 2, "provider (=tpu)"),
+        (["--model", ""], 2, "path (=) must not be empty"),
         (["--model", "missing.onnx"], 1, "missing.onnx: cannot be read: No such file"),
     ],
 )
@@ -114,6 +157,24 @@ def test_reconstruct_draws_both(cli, image, tmp_path):
     assert (result.exit_code, "must end in a picture format's suffix" in result.stderr) == (2, True)
     result = cli("reconstruct", image, "-o", tmp_path / "nowhere" / "pair.png")
     assert result.exit_code == 1 and "pair.png: No such file" in result.stderr
+
+
+def test_the_input_is_not_overwritten(cli, image, tmp_path):
+    content = image.read_bytes()
+    (tmp_path / "link.png").symlink_to(image)
+    for out in (image, tmp_path / "link.png"):
+        result = cli("reconstruct", image, "-o", out)
+        assert (result.exit_code, result.stderr) == (2, f"error: out (={out}) must not be an input image\n")
+    array = tmp_path / "image.npy"
+    array.write_bytes(content)
+    assert cli("encode", image, array, "-o", array).exit_code == 2
+    assert image.read_bytes() == array.read_bytes() == content
+
+
+def test_reconstruct_reads_stdin(cli, image, tmp_path):
+    result = cli("reconstruct", "-", "-o", tmp_path / "pair.png", stdin=image.read_bytes())
+    assert result.exit_code == 0 and (tmp_path / "pair.png").exists()
+    assert cli("reconstruct", "-", "-o", tmp_path / "pair.png").stderr == "error: stdin: is empty\n"
 
 
 def test_encode_writes_latents(cli, image, tmp_path, model):

@@ -12,6 +12,26 @@ def test_what_ships_passes(cli, shipped):
     assert cli("verify", shipped / "encoder.onnx").stdout.count("pass") == 1
 
 
+def test_a_folder_stands_for_the_files_in_it(cli, shipped, tmp_path):
+    result = cli("verify", shipped, shipped / "encoder.onnx")
+    assert (result.exit_code, result.stdout.count("pass")) == (0, 4)
+    result = cli("verify", "--json", tmp_path, shipped)
+    assert result.exit_code == 5 and "1 of 4 files failed" in result.stderr
+    assert "holds none of encoder.onnx" in json.loads(result.stdout)["results"][0]["failure"]
+    result = cli("info", shipped)
+    assert result.exit_code == 0 and "kind: classifier" in result.stdout
+    assert (
+        cli("info", tmp_path).stderr
+        == f"error: {tmp_path}/classifier.onnx: cannot be read: No such file or directory\n"
+    )
+
+
+@pytest.mark.parametrize("verb", ["verify", "info"])
+def test_an_empty_path_is_named(cli, verb):
+    result = cli(verb, "")
+    assert (result.exit_code, result.stdout, result.stderr) == (2, "", "error: path (=) must not be empty\n")
+
+
 def test_a_flipped_weight_byte_a_foreign_file_and_a_missing_one_fail(cli, shipped, tmp_path):
     content = bytearray((shipped / "classifier.onnx").read_bytes())
     content[len(content) // 3] ^= 0x10

@@ -113,12 +113,27 @@ def test_missing_and_foreign_and_misnamed_models_are_named(shipped, tmp_path):
         fmcae.load(tmp_path / "missing.onnx")
     with pytest.raises(ArtefactError, match="holds none of encoder.onnx, decoder.onnx, classifier.onnx"):
         fmcae.load(tmp_path)
+    with pytest.raises(UsageError, match=r"path \(=\) must not be empty"):
+        fmcae.load("")
     (tmp_path / "text.onnx").write_text("hello")
     with pytest.raises(ArtefactError, match=r"text\.onnx: is not an ONNX model"):
         fmcae.load(tmp_path / "text.onnx")
     shutil.copy(shipped / "encoder.onnx", tmp_path / "decoder.onnx")
     with pytest.raises(ArtefactError, match="is named decoder but is a encoder"):
         fmcae.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"provider": "tpu"}, r"provider \(=tpu\) must be one of cpu, cuda"),
+        ({"threads": 0}, r"threads \(=0\) must be an integer from 1 to 1,024"),
+        ({"threads": "x"}, r"threads \(=x\) must be an integer from 1 to 1,024"),
+    ],
+)
+def test_a_wrong_option_is_named_at_load(option, message):
+    with pytest.raises(UsageError, match=message):
+        fmcae.load(**option)
 
 
 def test_threads_can_share_a_model(test_images):

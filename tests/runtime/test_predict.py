@@ -1,8 +1,11 @@
+import os
+
 import pytest
 from PIL import Image
 
 from fmcae.errors import ImageError
-from fmcae.runtime.predict import find_images, predict_images
+from fmcae.runtime import predict
+from fmcae.runtime.predict import find_images, predict_images, read_input
 
 
 @pytest.fixture
@@ -49,6 +52,72 @@ def test_one_bad_image_does_not_stop_the_rest(model, folder):
     assert [outcome.prediction is not None for outcome in outcomes] == [True, False, False, True]
     assert "broken.png" in str(outcomes[1].error)
     assert outcomes[2].path == str(folder / "nothing*")
+
+
+def test_nor_does_one_that_breaks_preprocessing(model, folder, monkeypatch):
+    preprocess = predict.preprocess
+
+    def fail(source):
+        if source == str(folder / "a.PNG"):
+            raise ZeroDivisionError("division by zero")
+        return preprocess(source)
+
+    monkeypatch.setattr(predict, "preprocess", fail)
+    first, second, third = predict_images(model, [str(folder)])
+    assert isinstance(first.error, ImageError) and second.prediction is not None and third.prediction is not None
+    assert str(first.error) == f"{folder}/a.PNG: cannot be preprocessed: ZeroDivisionError: division by zero"
+
+
+def test_memory_that_is_gone_stops_it(model, folder, monkeypatch):
+    def fail(_):
+        raise MemoryError
+
+    monkeypatch.setattr(predict, "preprocess", fail)
+    with pytest.raises(MemoryError):
+        list(predict_images(model, [str(folder)]))
+
+
+@pytest.fixture
+def unreadable(monkeypatch):
+    """``unreadable(path)``: from now on that folder cannot be listed, as for a user without the right."""
+    scandir = os.scandir
+
+    def deny(denied):
+        def scan(path):
+            if os.fspath(path) == str(denied):
+                raise PermissionError(13, "Permission denied", str(denied))
+            return scandir(path)
+
+        monkeypatch.setattr(os, "scandir", scan)
+
+    return deny
+
+
+def test_a_folder_that_cannot_be_read_is_named_in_its_place(folder, unreadable):
+    (folder / "z").mkdir()
+    Image.new("L", (28, 28)).save(folder / "z" / "d.png")
+    unreadable(folder / "sub")
+    found = list(find_images([str(folder)]))
+    assert [path for path, _ in found] == [str(folder / name) for name in ("a.PNG", "b.png", "sub", "z/d.png")]
+    assert [None if error is None else str(error) for _, error in found] == [
+        None, None, f"{folder}/sub: cannot be read: Permission denied", None,
+    ]  # fmt: skip
+    unreadable(folder)
+    ((path, error),) = find_images([str(folder)])
+    assert (path, str(error)) == (str(folder), f"{folder}: cannot be read: Permission denied")
+
+
+def test_what_is_no_file_is_left_out_and_a_broken_link_is_not(folder):
+    os.mkfifo(folder / "sub" / "pipe.png")
+    (folder / "sub" / "link.png").symlink_to("nowhere")
+    assert _paths(str(folder / "sub")) == [str(folder / "sub" / name) for name in ("c.jpg", "link.png")]
+
+
+def test_stdin_is_named():
+    with pytest.raises(ImageError, match="^stdin: is empty$"):
+        read_input("-", b"")
+    with pytest.raises(ImageError, match="^stdin: is not an image"):
+        read_input("-", b"hello")
 
 
 def test_stdin(model, folder):

@@ -58,8 +58,10 @@ def test_threads_reach_onnx_runtime_and_sleep_while_idle():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"threads": 0}, r"threads \(=0\) must be at least 1"),
-        ({"threads": -1}, r"threads \(=-1\) must be at least 1"),
+        ({"threads": 0}, r"threads \(=0\) must be an integer from 1 to 1,024"),
+        ({"threads": 1025}, r"threads \(=1025\) must be an integer from 1 to 1,024"),
+        ({"threads": "2"}, r"threads \(=2\) must be an integer"),
+        ({"threads": True}, r"threads \(=True\) must be an integer"),
         ({"provider": "tpu"}, r"provider \(=tpu\) must be one of cpu, cuda"),
         ({"provider": "CUDA"}, r"provider \(=CUDA\) must be one of cpu, cuda"),
     ],
