@@ -163,7 +163,7 @@ def _load_average() -> float | None:
 
 def _waiting_notes(graphs: "list[GraphTiming]") -> list[str]:
     policy = os.environ.get("OMP_WAIT_POLICY")
-    notes = [f"OMP_WAIT_POLICY={policy} is set: it rules how PyTorch's threads wait for each other"] if policy else []
+    notes = [f"OMP_WAIT_POLICY={policy} is set; PASSIVE makes PyTorch slower on an idle machine"] if policy else []
     contended = [case for graph in graphs for case in graph.cases if case.contended]
     if contended:
         share = max(case.cpu_wait_share or 0 for case in contended)
@@ -172,10 +172,11 @@ def _waiting_notes(graphs: "list[GraphTiming]") -> list[str]:
             f"{mark}too few CPUs were free{purpose}: threads waited for one for up to {share:.0%} of their time; "
             "measure on an idle machine or with fewer --threads"
         )
+        # Only advice: set here, it would put PyTorch's batch of 1 at a third of its speed on an idle machine.
         if not policy and any("pytorch-cpu" in case.ratios for case in contended):
             line += (
                 "; PyTorch's threads, which spin while they wait for each other, lose most, "
-                "and OMP_WAIT_POLICY=PASSIVE lets them sleep instead"
+                "and on a machine that stays busy OMP_WAIT_POLICY=PASSIVE lets them sleep instead"
             )
         notes.append(line)
     return notes
