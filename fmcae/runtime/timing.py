@@ -32,7 +32,7 @@ FloatArray = NDArray[np.float32]
 Runner = Callable[[], object]
 
 ROUNDS = 5  # turns of each series: the spread of a ratio is over these
-CONTENDED = 0.1  # cpu_wait_share above which a ratio tells of the machine's load (idle: below 0.06; one CPU short: 0.4)
+CONTENDED = 0.2  # of cpu_wait_share: idle it is below 0.06 (0.17 in 0.1 s), with one of two CPUs taken above 0.3
 _WARM_UP_SHARE = 0.2  # of the time that is then measured
 _MIN_RUNS, _MAX_RUNS = 3, 5_000  # in one round, however slow or fast a run is
 
