@@ -4,6 +4,7 @@ import io
 import os
 from importlib.util import find_spec
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,10 +15,11 @@ from fmcae.errors import FmcaeError, UsageError, require_train_extra
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from rich.console import Console
     from rich.table import Table
 
     from fmcae.runtime.model import Artefact
-    from fmcae.runtime.timing import GraphTiming
+    from fmcae.runtime.timing import GraphTiming, Ratio
 
 MAX_BATCH_SIZE = 65_536
 PLOT_SUFFIXES = (".png", ".svg", ".pdf")
@@ -35,6 +37,7 @@ MEASURED = {
     "ratios": "median latency over that of the first series; median, lowest and highest of the rounds",
     "cold": "session creation, first runs and memory: each graph in a fresh process, batch sizes in ascending order",
     "peak_memory": "peak resident memory of that process, Python and ONNX Runtime included",
+    "cpu_wait_share": "of the time in which the process's threads could have run, what they waited for a CPU",
     "load_average": "of the last minute before the measurement, over all CPUs of the machine",
     "gpu_memory": "rise of the GPU's used memory by nvidia-smi since before the session, all its processes included",
 }
@@ -84,7 +87,7 @@ def bench(
         "gpu": gpu_facts() if first.provider == "cuda" else None,
         "measured": MEASURED,
         "load_average": load,
-        "notes": notes + _busy(load, first.threads),
+        "notes": notes + _waiting_notes(graphs),
         "graphs": [graph.to_json() for graph in graphs],
     }
     if plot is not None:
@@ -158,14 +161,25 @@ def _load_average() -> float | None:
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
-def _busy(load: float | None, threads: int) -> list[str]:
-    cpus = os.cpu_count() or 1
-    if load is None or load + threads <= cpus + 0.5:
-        return []
-    return [
-        f"the machine was busy: load average {load:.1f} before the measurement, on {cpus} CPUs; times are longer than "
-        "on an idle one, most of all PyTorch's, whose threads spin while they wait for each other"
-    ]
+def _waiting_notes(graphs: "list[GraphTiming]") -> list[str]:
+    policy = os.environ.get("OMP_WAIT_POLICY")
+    notes = [f"OMP_WAIT_POLICY={policy} is set; PASSIVE makes PyTorch slower on an idle machine"] if policy else []
+    contended = [case for graph in graphs for case in graph.cases if case.contended]
+    if contended:
+        share = max(case.cpu_wait_share or 0 for case in contended)
+        mark, purpose = ("? ", " for a fair comparison") if any(case.ratios for case in contended) else ("", "")
+        line = (
+            f"{mark}too few CPUs were free{purpose}: threads waited for one for up to {share:.0%} of their time; "
+            "measure on an idle machine or with fewer --threads"
+        )
+        # Only advice: set here, it would put PyTorch's batch of 1 at a third of its speed on an idle machine.
+        if not policy and any("pytorch-cpu" in case.ratios for case in contended):
+            line += (
+                "; PyTorch's threads, which spin while they wait for each other, lose most, "
+                "and on a machine that stays busy OMP_WAIT_POLICY=PASSIVE lets them sleep instead"
+            )
+        notes.append(line)
+    return notes
 
 
 def _pytorch(artefact: "Artefact", provider: str, threads: int) -> "tuple[Callable[[Any], Any], str | None]":
@@ -204,7 +218,7 @@ def _print_tables(report: dict[str, Any], graphs: "list[GraphTiming]") -> None:
         console.print(f"{gpu['name']}, driver {gpu['driver']}, {gpu['memory_total_mib']:,.0f} MiB", highlight=False)
     for graph in graphs:
         console.print()
-        console.print(_table(graph))
+        _print_table(console, graph)
         for line in _facts(graph):
             console.print(line, highlight=False)
     console.print()
@@ -218,27 +232,41 @@ def _print_tables(report: dict[str, Any], graphs: "list[GraphTiming]") -> None:
         console.print(line, highlight=False)
 
 
-def _table(graph: "GraphTiming") -> "Table":
+def _print_table(console: "Console", graph: "GraphTiming") -> None:
+    """No number is ever cut: a narrow terminal breaks the series' names, and wraps what is then still too wide."""
+    from rich.console import Console
+
+    width = console.width
+    console.width = max(width, Console(width=1000).measure(_table(graph, "\n")).maximum)
+    console.print(_table(graph, " "))
+    console.width = width
+
+
+def _table(graph: "GraphTiming", name_break: str) -> "Table":
     from rich import box
     from rich.table import Table
 
     title = f"{graph.graph}  {graph.size_bytes / 1024:,.0f} KiB"
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, collapse_padding=True)
     table.add_column("batch", justify="right")
-    table.add_column("series", overflow="fold")
+    table.add_column("series")
     for header in ("p50 ms", "p90 ms", "p99 ms", "images/s", "× the first"):
-        table.add_column(header, justify="right")
+        table.add_column(header, justify="right", no_wrap=True)
     for case in graph.cases:
         for name, latency in case.latencies.items():
             ratio = case.ratios.get(name)
             table.add_row(
                 "" if ratio else f"{case.batch_size:,}",
-                name.replace("-resident", " resident"),  # so that a narrow terminal can break it there
+                name.replace("-resident", f"{name_break}resident"),
                 *(_digits(value) for value in (latency.p50_ms, latency.p90_ms, latency.p99_ms)),
                 f"{latency.images_per_s:,.0f}",
-                f"{_digits(ratio.median, 2)} ({_digits(ratio.low, 2)}–{_digits(ratio.high, 2)})" if ratio else "",
+                _ratio_text(ratio) + " ?" * case.contended if ratio else "",
             )
     return table
+
+
+def _ratio_text(ratio: "Ratio") -> str:
+    return f"{_digits(ratio.median, 2)} ({_digits(ratio.low, 2)}–{_digits(ratio.high, 2)})"
 
 
 def _digits(value: float, digits: int = 3) -> str:
@@ -319,6 +347,9 @@ def draw(report: dict[str, Any], path: Path) -> None:
         + (f"; PyTorch {machine['torch']}" if any(name.startswith("pytorch") for name in drawn) else ""),
         fontsize=10,
     )
+    width = int(figure.get_figwidth() * 15)  # characters of the notes' size
+    lines = [line for text in report["notes"] for line in wrap(text.removeprefix("? "), width)]  # no ratio to mark here
+    figure.supxlabel("\n".join(lines), fontsize=8)
     buffer = io.BytesIO()
     figure.savefig(buffer, format=path.suffix.lower().lstrip("."), dpi=150)
     write_atomic(path, buffer.getvalue())

@@ -76,7 +76,8 @@ class Bar(Lines):
             self._describe(record["stage"], record["epoch"] + 1)
 
     def _describe(self, stage: str, epoch: int) -> None:
-        self.bar.update(self.task, description=f"{stage} {min(epoch, self.epochs)}/{self.epochs}")
+        # the epoch first: a narrow terminal cuts the end
+        self.bar.update(self.task, description=f"{min(epoch, self.epochs)}/{self.epochs} {stage}")
 
 
 def record_line(record: dict[str, Any], epochs: int) -> str:

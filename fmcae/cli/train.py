@@ -1,7 +1,7 @@
 """``fmcae train``: the paper's two stages, into one run folder."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +12,16 @@ from fmcae.errors import RunError, UsageError, require_train_extra
 if TYPE_CHECKING:
     from fmcae.train.config import TrainConfig
     from fmcae.train.run import Run
+
+
+def _one_of(name: str, choices: str, help_text: str) -> Any:
+    """An option with ``choices`` ("a|b|c"), which the shell completes and TrainConfig checks."""
+    return typer.Option(
+        name,
+        metavar=choices,
+        help=help_text,
+        autocompletion=lambda incomplete: [choice for choice in choices.split("|") if choice.startswith(incomplete)],
+    )
 
 
 def train(
@@ -25,10 +35,10 @@ def train(
     ] = False,
     stage: Annotated[
         str | None,
-        typer.Option(
+        _one_of(
             "--stage",
-            metavar="both|autoencoder|classifier",
-            help="What to train. [default: both; classifier with --from or --encoder random]",
+            "both|autoencoder|classifier",
+            "What to train. [default: both; classifier with --from or --encoder random]",
         ),
     ] = None,
     autoencoder_from: Annotated[
@@ -37,15 +47,14 @@ def train(
     latent_dim: Annotated[int, typer.Option("--latent-dim", metavar="N", help="Size of z, the paper's n.")] = 128,
     dropout: Annotated[float, typer.Option("--dropout", metavar="P", help="Dropout probability, the paper's p.")] = 0.1,
     dropout_position: Annotated[
-        str,
-        typer.Option("--dropout-position", metavar="before-pooling|after-pooling", help="Where the encoder drops."),
+        str, _one_of("--dropout-position", "before-pooling|after-pooling", "Where the encoder drops.")
     ] = "after-pooling",
     output_dropout: Annotated[
         bool, typer.Option("--output-dropout/--no-output-dropout", help="Drop the decoder's output too.")
     ] = False,
     pooling: Annotated[bool, typer.Option("--pooling/--no-pooling", help="Max pooling in the encoder.")] = True,
     encoder: Annotated[
-        str, typer.Option("--encoder", metavar="pretrained|random", help="Where the classifier's encoder starts.")
+        str, _one_of("--encoder", "pretrained|random", "Where the classifier's encoder starts.")
     ] = "pretrained",
     freeze_encoder: Annotated[
         bool, typer.Option("--freeze-encoder/--fine-tune", help="Keep the encoder's weights, or train them on.")
@@ -54,7 +63,7 @@ def train(
     batch_size: Annotated[int, typer.Option("--batch-size", metavar="N", help="Images per mini-batch.")] = 100,
     epochs: Annotated[int, typer.Option("--epochs", metavar="N", help="Epochs of each stage.")] = 30,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of weights, batch order and dropout.")] = 0,
-    device: Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda", help="Where to train.")] = "auto",
+    device: Annotated[str, _one_of("--device", "auto|cpu|cuda", "Where to train.")] = "auto",
     threads: ThreadsOption = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Plain lines instead of a progress bar.")] = False,
 ) -> None:
@@ -64,58 +73,61 @@ def train(
     epoch, to the same weights, bit for bit, as without the stop.
     """
     require_train_extra("torch", "safetensors", "matplotlib")
-    from fmcae.data import load_dataset
-    from fmcae.runtime.session import available_cpus
-    from fmcae.train.config import NetworkConfig, TrainConfig
-    from fmcae.train.loop import adopt_autoencoder, resolve_device
-    from fmcae.train.loop import train as train_run
-    from fmcae.train.run import create_run
+    run: Run | None = None
+    try:  # from here on: importing torch takes seconds, and a user may stop that too
+        from fmcae.data import load_dataset
+        from fmcae.runtime.session import available_cpus
+        from fmcae.train.config import NetworkConfig, TrainConfig
+        from fmcae.train.loop import adopt_autoencoder, resolve_device
+        from fmcae.train.loop import train as train_run
+        from fmcae.train.run import create_run
 
-    # Every option is checked here, before the data are read.
-    if stage is None:
-        stage = "classifier" if autoencoder_from or encoder == "random" else "both"
-    config = TrainConfig(
-        network=NetworkConfig(latent_dim, dropout, dropout_position, output_dropout, pooling),  # type: ignore[arg-type]
-        learning_rate=learning_rate,
-        batch_size=batch_size,
-        epochs=epochs,
-        encoder_init=encoder,  # type: ignore[arg-type]
-        encoder_training="frozen" if freeze_encoder else "fine-tuned",
-        seed=seed,
-        device=resolve_device(device),
-        threads=available_cpus() if threads is None else threads,
-        stage=stage,  # type: ignore[arg-type]
-        data=str(Path(data).expanduser().resolve()) if data else None,
-        autoencoder_from=str(autoencoder_from.resolve()) if autoencoder_from else None,
-    )
-    if resume:
-        run = _run_to_resume(out)
-        _check_same_options(context, config, run.config)
-        if run.finished:
-            typer.echo(f"{run.folder} is already finished")
-            return
-        dataset = load_dataset(run.config.data)
-        note(f"going on with {run.folder}")
-    else:
-        from dataclasses import replace
+        # Every option is checked here, before the data are read.
+        if stage is None:
+            stage = "classifier" if autoencoder_from or encoder == "random" else "both"
+        config = TrainConfig(
+            network=NetworkConfig(latent_dim, dropout, dropout_position, output_dropout, pooling),  # type: ignore[arg-type]
+            learning_rate=learning_rate,
+            batch_size=batch_size,
+            epochs=epochs,
+            encoder_init=encoder,  # type: ignore[arg-type]
+            encoder_training="frozen" if freeze_encoder else "fine-tuned",
+            seed=seed,
+            device=resolve_device(device),
+            threads=available_cpus() if threads is None else threads,
+            stage=stage,  # type: ignore[arg-type]
+            data=str(Path(data).expanduser().resolve()) if data else None,
+            autoencoder_from=str(autoencoder_from.resolve()) if autoencoder_from else None,
+        )
+        if resume:
+            run = _run_to_resume(out)
+            _check_same_options(context, config, run.config)
+            if run.finished:
+                typer.echo(f"{run.folder} is already finished")
+                return
+            dataset = load_dataset(run.config.data)
+            note(f"going on with {run.folder}")
+        else:
+            from dataclasses import replace
 
-        dataset = load_dataset(config.data)
-        config = replace(config, network=replace(config.network, class_count=len(dataset.class_names)))
-        folder = out or _new_folder()
-        run = create_run(folder, config, dataset)
-        if autoencoder_from:
-            try:
-                adopt_autoencoder(run, autoencoder_from)
-            except RunError:
-                _remove_new_run(run.folder)
-                raise
-    counts = f"{len(dataset.train):,} train, {len(dataset.val):,} val, {len(dataset.test):,} test images"
-    note(f"{dataset.name}: {counts}; {run.config.device}, {run.config.threads} threads; run folder {run.folder}")
-    try:
+            dataset = load_dataset(config.data)
+            config = replace(config, network=replace(config.network, class_count=len(dataset.class_names)))
+            folder = out or _new_folder()
+            run = create_run(folder, config, dataset)
+            if autoencoder_from:
+                try:
+                    adopt_autoencoder(run, autoencoder_from)
+                except RunError:
+                    _remove_new_run(run.folder)
+                    raise
+        threads_text = "1 thread" if run.config.threads == 1 else f"{run.config.threads} threads"
+        counts = f"{len(dataset.train):,} train, {len(dataset.val):,} val, {len(dataset.test):,} test images"
+        note(f"{dataset.name}: {counts}; {run.config.device}, {threads_text}; run folder {run.folder}")
         with watch_training(quiet) as progress:
             train_run(run, dataset, progress)
     except KeyboardInterrupt:
-        note(f"stopped; go on with:  fmcae train --resume --out {run.folder}")
+        how = f"; go on with:  fmcae train --resume --out {run.folder}" if run else " before a run began"
+        note(f"stopped{how}")
         raise typer.Exit(130) from None
     _print_summary(run)
 
@@ -134,6 +146,7 @@ def _run_to_resume(out: Path | None) -> "Run":
 def _check_same_options(context: typer.Context, given: "TrainConfig", config: "TrainConfig") -> None:
     """A resumed run keeps its configuration: an option that was typed must agree with it."""
     fields = {"encoder": "encoder_init", "freeze_encoder": "encoder_training"}
+    as_typed = {parameter.name: parameter.opts[0] for parameter in context.command.params}
     for option in context.params:
         source = context.get_parameter_source(option)
         if source is None or source.name != "COMMANDLINE" or option in ("out", "resume", "quiet"):
@@ -142,7 +155,7 @@ def _check_same_options(context: typer.Context, given: "TrainConfig", config: "T
         of = (given.network, config.network) if hasattr(config.network, name) else (given, config)
         wanted, kept = (getattr(item, name) for item in of)
         if wanted != kept:
-            raise UsageError(f"{name} (={wanted}) must be the run's own (={kept}) to resume it")
+            raise UsageError(f"{as_typed[option]} (={wanted}) must be the run's own (={kept}) to resume it")
 
 
 def _new_folder() -> Path:

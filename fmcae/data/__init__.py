@@ -174,10 +174,11 @@ def _load_idx(files: dict[str, Path], *, must_be_fashion_mnist: bool = False) ->
             "at least 6 and 1 are needed"
         )
     folder = files[IDX_NAMES[0]].parent
+    highest = {IDX_NAMES[1]: int(train_labels.max()), IDX_NAMES[3]: int(test_labels.max())}
     if is_fashion_mnist:
         class_names = FASHION_MNIST_CLASSES
     else:
-        class_names = _class_names(folder, int(max(train_labels.max(), test_labels.max())) + 1)
+        class_names = _class_names(folder, {files[name]: label for name, label in highest.items()})
     train, val = split_val(len(train_labels))
     train_images, test_images = _as_28(train_images), _as_28(test_images)
     return Dataset(
@@ -199,14 +200,24 @@ def _check_fashion_mnist(contents: dict[str, bytes], files: dict[str, Path], mus
     return not wrong
 
 
-def _class_names(folder: Path, class_count: int) -> tuple[str, ...]:
+def _class_names(folder: Path, highest_labels: dict[Path, int]) -> tuple[str, ...]:
+    """The lines of class_names.txt, or numbers; ``highest_labels`` is the highest label of each labels file."""
     path = folder / CLASS_NAMES_FILE
     if not path.is_file():
-        return tuple(str(index) for index in range(class_count))
-    names = tuple(path.read_text(encoding="utf-8").split("\n"))
-    names = tuple(name.strip() for name in names if name.strip())
-    if len(names) < class_count or len(set(names)) < len(names):
-        raise DataError(f"{path}: must name {class_count} different classes, one a line; it names {len(set(names))}")
+        return tuple(str(index) for index in range(max(highest_labels.values()) + 1))
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not text in UTF-8: {error.reason} at byte {error.start}") from error
+    names = tuple(line.strip() for line in lines if line.strip())
+    if len(set(names)) < len(names):
+        raise DataError(f"{path}: must name different classes, one a line; {len(names) - len(set(names))} repeated")
+    for labels_path, label in highest_labels.items():
+        if label >= len(names):
+            raise DataError(
+                f"{labels_path}: has the label {label}, but {path} names {len(names)} classes, "
+                f"one a line for labels from 0: one of the two files is wrong"
+            )
     return names
 
 
@@ -220,14 +231,32 @@ def _as_28(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _class_folders(folder: Path) -> dict[str, list[Path]]:
-    """Class name -> its image files, both sorted by name, so that indices do not depend on the file system."""
+    """Class name -> its image files, both sorted by name, so that indices do not depend on the file system.
+
+    Empty if no folder in ``folder`` holds images.
+    """
     folders = {}
     for child in sorted(folder.iterdir()):
-        if child.is_dir() and not child.name.startswith("."):
-            images = sorted(path for path in child.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-            if images:
-                folders[child.name] = images
+        if child.is_dir() and not child.name.startswith(".") and child.name != "__MACOSX":  # macOS's zip leaves it
+            folders[child.name] = sorted(path for path in child.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not any(folders.values()):
+        return {}
+    for name, images in folders.items():
+        if not images:
+            raise DataError(
+                f"{folder / name}: must hold images, as every class folder beside it; it holds none directly"
+            )
+        if not _is_utf8(name):
+            raise DataError(f"{folder / name}: must have a name in UTF-8, because it is the name of a class")
     return folders
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()  # a byte that is not UTF-8 is a lone surrogate in a file name
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _load_image_folders(folder: Path, class_folders: dict[str, list[Path]]) -> Dataset:

@@ -32,6 +32,7 @@ FloatArray = NDArray[np.float32]
 Runner = Callable[[], object]
 
 ROUNDS = 5  # turns of each series: the spread of a ratio is over these
+CONTENDED = 0.2  # of cpu_wait_share: idle it is below 0.06 (0.17 in 0.1 s), with one of two CPUs taken above 0.3
 _WARM_UP_SHARE = 0.2  # of the time that is then measured
 _MIN_RUNS, _MAX_RUNS = 3, 5_000  # in one round, however slow or fast a run is
 
@@ -90,11 +91,22 @@ class ColdStart:
 
 @dataclass(frozen=True)
 class Case:
-    """One batch size: the latency of every series, and the ratios to the first of them."""
+    """One batch size: the latency of every series, and the ratios to the first of them.
+
+    Attributes:
+        cpu_wait_share: of the time in which this process's threads could have run, what they waited for a CPU: near 0
+            on an idle machine, 0.5 where two threads share one CPU. None where the system does not tell.
+    """
 
     batch_size: int
     latencies: dict[str, Latency]
     ratios: dict[str, Ratio]
+    cpu_wait_share: float | None = None
+
+    @property
+    def contended(self) -> bool:
+        """Whether too few CPUs were free for a fair comparison."""
+        return self.cpu_wait_share is not None and self.cpu_wait_share > CONTENDED
 
 
 @dataclass(frozen=True)
@@ -185,10 +197,12 @@ def time_in_turns(runners: Mapping[str, Runner], batch_size: int, seconds: float
     for run in runners.values():
         _run_for(run, seconds * _WARM_UP_SHARE)
     rounds: dict[str, list[NDArray[np.float64]]] = {name: [] for name in runners}
+    before = _cpu_ns()
     for index in range(ROUNDS):
         for name in list(runners)[:: 1 if index % 2 == 0 else -1]:
             runners[name]()  # brings back what the one before pushed out of the caches
             rounds[name].append(_run_for(runners[name], seconds / ROUNDS))
+    ran, waited = (now - then for now, then in zip(_cpu_ns(), before, strict=True))
 
     medians = {name: np.array([np.median(times) for times in rounds[name]]) for name in runners}
     first, *others = runners
@@ -197,6 +211,7 @@ def time_in_turns(runners: Mapping[str, Runner], batch_size: int, seconds: float
         batch_size=batch_size,
         latencies={name: _latency(np.concatenate(times), batch_size) for name, times in rounds.items()},
         ratios={name: Ratio(float(np.median(r)), float(r.min()), float(r.max())) for name, r in ratios.items()},
+        cpu_wait_share=waited / (ran + waited) if ran > 0 else None,
     )
 
 
@@ -336,6 +351,21 @@ def gpu_facts() -> dict[str, Any] | None:
         return {"name": name, "driver": driver, "memory_used_mib": float(used), "memory_total_mib": float(total)}
     except (OSError, subprocess.SubprocessError, ValueError, IndexError):
         return None
+
+
+def _cpu_ns() -> tuple[int, int]:
+    """How long this process's threads have run, and have waited for a CPU; zeros where the system does not tell.
+
+    Source: the kernel's documentation, scheduler/sched-stats, "/proc/<pid>/schedstat".
+    """
+    ran = waited = 0
+    try:
+        for path in Path("/proc/self/task").glob("*/schedstat"):
+            thread_ran, thread_waited, _ = map(int, path.read_text(encoding="ascii").split())
+            ran, waited = ran + thread_ran, waited + thread_waited
+    except (OSError, ValueError):
+        return 0, 0
+    return ran, waited
 
 
 def _run_for(run: Runner, seconds: float) -> NDArray[np.float64]:

@@ -77,22 +77,31 @@ class TrainConfig:
         _check_number("learning_rate", self.learning_rate, lambda lr: 0 < lr <= 1, "above 0 and at most 1")
         _check_integer("batch_size", self.batch_size, 1, 50_000)
         _check_integer("epochs", self.epochs, 1, 10_000)
-        _check_choice("encoder_init", self.encoder_init, get_args(EncoderInit))
-        _check_choice("encoder_training", self.encoder_training, get_args(EncoderTraining))
+        # Where fmcae train has another name for a parameter, its messages have both.
+        _check_choice("encoder_init (--encoder)", self.encoder_init, get_args(EncoderInit))
+        _check_choice("encoder_training (--freeze-encoder)", self.encoder_training, get_args(EncoderTraining))
         _check_integer("seed", self.seed, 0, 2**32 - 1)
         _check_choice("device", self.device, ("cpu", "cuda"))
         _check_integer("threads", self.threads, 1, 1024)
         _check_choice("stage", self.stage, get_args(Stage))
         if self.autoencoder_from is not None and (self.stage != "classifier" or self.encoder_init == "random"):
             raise UsageError(
-                f"autoencoder_from (={self.autoencoder_from}) must come with stage=classifier and encoder_init=pretrained"
+                f"autoencoder_from (--from) (={self.autoencoder_from}) must come with stage=classifier "
+                "and encoder_init=pretrained (--encoder)"
             )
         if self.stage == "classifier" and self.encoder_init == "pretrained" and self.autoencoder_from is None:
             raise UsageError(
-                "stage (=classifier) must come with autoencoder_from, a run to start from, or encoder_init=random"
+                "stage (=classifier) must come with autoencoder_from (--from), a run to start from, "
+                "or encoder_init=random (--encoder)"
             )
         if self.stage != "classifier" and self.encoder_init == "random":
-            raise UsageError(f"encoder_init (=random) must come with stage=classifier, not stage={self.stage}")
+            raise UsageError(
+                f"encoder_init (--encoder) (=random) must come with stage=classifier, not stage={self.stage}"
+            )
+        if self.stage == "autoencoder" and self.encoder_training == "frozen":
+            raise UsageError(
+                "encoder_training (--freeze-encoder) (=frozen) must come with a classifier, not stage=autoencoder"
+            )
 
     @property
     def stages(self) -> tuple[str, ...]:

@@ -1,3 +1,4 @@
+import io
 import json
 import sys
 from importlib.util import find_spec
@@ -32,7 +33,7 @@ def no_measurement(monkeypatch):
 
 
 def test_every_shipped_graph_is_measured(cli):
-    result = cli("bench", *QUICK, "--batch", "3,1", "--json")
+    result = cli("bench", *QUICK, "--batch", "3,1,3", "--json")
     assert result.exit_code == 0
     values = json.loads(result.stdout)
     assert (values["schema_version"], values["provider"], values["threads"]) == (1, "cpu", 1)
@@ -157,10 +158,53 @@ def test_all_series_of_cuda_can_be_drawn(tmp_path):
         "gpu": {"name": "A GPU"},
         "provider": "cuda",
         "threads": 2,
+        "notes": ["? too few CPUs were free"],
     }
     draw(report, tmp_path / "cuda.svg")
     content = (tmp_path / "cuda.svg").read_text()
-    assert "A GPU" in content and all(f"<!-- {name} -->" in content for name in PLOT_STYLES)
+    assert "A GPU" in content and "<!-- too few CPUs were free -->" in content
+    assert all(f"<!-- {name} -->" in content for name in PLOT_STYLES)
+
+
+@pytest.fixture
+def contended_graph():
+    """A graph's timing on a busy machine, in which the second batch size had the CPUs for itself."""
+    from fmcae.runtime.timing import Case, GraphTiming, Latency, Ratio
+
+    def case(size, wait):
+        latencies = dict.fromkeys(("onnxruntime-cpu", "pytorch-cpu"), Latency(3, 0.123, 45.6, 7890.0, 1_234_567.0))
+        return Case(size, latencies, {"pytorch-cpu": Ratio(685, 546, 1005)}, wait)
+
+    return GraphTiming("classifier", "c.onnx", 4096, "cpu", 2, {}, None, (case(1, 0.48), case(1024, 0.01)), {})
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_no_terminal_is_too_narrow_for_a_number_and_busy_cpus_mark_the_ratio(contended_graph, width):
+    from rich.console import Console
+
+    from fmcae.cli.bench import _print_table
+
+    console = Console(width=width, file=io.StringIO())
+    _print_table(console, contended_graph)
+    text = " ".join(console.file.getvalue().split())
+    assert "…" not in text and text.count("0.123 45.6 7,890 1,234,567") == 4
+    assert text.count("685 (546–1,005)") == 2 and text.count("685 (546–1,005) ?") == 1
+
+
+def test_busy_cpus_are_a_note(contended_graph, monkeypatch):
+    from dataclasses import replace
+
+    from fmcae.cli.bench import _waiting_notes
+
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    (note,) = _waiting_notes([contended_graph])
+    assert note.startswith("? too few CPUs were free") and "48% of their time" in note and "OMP_WAIT_POLICY" in note
+    cases = [replace(case, ratios={}) for case in contended_graph.cases]
+    (note,) = _waiting_notes([replace(contended_graph, cases=cases)])
+    assert note.startswith("too few CPUs were free:") and "PyTorch" not in note
+    assert _waiting_notes([replace(contended_graph, cases=contended_graph.cases[1:])]) == []
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    assert "OMP_WAIT_POLICY=PASSIVE is set" in _waiting_notes([contended_graph])[0]
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ def test_train_export_verify_predict_as_a_user_would(cli, sample, tmp_path, test
     assert result.exit_code == 0
     (run,) = (tmp_path / "runs").iterdir()
     assert f"next: fmcae export --onnx runs/{run.name}" in result.stdout
+    assert "; cpu, 1 thread; run folder" in result.stderr
     assert "autoencoder epoch 1/1: train mse" in result.stderr and "images/s" in result.stderr
     result = cli("export", "--onnx")
     assert result.exit_code == 0
@@ -89,6 +90,26 @@ def test_ctrl_c_says_how_to_go_on(sample):
     assert "stopped; go on with:  fmcae train --resume --out run" in rest and "Traceback" not in rest
 
 
+def test_ctrl_c_before_a_run_begins_says_so(cli, sample, monkeypatch):
+    def stopped(data):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fmcae.data.load_dataset", stopped)
+    result = cli("train", "--data", sample, "--out", "run")
+    assert (result.exit_code, result.stderr) == (130, "stopped before a run began\n")
+    assert not os.path.exists("run")
+
+
+@pytest.mark.parametrize(
+    ("typed", "completions"), [("--stage a", ["autoencoder"]), ("--encoder ", ["pretrained", "random"])]
+)
+def test_the_shell_completes_choices(typed, completions):
+    environment = {"_FMCAE_COMPLETE": "complete_bash", "COMP_WORDS": f"fmcae train {typed}", "COMP_CWORD": "3"}
+    command = [sys.executable, "-c", "import sys; sys.argv = ['fmcae']; from fmcae.cli import main; main()"]
+    result = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
+    assert result.stdout.split() == completions
+
+
 def test_the_classifier_alone_from_another_run(cli, sample, trained_run):
     assert cli("train", "--data", sample, "--stage", "autoencoder", *QUICK, "--out", "first").exit_code == 0
     arguments = ("--data", sample, *QUICK, "--freeze-encoder", "--dropout", "0.2")
@@ -113,8 +134,9 @@ def test_the_classifier_alone_from_another_run(cli, sample, trained_run):
         (["--threads", "0"], 2, "threads (=0)"),
         (["--device", "tpu"], 2, "device (=tpu) must be one of auto, cpu, cuda"),
         (["--stage", "third"], 2, "stage (=third) must be one of both, autoencoder, classifier"),
-        (["--stage", "classifier"], 2, "stage (=classifier) must come with autoencoder_from"),
-        (["--encoder", "old"], 2, "encoder_init (=old) must be one of pretrained, random"),
+        (["--stage", "classifier"], 2, "stage (=classifier) must come with autoencoder_from (--from)"),
+        (["--stage", "autoencoder", "--freeze-encoder"], 2, "(--freeze-encoder) (=frozen) must come with a classifier"),
+        (["--encoder", "old"], 2, "encoder_init (--encoder) (=old) must be one of pretrained, random"),
         (["--dropout-position", "x"], 2, "dropout_position (=x) must be one of before-pooling, after-pooling"),
         (["--data", "missing"], 2, "missing) must be an existing folder"),
         (["--from", "missing"], 1, "missing: is not a run folder"),
@@ -137,6 +159,8 @@ def test_resume_keeps_the_runs_own_configuration(cli, sample, trained_run, tmp_p
     (run / "classifier.safetensors").unlink()
     result = cli("train", "--resume", "--out", run, "--epochs", "9")
     assert result.exit_code == 2 and "epochs (=9) must be the run's own (=4) to resume it" in result.stderr
+    result = cli("train", "--resume", "--out", run, "--freeze-encoder")
+    assert result.exit_code == 2 and "--freeze-encoder (=frozen) must be the run's own (=fine-tuned)" in result.stderr
     assert cli("train", "--resume", "--out", run, "--epochs", "4").exit_code == 0
     result = cli("train", "--data", sample, "--out", run)
     assert result.exit_code == 2 and "must be a new or empty folder; add --resume" in result.stderr

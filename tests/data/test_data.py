@@ -1,5 +1,7 @@
 import gzip
+import os
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -111,7 +113,22 @@ def test_labels_that_do_not_fit_are_named(tmp_path):
         load_dataset(tmp_path)
     _write_set(tmp_path, images, np.full(12, 3, np.uint8))
     (tmp_path / "class_names.txt").write_text("a\nb\n")
-    with pytest.raises(DataError, match=r"class_names\.txt: must name 4 different classes"):
+    wrong = r"train-labels-idx1-ubyte\.gz: has the label 3, but .*class_names\.txt names 2 classes"
+    with pytest.raises(DataError, match=wrong):
+        load_dataset(tmp_path)
+    idx.write(tmp_path / "train-labels-idx1-ubyte.gz", np.ones(12, np.uint8))
+    with pytest.raises(DataError, match=wrong.replace("train", "t10k")):
+        load_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"a\nb\na\n", "must name different classes, one a line; 1 repeated"), (b"a\n\xff\n", "is not text in UTF-8")],
+)
+def test_class_names_that_are_not_names_are_refused(tmp_path, content, message):
+    _write_set(tmp_path, np.zeros((12, 28, 28), np.uint8), np.zeros(12, np.uint8))
+    (tmp_path / "class_names.txt").write_bytes(content)
+    with pytest.raises(DataError, match=rf"class_names\.txt: {message}"):
         load_dataset(tmp_path)
 
 
@@ -125,6 +142,33 @@ def test_folders_of_images_of_any_size_and_colour(tmp_path, test_images):
     assert dataset.class_names == ("bag", "boot", "coat")
     assert [len(split) for split in (dataset.train, dataset.val, dataset.test)] == [15, 3, 3]
     assert dataset.fingerprint == load_dataset(tmp_path).fingerprint
+
+
+@pytest.fixture
+def image_folders(tmp_path):
+    """A set of two classes, coat and bag."""
+    for name in ("coat", "bag"):
+        (tmp_path / name).mkdir()
+        for number in range(4):
+            Image.new("L", (28, 28), number).save(tmp_path / name / f"{number}.png")
+    return tmp_path
+
+
+def test_a_class_folder_without_images_is_named(image_folders):
+    for ignored in (".cache", "__MACOSX"):
+        (image_folders / ignored).mkdir()
+    assert load_dataset(image_folders).class_names == ("bag", "coat")
+    (image_folders / "boot" / "more").mkdir(parents=True)
+    (image_folders / "bag" / "0.png").rename(image_folders / "boot" / "more" / "0.png")
+    with pytest.raises(DataError, match=r"boot: must hold images, .* it holds none directly"):
+        load_dataset(image_folders)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems allow no such name")
+def test_a_class_folder_whose_name_is_not_utf8_is_refused(image_folders):
+    (image_folders / "coat").rename(image_folders / os.fsdecode(b"manteau-d\xe9t\xe9"))
+    with pytest.raises(DataError, match="manteau-d.*: must have a name in UTF-8"):
+        load_dataset(image_folders)
 
 
 def test_an_unreadable_image_in_a_folder_is_named(tmp_path):

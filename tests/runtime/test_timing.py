@@ -125,6 +125,35 @@ def test_latencies_and_ratios_follow_the_clock(monkeypatch):
     assert "fast" not in case.ratios
 
 
+@pytest.mark.parametrize(
+    ("cpu_ns", "share", "contended"),
+    [
+        (((5, 0), (105, 0)), 0, False),
+        (((5, 10), (80, 35)), 0.25, True),
+        (((0, 0), (0, 0)), None, False),  # a system that does not tell
+    ],
+)
+def test_waiting_for_a_cpu_is_told(monkeypatch, cpu_ns, share, contended):
+    answers = iter(cpu_ns)
+    monkeypatch.setattr(timing, "_cpu_ns", lambda: next(answers))
+    case = time_in_turns({"a": lambda: None}, 1, seconds=1e-9)
+    assert (case.cpu_wait_share, case.contended) == (share, contended)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/schedstat"), reason="schedstat is Linux's")
+def test_threads_that_share_a_cpu_wait_for_it():
+    code = (
+        "import os, subprocess, sys, time\n"
+        "from fmcae.runtime.timing import time_in_turns\n"
+        "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+        "other = subprocess.Popen([sys.executable, '-c', 'while True: pass'])\n"
+        "try: print(time_in_turns({'a': lambda: sum(range(1000))}, 1, seconds=1.0).cpu_wait_share)\n"
+        "finally: other.kill()"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 0.1 < float(result.stdout) < 0.95
+
+
 def test_input_and_output_stay_bound_on_the_device():
     session = Session(PROBE_MODEL)
     x = random_input(session, 5)

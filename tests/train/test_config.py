@@ -43,9 +43,13 @@ def test_a_network_out_of_range_is_named(values, message):
         ({"threads": 0}, r"threads \(=0\)"),
         ({"device": "tpu"}, r"device \(=tpu\) must be one of cpu, cuda"),
         ({"stage": "third"}, r"stage \(=third\)"),
-        ({"stage": "classifier"}, r"stage \(=classifier\) must come with autoencoder_from"),
-        ({"encoder_init": "random"}, r"encoder_init \(=random\) must come with stage=classifier"),
-        ({"autoencoder_from": "runs/a"}, r"autoencoder_from \(=runs/a\) must come with stage=classifier"),
+        ({"stage": "classifier"}, r"stage \(=classifier\) must come with autoencoder_from \(--from\)"),
+        ({"encoder_init": "random"}, r"encoder_init \(--encoder\) \(=random\) must come with stage=classifier"),
+        ({"autoencoder_from": "runs/a"}, r"autoencoder_from \(--from\) \(=runs/a\) must come with stage=classifier"),
+        (
+            {"stage": "autoencoder", "encoder_training": "frozen"},
+            r"encoder_training \(--freeze-encoder\) \(=frozen\) must come with a classifier, not stage=autoencoder",
+        ),
     ],
 )
 def test_a_run_out_of_range_is_named(values, message):
