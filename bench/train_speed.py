@@ -36,7 +36,7 @@ from torchvision.transforms import ToTensor
 from fmcae.data import FASHION_MNIST_SHA256, load_dataset
 from fmcae.runtime.session import available_cpus, describe_machine
 from fmcae.train.config import NetworkConfig
-from fmcae.train.loop import DeviceSplit, compute_for, train_epoch
+from fmcae.train.loop import DeviceSplit, compute_for, optimizer_for, train_epoch
 from fmcae.train.networks import Autoencoder, Classifier
 from fmcae.train.progress import Progress
 
@@ -88,7 +88,7 @@ def plain(stage: str, config: NetworkConfig, threads: int, folder: Path, workers
 
 def ours(stage: str, config: NetworkConfig, threads: int, split: DeviceSplit, device: torch.device) -> Timed:
     network = network_of(stage, config).to(device)
-    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3, fused=True)
+    optimizer = optimizer_for(network, 1e-3)
     compute = compute_for(network, device, threads)
 
     def run(count: int) -> float:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from fmcae.train.run import Run
 
 RunArgument = Annotated[
-    Path | None, typer.Argument(metavar="[RUN]", help="A run folder. [default: the newest finished one in runs/]")
+    Path | None, typer.Argument(metavar="RUN", help="A run folder. [default: the newest finished one in runs/]")
 ]
 
 

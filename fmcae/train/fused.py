@@ -83,7 +83,8 @@ class FusedCompute:
                 gradient += other[name]
         for name, parameter in self.network.named_parameters():
             if parameter.requires_grad:
-                parameter.grad = gradients[name]
+                # PyTorch's fused Adam silently takes a gradient in another memory layout for one in the parameter's
+                parameter.grad = gradients[name].contiguous()
         return loss
 
     def outputs(self, x: Tensor) -> Tensor:

@@ -105,11 +105,7 @@ def _train_stage(
     config = run.config
     torch.manual_seed(_seed(config, stage, epoch=0))
     network = _build_network(run, stage).to(device)
-    optimizer = torch.optim.Adam(
-        [parameter for parameter in network.parameters() if parameter.requires_grad],
-        lr=config.learning_rate,
-        fused=True,
-    )
+    optimizer = optimizer_for(network, config.learning_rate)
     checkpoint = run.folder / CHECKPOINT
     epochs_done = 0
     at = checkpoint_progress(checkpoint)
@@ -162,6 +158,12 @@ def train_epoch(
         loss = compute.backward(x, split.labels[batch], keys)
         optimizer.step()
         progress.step(len(batch), loss)
+
+
+def optimizer_for(network: nn.Module, learning_rate: float) -> torch.optim.Adam:
+    """Adam over the parameters that are trained."""
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    return torch.optim.Adam(parameters, lr=learning_rate, fused=True)
 
 
 class PlainCompute:

@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from torch.nn import functional as F
 from fmcae.train import kernels
 from fmcae.train.config import NetworkConfig
 from fmcae.train.fused import DROPOUT_LAYERS, FusedCompute
-from fmcae.train.loop import loss_of, scale
+from fmcae.train.loop import PlainCompute, loss_of, optimizer_for, scale
 from fmcae.train.networks import Autoencoder, Classifier
 
 NETWORKS = {"autoencoder": Autoencoder, "classifier": Classifier}
@@ -90,6 +92,22 @@ def test_a_frozen_encoder_gets_no_gradients(x):
     loss = FusedCompute(network, 2).backward(x, LABELS, keys_of(0))
     assert all(parameter.grad is None for parameter in network.encoder.parameters())
     check_gradients(network, loss_of(network, x, LABELS), loss)
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_training_steps_are_pytorchs(x, kind):
+    torch.manual_seed(2)
+    network = NETWORKS[kind](NetworkConfig(dropout=0.0))
+    plain = copy.deepcopy(network)
+    computes = FusedCompute(network, 2), PlainCompute(plain)
+    optimizers = [optimizer_for(compute.network, 0.001) for compute in computes]
+    losses = [[], []]
+    for step in range(30):
+        for compute, optimizer, history in zip(computes, optimizers, losses, strict=True):
+            history.append(compute.backward(x, LABELS, keys_of(step)).item())
+            optimizer.step()
+    assert losses[0][-1] < 0.9 * losses[0][0]
+    assert losses[0] == pytest.approx(losses[1], rel=2e-3)
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
