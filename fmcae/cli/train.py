@@ -72,7 +72,7 @@ def train(
     The defaults are the paper's best configuration. Stop it any way you like: --resume goes on from the last whole
     epoch, to the same weights, bit for bit, as without the stop.
     """
-    require_train_extra("torch", "safetensors", "matplotlib")
+    require_train_extra("torch", "safetensors", "numba", "matplotlib")
     run: Run | None = None
     try:  # from here on: importing torch takes seconds, and a user may stop that too
         from fmcae.data import load_dataset

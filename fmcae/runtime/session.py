@@ -170,6 +170,8 @@ def import_onnxruntime() -> Any:
     if not hasattr(onnxruntime, "InferenceSession"):
         # pip removes the files that the CPU and the GPU package share when one of the two is uninstalled.
         raise FmcaeError("ONNX Runtime's files are incomplete; fmcae doctor names the command that mends it")
+    if hasattr(onnxruntime, "disable_telemetry_events"):
+        onnxruntime.disable_telemetry_events()  # nothing that a user did not ask for leaves the machine
     return onnxruntime
 
 

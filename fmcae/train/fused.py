@@ -9,9 +9,9 @@ over its array again, forward and backward. Here
   convolution gives 10×10 and the first block 12×12;
 - a transposed convolution is one matrix product, whose columns are added up where its windows overlap.
 
-The matrix products and the second convolution, 95% of the arithmetic, are PyTorch's (oneDNN, MKL). Each backward pass
-stands below its forward pass, to be read side by side. The networks' definition stays :mod:`fmcae.train.networks`;
-``tests/train/test_fused.py`` compares losses and gradients with it.
+The matrix products and the second convolution, nine tenths of the arithmetic, are PyTorch's (oneDNN, MKL). Each backward
+pass stands below its forward pass, to be read side by side. The networks' definition stays
+:mod:`fmcae.train.networks`; ``tests/train/test_fused.py`` compares losses, gradients and training steps with it.
 """
 
 from collections.abc import Callable
