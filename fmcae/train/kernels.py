@@ -12,11 +12,21 @@ and passed its ReLU, so outputs serve as the masks of the backward pass. ``scale
 # The kernels take numba's view of types; nothing here is checked by mypy.
 # mypy: disable-error-code="no-untyped-def,misc,untyped-decorator"
 
+from typing import Any
+
 import numba
 import numpy as np
 
-_compiled = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "nsz", "nnan", "reassoc"})
 ZERO = np.float32(0)
+
+
+def _compiled(function):
+    """Compiled at the first call, and kept on disk for the next process."""
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "nsz", "nnan", "reassoc"}}
+    try:
+        return numba.njit(cache=True, **options)(function)
+    except RuntimeError:  # neither the package's folder nor the user's cache can be written
+        return numba.njit(**options)(function)
 
 
 @numba.njit(inline="always")
