@@ -22,7 +22,11 @@ ZERO = np.float32(0)
 
 def _compiled(function):
     """Compiled at the first call, and kept on disk for the next process."""
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "nsz", "nnan", "reassoc"}}
+    options: dict[str, Any] = {
+        "nogil": True,
+        "error_model": "numpy",
+        "fastmath": {"contract", "nsz", "nnan", "reassoc"},
+    }
     try:
         return numba.njit(cache=True, **options)(function)
     except RuntimeError:  # neither the package's folder nor the user's cache can be written
