@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
-from itertools import cycle, islice
+from itertools import islice
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -44,14 +44,12 @@ BATCH = 100  # images
 Timed = Callable[[int], float]  # number of batches -> seconds
 
 
-def torchvision_folder(data: Path) -> Path:
-    """The four files laid out as torchvision wants them, unzipped, in a temporary folder."""
-    folder = Path(tempfile.mkdtemp())
+def lay_out_for_torchvision(data: Path, folder: Path) -> None:
+    """The four files in ``folder`` as torchvision wants them, unzipped."""
     raw = folder / "FashionMNIST" / "raw"
     raw.mkdir(parents=True)
     for name in FASHION_MNIST_SHA256:
         (raw / name).write_bytes(gzip.decompress((data / f"{name}.gz").read_bytes()))
-    return folder
 
 
 def network_of(stage: str, config: NetworkConfig) -> Autoencoder | Classifier:
@@ -63,7 +61,6 @@ def plain(stage: str, config: NetworkConfig, threads: int, folder: Path, workers
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
     dataset = Subset(FashionMNIST(str(folder), train=True, transform=ToTensor()), range(50_000))
     loader = DataLoader(dataset, batch_size=BATCH, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
-    batches = iter(cycle([None]))
 
     def endless() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         while True:
@@ -175,7 +172,9 @@ def main() -> None:
     dataset = load_dataset(options.data)
     split = DeviceSplit.of(dataset.train, device)
     arrays = dataset.train.images.astype(np.float32) / 255, dataset.train.labels
-    folder = torchvision_folder(options.data)
+    temporary = tempfile.TemporaryDirectory()  # removed when the process ends
+    folder = Path(temporary.name)
+    lay_out_for_torchvision(options.data, folder)
     results = {}
     for stage, position in (
         ("autoencoder", "after-pooling"),

@@ -29,7 +29,7 @@ from fmcae.train import kernels
 from fmcae.train.networks import Autoencoder, Classifier, Decoder, Encoder
 
 DROPOUT_LAYERS = 6  # three of the encoder, two of the decoder, and its output
-EVALUATION_CHUNK = 250  # images; the result does not depend on it
+EVALUATION_CHUNK = 250  # images at most, which fit a core's cache
 Gradients = dict[str, Tensor]
 T = TypeVar("T")
 
@@ -97,7 +97,7 @@ class FusedCompute:
                 return _decode(self.network.decoder, z, nothing).x_hat.unsqueeze(1)
             return self.network.linear(z)  # type: ignore[no-any-return]
 
-        return torch.cat(self._shared(part, len(x), EVALUATION_CHUNK))
+        return torch.cat(self._shared(part, len(x), min(EVALUATION_CHUNK, -(-len(x) // self.threads))))
 
     def _shared(self, work: Callable[[int, int], T], count: int, size: int) -> list[T]:
         """``work(first, end)`` for each ``size`` of ``count`` images, shared between the threads; results in order."""
@@ -128,7 +128,7 @@ def _classifier_step(
     loss = F.nll_loss(log_probabilities, labels, reduction="sum") / batch_size
     grad_logits = (log_probabilities.exp() - F.one_hot(labels, linear.out_features)) / batch_size
     gradients = _named(linear={"weight": grad_logits.t() @ encoded.z, "bias": grad_logits.sum(dim=0)})
-    if linear.weight.requires_grad and next(network.encoder.parameters()).requires_grad:  # else the encoder is frozen
+    if next(network.encoder.parameters()).requires_grad:  # else the encoder is frozen
         gradients |= _named(encoder=_encode_backward(network.encoder, x, encoded, grad_logits @ linear.weight, dropout))
     return loss, gradients
 

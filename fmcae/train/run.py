@@ -189,7 +189,7 @@ def load_checkpoint(path: Path, network: nn.Module, optimizer: torch.optim.Adam)
     for group in optimizer.param_groups:  # Adam makes its state at the first step; make it now, to be filled
         for parameter in group["params"]:
             optimizer.state[parameter] = {
-                "step": torch.tensor(0.0),
+                "step": torch.zeros((), device=parameter.device),  # where fused Adam keeps it
                 "exp_avg": torch.zeros_like(parameter),
                 "exp_avg_sq": torch.zeros_like(parameter),
             }
