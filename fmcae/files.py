@@ -3,8 +3,8 @@
 import errno
 import os
 import stat
-import tempfile
 from collections.abc import Mapping
+from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,13 +18,17 @@ def read_at_most(source: str | os.PathLike[str] | BinaryIO, limit: int) -> bytes
         OSError: it cannot be read, has more bytes (a pipe may have no end), or is a device.
     """
     if isinstance(source, str | os.PathLike):
-        with open(source, "rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
+        with open(source, "rb", buffering=0) as file:
+            status = os.fstat(file.fileno())
+            if stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode):
                 raise OSError(errno.EINVAL, "it is a device, not a file")
-            return read_at_most(file, limit)
+            return _read_chunks(file, limit, min(status.st_size + 1, limit + 1) if stat.S_ISREG(status.st_mode) else _CHUNK)
+    return _read_chunks(source, limit, _CHUNK)
+
+
+def _read_chunks(source: BinaryIO | FileIO, limit: int, chunk_size: int) -> bytes:
     chunks, size = [], 0
-    while chunk := source.read(_CHUNK):
+    while chunk := source.read(chunk_size):
         size += len(chunk)
         if size > limit:
             raise OSError(errno.EFBIG, f"it has more than {limit / 2**20:,.0f} MiB")
@@ -49,6 +53,8 @@ def write_all_atomic(files: Mapping[Path, bytes | str]) -> None:
     Raises:
         OSError: the folder cannot be written; every old file is still there and nothing is left behind.
     """
+    import tempfile  # takes longer than it takes to read a file: not at the start of a process that writes none
+
     temporary: dict[Path, Path] = {}
     try:
         for path, data in files.items():

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from fmcae.errors import ImageError
 from fmcae.files import read_at_most
@@ -23,6 +23,8 @@ MAX_PIXELS = 64_000_000  # a larger picture is more likely a decompression bomb 
 # knows, only after Image.init(), and AVIF since Pillow 11.3.
 COMMON_FORMATS = ("PNG", "JPEG", "GIF", "BMP", "PPM")
 OTHER_FORMATS = ("WEBP", "TIFF", "AVIF", "JPEG2000", "ICO")
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})  # looked for in folders
+EXIF_KEYS = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}  # where those formats keep an orientation
 DRAFT_SIZE = 1344  # pixels of an edge that a JPEG is not decoded below: four times what preprocessing works at
 
 
@@ -33,7 +35,7 @@ def read_image(source: ImageSource) -> Image.Image:
     (float only), 255 and 65535 that holds all values.
 
     Returns:
-        A PIL image of mode L, RGB or RGBA.
+        A PIL image of mode L, RGB or RGBA; ``source`` itself where it is one and needs no change.
 
     Raises:
         ImageError: the source cannot be read as an image; the message names it and says why.
@@ -116,6 +118,10 @@ def _from_array(array: NDArray[Any]) -> Image.Image:
 
 def _upright(image: Image.Image) -> Image.Image:
     image.load()
+    if image.format in COMMON_FORMATS and not EXIF_KEYS.intersection(image.info):
+        return image  # without the import that looking for EXIF data costs, and without a copy
+    from PIL import ImageOps
+
     try:
         upright = ImageOps.exif_transpose(image)
     except Exception:  # damaged EXIF data say nothing of how the picture stands
@@ -138,7 +144,9 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
         image = image.convert(mode[:-1] + "A")
     if image.has_transparency_data:
         return image.convert("RGBA")
-    return image.convert("L" if mode in ("1", "L") else "RGB")
+    if mode in ("L", "RGB"):
+        return image
+    return image.convert("L" if mode == "1" else "RGB")
 
 
 def _grey_to_eight_bits(image: Image.Image) -> NDArray[np.uint8]:

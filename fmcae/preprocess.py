@@ -75,6 +75,8 @@ def to_uint8(source: ImageSource) -> Bytes:
     """
     image = read_image(source)
     if image.size == (SIZE, SIZE):
+        if image.mode == "L":
+            return np.frombuffer(image.tobytes(), np.uint8).reshape(SIZE, SIZE)  # a copy less than np.array makes
         pixels = np.asarray(image.convert("RGBA"))
         if (pixels[..., 3] == 255).all() and (pixels[..., :3] == pixels[..., :1]).all():
             grey: Bytes = pixels[..., 0].copy()

@@ -65,10 +65,13 @@ def _write_lines(outcomes: Any, class_names: tuple[str, ...], top_k: int, facts:
             done = False
             error_line(str(outcome.error))
             continue
-        ranked = "  ".join(
-            f"{item['label']} {item['probability']:.4f}" for item in _ranked(outcome.prediction, class_names, top_k)
-        )
-        typer.echo(f"{printable(outcome.path)}: {ranked}")
+        best = outcome.prediction
+        ranked = f"{best.label} {best.probability:.4f}"
+        if top_k > 1:
+            ranked = "  ".join(
+                f"{item['label']} {item['probability']:.4f}" for item in _ranked(best, class_names, top_k)
+            )
+        print(f"{printable(outcome.path)}: {ranked}")  # typer.echo would flush each line
     return done
 
 
@@ -94,15 +97,15 @@ def _write_csv(outcomes: Any, class_names: tuple[str, ...], top_k: int, facts: d
 def _write_json(outcomes: Any, class_names: tuple[str, ...], top_k: int, facts: dict[str, str]) -> bool:
     """One object per image, written as it comes, so that memory stays flat over any number of images."""
     done, separator = True, "\n"
-    typer.echo(f'{{"schema_version": {JSON_SCHEMA_VERSION}, "predictions": [', nl=False)
+    print(f'{{"schema_version": {JSON_SCHEMA_VERSION}, "predictions": [', end="")
     for outcome in outcomes:
         if outcome.prediction is None:
             done = False
             error_line(str(outcome.error))
         text = json_text(_as_json(outcome, class_names, top_k, facts))
-        typer.echo(f"{separator}  {text}", nl=False)
+        print(f"{separator}  {text}", end="")
         separator = ",\n"
-    typer.echo("\n]}")
+    print("\n]}")
     return done
 
 

@@ -30,8 +30,9 @@ def reconstruct(
 
     from fmcae.files import write_atomic
     from fmcae.metrics import mse
+    from fmcae.preprocess import scale
     from fmcae.runtime.model import load
-    from fmcae.runtime.predict import read_input
+    from fmcae.runtime.predict import read_pixels
 
     Image.init()
     picture_format = Image.EXTENSION.get(out.suffix.lower())
@@ -39,7 +40,7 @@ def reconstruct(
         raise UsageError(f"out (={out}) must end in a picture format's suffix, such as .png")
     check_is_no_input(out, [image])
     loaded = load(model, provider=provider, threads=threads)
-    x = read_input(image, read_stdin([image]))
+    x = scale(read_pixels(image, read_stdin([image])))
     x_hat = loaded.reconstruct(x)
     gap = np.ones((28, GAP), np.float32)
     pair = np.concatenate([x[0], gap, x_hat[0]], axis=1)  # (28, 57)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from fmcae.data import idx
 from fmcae.data.split import SPLIT_SEED, split_val, split_val_test
 from fmcae.errors import INSTALL_TRAIN, DataError, UsageError
+from fmcae.images import IMAGE_SUFFIXES
 from fmcae.preprocess import to_uint8
 
 __all__ = ["SPLIT_SEED", "Dataset", "load_dataset"]
@@ -27,7 +28,6 @@ __all__ = ["SPLIT_SEED", "Dataset", "load_dataset"]
 ENVIRONMENT_VARIABLE = "FMCAE_DATA"
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 IDX_NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 CLASS_NAMES_FILE = "class_names.txt"
 
 FASHION_MNIST_CLASSES: tuple[str, ...] = (

@@ -175,7 +175,7 @@ def _sealed(path: Path, content: bytes, card: Card, golden: Golden) -> Artefact:
     entries = {CARD_KEY: card.to_json(), GOLDEN_KEY: golden.to_text()}
     entries[SEAL_KEY] = seal(body, entries[CARD_KEY], entries[GOLDEN_KEY])
     onnx.helper.set_model_props(model, entries)
-    return Artefact(path, model.SerializeToString(deterministic=True), card, golden)
+    return Artefact(path, model.SerializeToString(deterministic=True), card, entries[GOLDEN_KEY])
 
 
 def _training_facts(run: Run) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
 
@@ -41,12 +42,17 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Artefact:
-    """An exported file whose seal holds: its path, its bytes, its card and its golden vectors."""
+    """An exported file whose seal holds: its path, its bytes, its card and its golden vectors as text."""
 
     path: Path
     content: bytes
     card: Card
-    golden: Golden
+    golden_text: str
+
+    @cached_property
+    def golden(self) -> Golden:
+        """The golden vectors, decoded at the first use: only ``verify`` needs them."""
+        return Golden.from_text(self.golden_text)
 
     def session(self, provider: str = "cpu", threads: int | None = None) -> Session:
         """An ONNX Runtime session for this file.
@@ -101,7 +107,7 @@ def read_artefact(path: str | os.PathLike[str]) -> Artefact:
     try:
         metadata = read_metadata(content)
         check_seal(content, metadata)
-        return Artefact(path, content, Card.from_json(metadata[CARD_KEY]), Golden.from_text(metadata[GOLDEN_KEY]))
+        return Artefact(path, content, Card.from_json(metadata[CARD_KEY]), metadata[GOLDEN_KEY])
     except ArtefactError as error:
         raise ArtefactError(f"{path}: {error}") from error
 

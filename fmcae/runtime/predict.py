@@ -11,12 +11,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fmcae.data import IMAGE_SUFFIXES
 from fmcae.errors import FmcaeError, ImageError
-from fmcae.preprocess import preprocess
+from fmcae.images import IMAGE_SUFFIXES
+from fmcae.preprocess import scale, to_uint8
 from fmcae.runtime.model import Model, Prediction
 
-FloatArray = NDArray[np.float32]
 STDIN = "-"
 BATCH_SIZE = 64  # images
 
@@ -50,26 +49,38 @@ def find_images(names: Iterable[str]) -> Iterator[tuple[str, ImageError | None]]
 
 def _images_below(folder: str) -> list[tuple[str, ImageError | None]]:
     found: list[tuple[str, ImageError | None]] = []
-
-    def cannot_be_read(error: OSError) -> None:
-        found.append((error.filename, ImageError(f"{error.filename}: cannot be read: {error.strerror}")))
-
-    for parent, _, names in os.walk(folder, onerror=cannot_be_read):
-        for path in (Path(parent, name) for name in names):
-            # A pipe is left out; a file that cannot be looked at gets its error when it is read.
-            if path.suffix.lower() in IMAGE_SUFFIXES and (os.path.isfile(path) or not os.path.exists(path)):
-                found.append((str(path), None))
+    folders = [str(Path(folder))]
+    while folders:
+        parent = folders.pop()
+        try:
+            with os.scandir(parent) as entries:
+                for entry in entries:
+                    path = os.path.join(parent, entry.name) if parent != "." else entry.name
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(path)
+                    elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES and _may_be_read(entry):
+                        found.append((path, None))
+        except OSError as error:
+            found.append((parent, ImageError(f"{parent}: cannot be read: {error.strerror}")))
     return sorted(found, key=itemgetter(0))
 
 
-def read_input(path: str, stdin: bytes = b"") -> FloatArray:
-    """The model's input (1, 28, 28) for the image at ``path``, or for the encoded image ``stdin`` if that is "-".
+def _may_be_read(entry: "os.DirEntry[str]") -> bool:
+    """A pipe may not; a file that cannot be looked at gets its error when it is read."""
+    try:
+        return entry.is_file() or not os.path.exists(entry.path)
+    except OSError:
+        return True
+
+
+def read_pixels(path: str, stdin: bytes = b"") -> NDArray[np.uint8]:
+    """The image at ``path``, or the encoded image ``stdin`` if that is "-", in Fashion-MNIST's form (28, 28) uint8.
 
     Raises:
         ImageError: naming the path, whatever went wrong.
     """
     try:
-        return preprocess(stdin if path == STDIN else path)
+        return to_uint8(stdin if path == STDIN else path)
     except MemoryError:
         raise
     except ImageError as error:
@@ -90,15 +101,15 @@ def predict_images(model: Model, names: Iterable[str], stdin: bytes = b"") -> It
     """
     images = find_images(names)
     while batch := list(islice(images, BATCH_SIZE)):
-        inputs: list[FloatArray] = []
+        pixels: list[NDArray[np.uint8]] = []
         errors: list[ImageError | None] = []
         for path, error in batch:
             try:
                 if error is None:
-                    inputs.append(read_input(path, stdin))
+                    pixels.append(read_pixels(path, stdin))
             except ImageError as unreadable:
                 error = unreadable
             errors.append(error)
-        predictions = iter(model.predict_inputs(np.stack(inputs)) if inputs else [])
+        predictions = iter(model.predict_inputs(scale(np.stack(pixels))) if pixels else [])
         for (path, _), error in zip(batch, errors, strict=True):
             yield Outcome(path, next(predictions) if error is None else None, error)

@@ -6,7 +6,6 @@ from importlib.util import find_spec
 import onnxruntime
 import pytest
 
-from fmcae.cli import bench as bench_command
 
 QUICK = ("--seconds", "0.02", "--threads", "1")
 
@@ -80,7 +79,7 @@ def test_a_table_for_people(cli, shipped):
 
 
 def test_without_pytorch_it_says_so(cli, shipped, monkeypatch):
-    monkeypatch.setattr(sys.modules[bench_command.__module__], "find_spec", lambda name: None)
+    monkeypatch.setattr("fmcae.cli.bench.find_spec", lambda name: None)
     result = cli("bench", *QUICK, "--batch", "1", "--model", shipped / "encoder.onnx")
     assert "no comparison with PyTorch: it is not installed" in result.stdout
     assert "pytorch-cpu" not in result.stdout

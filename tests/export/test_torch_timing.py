@@ -35,7 +35,7 @@ def test_weights_that_are_not_the_cards_are_not_timed(artefacts):
         replace(encoder, card=replace(encoder.card, training=wider)),
         replace(encoder, card=replace(encoder.card, training=unknown)),
         replace(encoder, card=replace(encoder.card, training={})),
-        replace(encoder, golden=replace(encoder.golden, outputs=encoder.golden.outputs + 1)),
+        replace(encoder, golden_text=replace(encoder.golden, outputs=encoder.golden.outputs + 1).to_text()),
         replace(encoder, content=artefacts["decoder"].content),
     ):
         with pytest.raises(ArtefactError, match="weights are not those of the network that its card describes"):

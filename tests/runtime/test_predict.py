@@ -5,7 +5,7 @@ from PIL import Image
 
 from fmcae.errors import ImageError
 from fmcae.runtime import predict
-from fmcae.runtime.predict import find_images, predict_images, read_input
+from fmcae.runtime.predict import find_images, predict_images, read_pixels
 
 
 @pytest.fixture
@@ -115,9 +115,9 @@ def test_what_is_no_file_is_left_out_and_a_broken_link_is_not(folder):
 
 def test_stdin_is_named():
     with pytest.raises(ImageError, match="^stdin: is empty$"):
-        read_input("-", b"")
+        read_pixels("-", b"")
     with pytest.raises(ImageError, match="^stdin: is not an image"):
-        read_input("-", b"hello")
+        read_pixels("-", b"hello")
 
 
 def test_stdin(model, folder):

@@ -164,7 +164,7 @@ def test_input_and_output_stay_bound_on_the_device():
 
 def test_a_bound_run_with_another_output_is_not_trusted():
     session = Session(PROBE_MODEL)
-    session._run = lambda names, feed: [np.full((2, 2), 7, np.float32)]
+    session._run = lambda names, feed, options: [np.full((2, 2), 7, np.float32)]
     with pytest.raises(ProviderError, match="cpu gives another output through I/O binding"):
         resident_runner(session, random_input(session, 2))
 
