@@ -15,7 +15,7 @@ import io
 import json
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 import numpy as np
@@ -44,6 +44,7 @@ class Card:
         training: configuration, data set and versions of the run.
         metrics: measured in PyTorch at the end of training, such as ``test_accuracy`` in [0, 1].
         parity: the evidence that ONNX Runtime gives PyTorch's numbers; empty until it was measured.
+        precision: ``{"name"}``: "fp32", "int8" or "fp16"; the latter two with the ``"verdict"`` that they were kept by.
         tolerance: largest allowed difference from the golden outputs, ``{"atol", "rtol"}``.
     """
 
@@ -58,6 +59,7 @@ class Card:
     metrics: dict[str, Any]
     parity: dict[str, Any]
     tolerance: dict[str, float]
+    precision: dict[str, Any] = field(default_factory=lambda: {"name": "fp32"})
     schema_version: int = SCHEMA_VERSION
 
     def to_json(self) -> str:
@@ -78,7 +80,8 @@ class Card:
             raise ArtefactError("its card is damaged: it is no JSON object with a schema_version") from error
         if version != SCHEMA_VERSION:
             raise ArtefactError(f"its card's schema_version (={version}) must be {SCHEMA_VERSION}: update fmcae")
-        if set(values) != {item.name for item in fields(cls)} or values["kind"] not in KINDS:
+        known = {item.name for item in fields(cls)}
+        if set(values) | {"precision"} != known or values["kind"] not in KINDS:  # older ones have no precision
             raise ArtefactError("its card is damaged: its keys are not those of an fmcae card")
         return cls(**{**values, "class_names": tuple(values["class_names"])})
 

@@ -22,7 +22,9 @@ def read_at_most(source: str | os.PathLike[str] | BinaryIO, limit: int) -> bytes
             status = os.fstat(file.fileno())
             if stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode):
                 raise OSError(errno.EINVAL, "it is a device, not a file")
-            return _read_chunks(file, limit, min(status.st_size + 1, limit + 1) if stat.S_ISREG(status.st_mode) else _CHUNK)
+            return _read_chunks(
+                file, limit, min(status.st_size + 1, limit + 1) if stat.S_ISREG(status.st_mode) else _CHUNK
+            )
     return _read_chunks(source, limit, _CHUNK)
 
 

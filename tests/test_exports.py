@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+import fmcae
 from fmcae import metrics
 from fmcae.data import DEBIAN_FOLDER, load_dataset
 from fmcae.preprocess import scale
@@ -20,6 +21,17 @@ def test_the_data_are_the_ones_it_was_trained_on(dataset, shipped):
     config = json.loads((shipped / "config.json").read_text())
     assert config["data"]["name"] == dataset.name == "Fashion-MNIST"
     assert config["data"]["fingerprint"] == dataset.fingerprint
+
+
+def test_int8_is_as_accurate_as_its_card_says(dataset):
+    model = fmcae.load("fashion-mnist-int8")
+    artefact = model.artefacts["classifier"]
+    logits = model.classify(scale(dataset.test.images))
+    # the first convolution's rounding may differ between processors, and with it a label or two
+    assert metrics.accuracy(logits, dataset.test.labels) == pytest.approx(
+        artefact.card.metrics["test_accuracy"], abs=5e-4
+    )
+    assert len(artefact.content) <= 114_000
 
 
 def test_accuracy_and_error_are_what_the_cards_say(dataset, model):

@@ -27,8 +27,8 @@ def encode(
 
     from fmcae.errors import UsageError
     from fmcae.files import write_atomic
-    from fmcae.runtime.model import load
     from fmcae.preprocess import scale
+    from fmcae.runtime.model import load
     from fmcae.runtime.predict import BATCH_SIZE, find_images, read_pixels
 
     if out.suffix != ".npy":

@@ -24,9 +24,9 @@ def info(
     """
     import json
 
-    from fmcae.runtime.model import file_name, read_artefact, shipped_folder
+    from fmcae.runtime.model import file_name, located, read_artefact, shipped_folder
 
-    path = shipped_folder() if file is None else file
+    path = shipped_folder() if file is None else located(file)
     artefact = read_artefact(Path(path) / file_name("classifier") if os.path.isdir(path) else path)
     card = json.loads(artefact.card.to_json())
     if as_json:

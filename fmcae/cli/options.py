@@ -39,7 +39,11 @@ ThreadsOption = Annotated[
 ModelOption = Annotated[
     str | None,
     typer.Option(
-        "--model", metavar="PATH", help="An exported file, or a folder of them. [default: those that ship with fmcae]"
+        "--model",
+        metavar="PATH",
+        help="An exported file or a folder of them, or fashion-mnist-int8, which ships with fmcae. "
+        "[default: fashion-mnist, which does so too]",
+        autocompletion=lambda: ["fashion-mnist", "fashion-mnist-int8"],
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]

@@ -7,7 +7,12 @@ import typer
 
 # What typer's parser raises has this base in common, for which typer has no public name.
 ParserError = cast(type[Exception], typer.BadParameter.__base__)
-RULES = {"integer": "must be an integer", "valid int": "must be an integer", "number": "must be a number", "float": "must be a number"}
+RULES = {
+    "integer": "must be an integer",
+    "valid int": "must be an integer",
+    "number": "must be a number",
+    "float": "must be a number",
+}
 
 
 def usage_line(error: Any, arguments: list[str]) -> str:

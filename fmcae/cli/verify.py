@@ -26,12 +26,13 @@ def verify(
     Seal, card and graph are checked, and the golden vectors are run, with no torch and no data set; exit code 5 if
     anything fails.
     """
-    from fmcae.runtime.model import artefact_files, shipped_folder
+    from fmcae.runtime.model import SHIPPED, artefact_files, located
 
     results: list[dict[str, object]] = []
-    for name in files or [str(shipped_folder())]:
+    for name in files or SHIPPED:
         try:
-            paths = [str(path) for path in artefact_files(name).values()] if os.path.isdir(name) else [name]
+            is_folder = name != "" and os.path.isdir(located(name))
+            paths = [str(path) for path in artefact_files(name).values()] if is_folder else [name]
         except ArtefactError as error:
             results.append(_failed(name, error))
         else:

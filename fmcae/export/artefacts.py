@@ -3,6 +3,7 @@
 Opset 18 and IR version 8 are what ONNX Runtime has read since 1.14, older than the oldest version that fmcae declares.
 """
 
+import copy
 import json
 import warnings
 from collections.abc import Collection
@@ -22,16 +23,30 @@ from fmcae.data import Dataset
 from fmcae.errors import GateError, RunError, UsageError
 from fmcae.export.model_card import model_card
 from fmcae.export.parity import Parity, measure_parity
+from fmcae.export.precision import (
+    ACCURACY_BUDGET,
+    FP16_TOLERANCE,
+    INT8_TOLERANCE,
+    Half,
+    Precision,
+    Verdict,
+    calibration_images,
+    int8_graph,
+    judge,
+    latent_units,
+)
 from fmcae.files import write_all_atomic
 from fmcae.preprocess import DESCRIPTION, scale
 from fmcae.runtime.model import Artefact, Model, file_name
 from fmcae.runtime.verify import verify
+from fmcae.train.networks import Classifier
 from fmcae.train.run import CONFIG, METRICS, Run, check_data
 
 OPSET, IR_VERSION = 18, 8
 # Float32 sums in another order differ by about 1e-5 here; a wrong weight, layer or scale differs by far more.
 TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}
 MODEL_CARD = "MODEL_CARD.md"
+USED_PIXELS = 26  # of 28, by pooling: 5·2 rows of the second convolution, ·2 of the first block, +2 for each kernel
 
 
 def export_run(run: Run, dataset: Dataset, folder: Path) -> tuple[list[Path], Parity]:
@@ -63,6 +78,65 @@ def export_run(run: Run, dataset: Dataset, folder: Path) -> tuple[list[Path], Pa
         kind: _sealed(artefact.path, artefact.content, replace(artefact.card, parity=evidence), artefact.golden)
         for kind, artefact in artefacts.items()
     }
+    return _write(run, artefacts, folder), parity
+
+
+def export_smaller(
+    run: Run,
+    dataset: Dataset,
+    folder: Path,
+    precision: Precision,
+    budget_points: float = ACCURACY_BUDGET,
+    provider: str = "cpu",
+) -> tuple[list[Path], Verdict]:
+    """Export ``run``'s classifier in int8 or fp16 to ``folder``, if that costs little accuracy and gains size or speed.
+
+    Its golden outputs are its own, those of ``provider`` here.
+
+    Args:
+        budget_points: the loss of accuracy on test that is allowed, in hundredths.
+
+    Returns:
+        The files written, and the verdict that the card carries.
+
+    Raises:
+        RunError: the run has no finished classifier, or the data are not the run's.
+        UsageError: as for :func:`export_run`.
+        ProviderError: ``provider`` is not the one that would run.
+        GateError: the verdict is against it; nothing was written.
+    """
+    check_data(run, dataset)
+    network = trained_networks(run).get("classifier")
+    if not isinstance(network, Classifier):
+        raise RunError(f"{run.folder}: has no classifier; in {precision} nothing else is exported")
+    _check_folder(folder, ["classifier"])
+    x = scale(dataset.test.images[_one_of_each_class(dataset)])
+    path = folder / file_name("classifier")
+    fp32 = _artefact(run, "classifier", network, x, path)
+    facts: dict[str, Any] = {"name": precision}
+    if precision == "int8":
+        calibration = calibration_images(dataset)
+        model, tolerance = int8_graph(network, calibration), INT8_TOLERANCE
+        facts |= {"calibration_images": len(calibration), "latent_units": latent_units(model)}
+    else:
+        model, tolerance = to_onnx(Half(copy.deepcopy(network)), "classifier", x), FP16_TOLERANCE
+    draft = _sealed(path, model.SerializeToString(deterministic=True), fp32.card, fp32.golden)
+    verdict = judge(draft, fp32, dataset.test, budget_points, provider)
+    if verdict.failure:
+        raise GateError(f"{precision} is not worth keeping, nothing was written: {verdict.failure}")
+    outputs = draft.session(provider, 1).run(x)
+    labels = tuple(fp32.card.class_names[index] for index in outputs.argmax(axis=1))
+    card = replace(
+        fp32.card,
+        precision={**facts, "verdict": verdict.to_json()},
+        metrics={"test_accuracy": verdict.accuracy},
+        tolerance=tolerance,
+    )
+    return _write(run, {"classifier": _sealed(path, draft.content, card, Golden(x, outputs, labels))}, folder), verdict
+
+
+def _write(run: Run, artefacts: dict[Kind, Artefact], folder: Path) -> list[Path]:
+    """Verify the artefacts, and write them and their companions, all or none."""
     for artefact in artefacts.values():
         if failure := verify(artefact).failure:
             raise GateError(f"{artefact.path.name}: {failure}; nothing was written")
@@ -71,7 +145,7 @@ def export_run(run: Run, dataset: Dataset, folder: Path) -> tuple[list[Path], Pa
     files |= {name: (run.folder / name).read_bytes() for name in (CONFIG, METRICS)}
     folder.mkdir(parents=True, exist_ok=True)
     write_all_atomic({folder / name: content for name, content in files.items()})
-    return [folder / name for name in files], parity
+    return [folder / name for name in files]
 
 
 def _check_folder(folder: Path, kinds: Collection[Kind]) -> None:
@@ -135,8 +209,25 @@ def to_onnx(network: nn.Module, kind: Kind, example: NDArray[np.float32]) -> onn
     for item in (*model.graph.node, *model.graph.input, *model.graph.output, *model.graph.value_info):
         del item.metadata_props[:]
         item.doc_string = ""
+    if any(isinstance(layer, nn.MaxPool2d) for layer in network.modules()) and input_name == "x":
+        _crop(model, USED_PIXELS)
     onnx.checker.check_model(model, full_check=True)
     return model
+
+
+def _crop(model: onnx.ModelProto, size: int) -> None:
+    """Cut x to its first ``size`` rows and columns, which leaves every output as it was.
+
+    Pooling drops the odd row and column of 11×11; what these alone depend on need not be computed, a sixth of both
+    convolutions.
+    """
+    graph = model.graph
+    bounds = {"crop.starts": [0, 0], "crop.ends": [size, size], "crop.axes": [2, 3]}
+    graph.initializer.extend(onnx.numpy_helper.from_array(np.array(value), name) for name, value in bounds.items())
+    del graph.value_info[:]  # the sizes between the nodes, which change
+    for node in graph.node:
+        node.input[:] = ["x_used" if name == "x" else name for name in node.input]
+    graph.node.insert(0, onnx.helper.make_node("Slice", ["x", *bounds], ["x_used"]))
 
 
 INPUT_NAMES: dict[Kind, str] = {"encoder": "x", "decoder": "z", "classifier": "x"}

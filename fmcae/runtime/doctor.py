@@ -222,12 +222,14 @@ def _shipped() -> tuple[tuple[ShippedFile, ...], list[Problem]]:
     """The artefacts that ship with fmcae, their seals checked."""
     try:
         from fmcae.card import KINDS
-        from fmcae.runtime.model import file_name, read_artefact, shipped_folder
+        from fmcae.runtime.model import SHIPPED, file_name, read_artefact, shipped_folder
     except ImportError as error:
         return (), [Problem(f"a package that fmcae needs does not work: {error}", _REINSTALL)]
     found = []
-    for kind in KINDS:
-        path = shipped_folder() / file_name(kind)
+    full, *smaller = map(shipped_folder, SHIPPED)
+    files = [(kind, full / file_name(kind)) for kind in KINDS]
+    files += [("classifier", folder / file_name("classifier")) for folder in smaller]
+    for kind, path in files:
         try:
             read_artefact(path)
             found.append(ShippedFile(kind, str(path), None))

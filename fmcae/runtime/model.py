@@ -21,6 +21,7 @@ from fmcae.runtime.session import Session, check_provider, check_threads
 
 FloatArray = NDArray[np.float32]
 INPUT_SHAPE = (1, 28, 28)
+SHIPPED = ("fashion-mnist", "fashion-mnist-int8")
 MAX_ARTEFACT_BYTES = 2**31  # protobuf's own limit
 
 
@@ -72,11 +73,15 @@ def file_name(kind: Kind) -> str:
     return f"{kind}.onnx"
 
 
-def shipped_folder() -> Path:
-    """The folder of the artefacts that ship with fmcae: trained on Fashion-MNIST in the paper's final configuration."""
+def shipped_folder(name: str = SHIPPED[0]) -> Path:
+    """The folder of artefacts that ship with fmcae, trained on Fashion-MNIST in the paper's final configuration.
+
+    Args:
+        name: "fashion-mnist", or "fashion-mnist-int8" for the classifier in int8.
+    """
     package = Path(__file__).parents[1]
-    installed = package / "exports" / "fashion-mnist"
-    return installed if installed.is_dir() else package.parent / "exports" / "fashion-mnist"
+    installed = package / "exports"
+    return (installed if installed.is_dir() else package.parent / "exports") / name
 
 
 def artefact_files(folder: str | os.PathLike[str]) -> dict[Kind, Path]:
@@ -85,7 +90,7 @@ def artefact_files(folder: str | os.PathLike[str]) -> dict[Kind, Path]:
     Raises:
         ArtefactError: there is none.
     """
-    paths = {kind: Path(folder, file_name(kind)) for kind in KINDS}
+    paths = {kind: located(folder) / file_name(kind) for kind in KINDS}
     files = {kind: path for kind, path in paths.items() if path.is_file()}
     if not files:
         raise ArtefactError(f"{folder}: holds none of {', '.join(map(file_name, KINDS))}")
@@ -99,7 +104,7 @@ def read_artefact(path: str | os.PathLike[str]) -> Artefact:
         ArtefactError: the file cannot be read, is not an artefact of fmcae, or has changed since its export.
         UsageError: path is empty.
     """
-    path = _checked_path(path)
+    path = located(path)
     try:
         content = read_at_most(path, MAX_ARTEFACT_BYTES)
     except OSError as error:
@@ -119,7 +124,7 @@ def read_artefacts(path: str | os.PathLike[str] | None = None) -> dict[Kind, Art
         ArtefactError: there is none, one is damaged, or they come from different runs.
         UsageError: path is empty.
     """
-    path = shipped_folder() if path is None else _checked_path(path)
+    path = shipped_folder() if path is None else located(path)
     if not path.is_dir():
         artefact = read_artefact(path)
         return {artefact.card.kind: artefact}
@@ -134,10 +139,15 @@ def read_artefacts(path: str | os.PathLike[str] | None = None) -> dict[Kind, Art
     return artefacts
 
 
-def _checked_path(path: str | os.PathLike[str]) -> Path:
+def located(path: str | os.PathLike[str]) -> Path:
+    """``path``, or the folder that ships under that name if there is nothing of that name here.
+
+    Raises:
+        UsageError: path is empty.
+    """
     if path == "":  # which Path takes for the current folder
         raise UsageError("path (=) must not be empty")
-    return Path(path)
+    return shipped_folder(str(path)) if str(path) in SHIPPED and not os.path.exists(path) else Path(path)
 
 
 class Model:
@@ -263,8 +273,8 @@ def load(path: str | os.PathLike[str] | None = None, *, provider: str = "cpu", t
     """Load exported networks.
 
     Args:
-        path: a folder that holds encoder.onnx, decoder.onnx, classifier.onnx or some of them, or one such file; None
-            loads the ones that ship with fmcae.
+        path: a folder that holds encoder.onnx, decoder.onnx, classifier.onnx or some of them, or one such file; or the
+            name of what ships with fmcae, "fashion-mnist" (which None stands for) or "fashion-mnist-int8".
         provider: "cpu" or "cuda"; "cuda" never runs on the CPU instead.
         threads: ONNX Runtime's threads, 1 to 1,024; None takes the CPUs that this process may use.
 

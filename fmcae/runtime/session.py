@@ -79,6 +79,8 @@ class Session:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry("session.inter_op.allow_spinning", "0")
         options.log_severity_level = _LOG_FATAL  # what goes wrong arrives as an exception
+        # where a graph quantizes was measured; ONNX Runtime would quantize before pooling, which takes twice as long
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
         if profile_prefix is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(profile_prefix)

@@ -1,11 +1,9 @@
 import io
 import json
-import sys
 from importlib.util import find_spec
 
 import onnxruntime
 import pytest
-
 
 QUICK = ("--seconds", "0.02", "--threads", "1")
 

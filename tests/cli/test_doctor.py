@@ -10,7 +10,7 @@ def test_a_good_installation(cli):
     result = cli("doctor")
     assert result.exit_code == 0
     assert "works: CPUExecutionProvider gives the golden output" in result.stdout
-    assert result.stdout.count("sealed as shipped") == 3
+    assert result.stdout.count("sealed as shipped") == 4
     assert "no problem found" in result.stdout
     assert "\x1b" not in result.stdout and result.stderr == ""
 

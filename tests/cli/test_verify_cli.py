@@ -7,9 +7,10 @@ import pytest
 def test_what_ships_passes(cli, shipped):
     result = cli("verify")
     assert result.exit_code == 0
-    assert result.stdout.count("pass") == 3
+    assert result.stdout.count("pass") == 4
     assert "on cpu, 10 golden vectors, largest difference" in result.stdout
     assert cli("verify", shipped / "encoder.onnx").stdout.count("pass") == 1
+    assert cli("verify", "fashion-mnist-int8").stdout.count("pass") == 1
 
 
 def test_a_folder_stands_for_the_files_in_it(cli, shipped, tmp_path):

@@ -178,6 +178,7 @@ def test_the_diagnosis_has_everything(shipped):
         ("encoder", None),
         ("decoder", None),
         ("classifier", None),
+        ("classifier", None),  # in int8
     ]
     assert diagnosis.packages["numpy"] == np.__version__
     assert diagnosis.problems == ()
@@ -189,7 +190,7 @@ def test_without_the_cpu_it_is_not_usable():
 
 
 def test_missing_artefacts_are_one_problem(monkeypatch, tmp_path):
-    monkeypatch.setattr("fmcae.runtime.model.shipped_folder", lambda: tmp_path)
+    monkeypatch.setattr("fmcae.runtime.model.shipped_folder", lambda name: tmp_path / name)
     diagnosis = diagnose(lambda provider: Probe(provider, True, None, onnxruntime.__version__))
     assert all("No such file" in item.problem for item in diagnosis.artefacts)
     (problem,) = diagnosis.problems

@@ -55,14 +55,14 @@ def test_one_bad_image_does_not_stop_the_rest(model, folder):
 
 
 def test_nor_does_one_that_breaks_preprocessing(model, folder, monkeypatch):
-    preprocess = predict.preprocess
+    to_uint8 = predict.to_uint8
 
     def fail(source):
         if source == str(folder / "a.PNG"):
             raise ZeroDivisionError("division by zero")
-        return preprocess(source)
+        return to_uint8(source)
 
-    monkeypatch.setattr(predict, "preprocess", fail)
+    monkeypatch.setattr(predict, "to_uint8", fail)
     first, second, third = predict_images(model, [str(folder)])
     assert isinstance(first.error, ImageError) and second.prediction is not None and third.prediction is not None
     assert str(first.error) == f"{folder}/a.PNG: cannot be preprocessed: ZeroDivisionError: division by zero"
@@ -72,7 +72,7 @@ def test_memory_that_is_gone_stops_it(model, folder, monkeypatch):
     def fail(_):
         raise MemoryError
 
-    monkeypatch.setattr(predict, "preprocess", fail)
+    monkeypatch.setattr(predict, "to_uint8", fail)
     with pytest.raises(MemoryError):
         list(predict_images(model, [str(folder)]))
 
