@@ -9,8 +9,9 @@ over its array again, forward and backward. Here
   convolution gives 10×10 and the first block 12×12;
 - a transposed convolution is one matrix product, whose columns are added up where its windows overlap.
 
-The matrix products and the second convolution, nine tenths of the arithmetic, are PyTorch's (oneDNN, MKL). Each backward
-pass stands below its forward pass, to be read side by side. The networks' definition stays
+The matrix products and the second convolution, nine tenths of the arithmetic, are PyTorch's (oneDNN, MKL). All else is
+numpy: each call of PyTorch, be it for a view, gives up Python's lock and waits to get it back from the other threads.
+Each backward pass stands below its forward pass, to be read side by side. The networks' definition stays
 :mod:`fmcae.train.networks`; ``tests/train/test_fused.py`` compares losses, gradients and training steps with it.
 """
 
@@ -26,11 +27,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fmcae.train import kernels
-from fmcae.train.networks import Autoencoder, Classifier, Decoder, Encoder
+from fmcae.train.networks import Autoencoder, Classifier
 
 DROPOUT_LAYERS = 6  # three of the encoder, two of the decoder, and its output
 EVALUATION_CHUNK = 250  # images at most, which fit a core's cache
-Gradients = dict[str, Tensor]
+Floats = NDArray[np.float32]
+Gradients = dict[str, Floats]
 T = TypeVar("T")
 
 
@@ -63,73 +65,121 @@ class FusedCompute:
     def __init__(self, network: Autoencoder | Classifier, threads: int) -> None:
         self.network = network
         self.threads = threads
-        self._executor = ThreadPoolExecutor(threads)
+        self._executor = ThreadPoolExecutor(max(1, threads - 1))
 
     def backward(self, x: Tensor, labels: Tensor, keys: NDArray[np.uint32]) -> Tensor:
         """The training loss, a scalar, of x (B, 1, 28, 28) and labels (B,); gradients go into ``parameter.grad``."""
         config = self.network.config
         dropout = Dropout(config.dropout, keys, config.dropout_position == "before-pooling", config.output_dropout)
         step: Any = _autoencoder_step if isinstance(self.network, Autoencoder) else _classifier_step
+        weights, images, classes = Weights.of(self.network), _np(x)[:, 0], _np(labels)
 
-        def part(first: int, end: int) -> tuple[Tensor, Gradients]:
+        def part(first: int, end: int) -> tuple[float, Gradients]:
             of_part = replace(dropout, first=first)
-            result: tuple[Tensor, Gradients] = step(self.network, x[first:end, 0], labels[first:end], len(x), of_part)
+            result: tuple[float, Gradients] = step(weights, images[first:end], classes[first:end], len(images), of_part)
             return result
 
-        (loss, gradients), *others = self._shared(part, len(x), -(-len(x) // self.threads))
+        (loss, gradients), *others = self._shared(part, len(images), -(-len(images) // self.threads))
         for other_loss, other in others:
-            loss = loss + other_loss
+            loss += other_loss
             for name, gradient in gradients.items():
                 gradient += other[name]
         for name, parameter in self.network.named_parameters():
             if parameter.requires_grad:
                 # PyTorch's fused Adam silently takes a gradient in another memory layout for one in the parameter's
-                parameter.grad = gradients[name].contiguous()
-        return loss
+                parameter.grad = torch.from_numpy(np.ascontiguousarray(gradients[name]))
+        return torch.tensor(loss)
 
     def outputs(self, x: Tensor) -> Tensor:
         """The network's outputs for x (N, 1, 28, 28) in evaluation mode: x_hat (N, 1, 28, 28) or logits (N, K)."""
         nothing = Dropout(0.0, np.zeros(DROPOUT_LAYERS, np.uint32), before_pooling=False, output=False)
+        weights, images = Weights.of(self.network), _np(x)[:, 0]
 
-        def part(first: int, end: int) -> Tensor:
-            z = _encode(self.network.encoder, x[first:end, 0], nothing).z
+        def part(first: int, end: int) -> Floats:
+            z = _encode(weights, images[first:end], nothing).z
             if isinstance(self.network, Autoencoder):
-                return _decode(self.network.decoder, z, nothing).x_hat.unsqueeze(1)
-            return self.network.linear(z)  # type: ignore[no-any-return]
+                return _decode(weights, z, nothing).x_hat[:, np.newaxis]
+            return _linear(z, weights.head, weights.head_bias)
 
-        return torch.cat(self._shared(part, len(x), min(EVALUATION_CHUNK, -(-len(x) // self.threads))))
+        size = min(EVALUATION_CHUNK, -(-len(images) // self.threads))
+        return torch.from_numpy(np.concatenate(self._shared(part, len(images), size)))
 
     def _shared(self, work: Callable[[int, int], T], count: int, size: int) -> list[T]:
         """``work(first, end)`` for each ``size`` of ``count`` images, shared between the threads; results in order."""
-        guarded = torch.no_grad()(work)
         parts = [(first, min(first + size, count)) for first in range(0, count, size)]
-        return list(self._executor.map(lambda part: guarded(*part), parts))
+
+        def share(thread: int) -> list[T]:
+            return [work(*part) for part in parts[thread :: self.threads]]
+
+        others = [self._executor.submit(share, thread) for thread in range(1, min(self.threads, len(parts)))]
+        shares = [share(0), *(other.result() for other in others)]  # the first is this thread's own
+        return [shares[index % self.threads][index // self.threads] for index in range(len(parts))]
+
+
+class Weights(NamedTuple):
+    """A network's parameters as the kernels and products take them: views, or copies made once a step."""
+
+    conv1: Floats  # (3, 3, 16)
+    conv1_bias: Floats
+    conv2: Tensor  # (32, 16, 3, 3)
+    conv2_bias: Floats
+    linear: Floats  # (latent_dim, 800)
+    linear_bias: Floats
+    is_trained: bool  # the encoder; else it is frozen
+    head: Floats  # (K, latent_dim) of a classifier, (800, latent_dim) of a decoder
+    head_bias: Floats
+    up1: Floats  # (32, 4·4·16), the first transposed convolution's; empty in a classifier, like the rest
+    up1_bias: Floats
+    up2: Floats  # (9, 16), the second's
+    up2_bias: np.float32
+
+    @classmethod
+    def of(cls, network: Autoencoder | Classifier) -> "Weights":
+        conv1, conv2, linear = _layers(network.encoder)
+        encoder = (
+            *(np.ascontiguousarray(_np(conv1.weight)[:, 0].transpose(1, 2, 0)), _np(conv1.bias)),
+            *(conv2.weight.detach(), _np(conv2.bias), _np(linear.weight), _np(linear.bias)),
+            linear.weight.requires_grad,
+        )
+        if isinstance(network, Classifier):
+            nothing = np.empty(0, np.float32)
+            decoder = (nothing, nothing, nothing, np.float32(0))
+            return cls(*encoder, _np(network.linear.weight), _np(network.linear.bias), *decoder)
+        head, up1, up2 = _layers(network.decoder)
+        by_columns = np.ascontiguousarray(_np(up1.weight).transpose(0, 2, 3, 1)).reshape(32, 256)
+        columns2 = np.ascontiguousarray(_np(up2.weight).reshape(16, 9).T)
+        up2_bias = _np(up2.bias)[0]
+        return cls(*encoder, _np(head.weight), _np(head.bias), by_columns, _np(up1.bias), columns2, up2_bias)
 
 
 def _autoencoder_step(
-    network: Autoencoder, x: Tensor, labels: Tensor, batch_size: int, dropout: Dropout
-) -> tuple[Tensor, Gradients]:
-    encoded = _encode(network.encoder, x, dropout)
-    decoded = _decode(network.decoder, encoded.z, dropout)
-    error = decoded.y - x
-    loss = error.square().sum() / (batch_size * x[0].numel())
-    grad_y = error * (2 / (batch_size * x[0].numel()))
-    grad_z, decoder = _decode_backward(network.decoder, encoded.z, decoded, grad_y, dropout)
-    encoder = _encode_backward(network.encoder, x, encoded, grad_z, dropout)
+    weights: Weights, x: Floats, labels: NDArray[np.int64], batch_size: int, dropout: Dropout
+) -> tuple[float, Gradients]:
+    encoded = _encode(weights, x, dropout)
+    decoded = _decode(weights, encoded.z, dropout)
+    grad_out = np.empty_like(x)
+    kept = dropout.scale if dropout.output else np.float32(1)
+    loss, grad_bias = kernels.squared_error(x, decoded.y, decoded.x_hat, kept, np.float32(1 / batch_size), grad_out)
+    grad_z, decoder = _decode_backward(weights, encoded.z, decoded, grad_out, dropout)
+    decoder["7.bias"] = np.array([grad_bias], np.float32)
+    encoder = _encode_backward(weights, x, encoded, grad_z, dropout)
     return loss, _named(encoder=encoder, decoder=decoder)
 
 
 def _classifier_step(
-    network: Classifier, x: Tensor, labels: Tensor, batch_size: int, dropout: Dropout
-) -> tuple[Tensor, Gradients]:
-    linear = network.linear
-    encoded = _encode(network.encoder, x, dropout)
-    log_probabilities = F.log_softmax(linear(encoded.z), dim=1)
-    loss = F.nll_loss(log_probabilities, labels, reduction="sum") / batch_size
-    grad_logits = (log_probabilities.exp() - F.one_hot(labels, linear.out_features)) / batch_size
-    gradients = _named(linear={"weight": grad_logits.t() @ encoded.z, "bias": grad_logits.sum(dim=0)})
-    if next(network.encoder.parameters()).requires_grad:  # else the encoder is frozen
-        gradients |= _named(encoder=_encode_backward(network.encoder, x, encoded, grad_logits @ linear.weight, dropout))
+    weights: Weights, x: Floats, labels: NDArray[np.int64], batch_size: int, dropout: Dropout
+) -> tuple[float, Gradients]:
+    z = (encoded := _encode(weights, x, dropout)).z
+    log_probabilities = F.log_softmax(torch.from_numpy(_linear(z, weights.head, weights.head_bias)), dim=1).numpy()
+    rows = np.arange(len(x))
+    loss = float(-log_probabilities[rows, labels].sum(dtype=np.float64) / batch_size)
+    grad_logits = np.exp(log_probabilities)
+    grad_logits[rows, labels] -= 1
+    grad_logits /= batch_size
+    gradients = _named(linear={"weight": _mm(grad_logits.T, z), "bias": grad_logits.sum(axis=0)})
+    if weights.is_trained:
+        grad_z = _mm(grad_logits, weights.head)
+        gradients |= _named(encoder=_encode_backward(weights, x, encoded, grad_z, dropout))
     return loss, gradients
 
 
@@ -139,53 +189,48 @@ def _classifier_step(
 class Encoded(NamedTuple):
     """The encoder's output, and what its backward pass needs."""
 
-    z: Tensor  # (N, latent_dim)
-    y1: Tensor  # (N, 12, 12, 16), the first block's output, channels last
+    z: Floats  # (N, latent_dim)
+    y1: Floats  # (N, 12, 12, 16), the first block's output, channels last
     where1: NDArray[np.uint8]  # (N, 12, 12, 16), which of its four each maximum is
-    y2: Tensor  # (N, 800), the second block's
+    y2: Floats  # (N, 32, 25), the second block's
     where2: NDArray[np.uint8]  # (N, 25, 32)
 
 
-def _encode(encoder: Encoder, x: Tensor, dropout: Dropout) -> Encoded:
+def _encode(weights: Weights, x: Floats, dropout: Dropout) -> Encoded:
     """x (N, 28, 28)."""
-    conv1, conv2, linear = _layers(encoder)
-    count = len(x)
-    y1, where1 = torch.empty(count, 12, 12, 16), np.empty((count, 12, 12, 16), np.uint8)
-    weight1 = conv1.weight.squeeze(1).permute(1, 2, 0).contiguous()  # (3, 3, 16)
-    before = dropout.before_pooling
-    kernels.conv1_forward(_np(x), _np(weight1), _np(conv1.bias), *dropout.of(0), before, _np(y1), where1)
-    a2 = F.conv2d(y1.permute(0, 3, 1, 2), conv2.weight)  # (N, 32, 10, 10) in channels-last memory
-    y2, where2 = torch.empty(count, 800), np.empty((count, 25, 32), np.uint8)
-    a2 = a2.permute(0, 2, 3, 1).contiguous()
-    kernels.pool2_forward(_np(a2), _np(conv2.bias), *dropout.of(1), before, _np(y2.view(count, 32, 25)), where2)
-    z = linear(y2)
-    kernels.relu_dropout(_np(z), *dropout.of(2))
+    count, before = len(x), dropout.before_pooling
+    y1, where1 = np.empty((count, 12, 12, 16), np.float32), np.empty((count, 12, 12, 16), np.uint8)
+    kernels.conv1_forward(x, weights.conv1, weights.conv1_bias, *dropout.of(0), before, y1, where1)
+    a2 = F.conv2d(_channels_first(y1), weights.conv2).numpy().transpose(0, 2, 3, 1)  # (N, 10, 10, 32)
+    y2, where2 = np.empty((count, 32, 25), np.float32), np.empty((count, 25, 32), np.uint8)
+    kernels.pool2_forward(np.ascontiguousarray(a2), weights.conv2_bias, *dropout.of(1), before, y2, where2)
+    z = _linear(y2.reshape(count, 800), weights.linear, weights.linear_bias)
+    kernels.relu_dropout(z, *dropout.of(2))
     return Encoded(z, y1, where1, y2, where2)
 
 
-def _encode_backward(encoder: Encoder, x: Tensor, encoded: Encoded, grad_z: Tensor, dropout: Dropout) -> Gradients:
+def _encode_backward(weights: Weights, x: Floats, encoded: Encoded, grad_z: Floats, dropout: Dropout) -> Gradients:
     """The gradients of the encoder's parameters by name; ``grad_z`` (N, latent_dim) is overwritten."""
-    _, conv2, linear = _layers(encoder)
-    _, y1, where1, y2, where2 = encoded
+    z, y1, where1, y2, where2 = encoded
     count, scale = len(x), dropout.scale
-    kernels.relu_dropout_backward(_np(grad_z), _np(encoded.z), scale)
-    grad_y2 = (grad_z @ linear.weight).view(count, 32, 25)
-    grad_a2, grad_bias2 = torch.empty(count, 10, 10, 32), torch.empty(32)
-    kernels.pool2_backward(_np(grad_y2), _np(y2.view(count, 32, 25)), where2, scale, _np(grad_a2), _np(grad_bias2))
+    kernels.relu_dropout_backward(grad_z, z, scale)
+    grad_y2 = _mm(grad_z, weights.linear).reshape(count, 32, 25)
+    grad_a2, grad_bias2 = np.empty((count, 10, 10, 32), np.float32), np.empty(32, np.float32)
+    kernels.pool2_backward(grad_y2, y2, where2, scale, grad_a2, grad_bias2)
     grad_y1, grad_weight2, _ = torch.ops.aten.convolution_backward(
-        *(grad_a2.permute(0, 3, 1, 2), y1.permute(0, 3, 1, 2), conv2.weight, None),
+        *(_channels_first(grad_a2), _channels_first(y1), weights.conv2, None),
         *([1, 1], [0, 0], [1, 1], False, [0, 0], 1, [True, True, False]),  # stride 1, no padding, no bias
     )
-    grad_y1 = grad_y1.permute(0, 2, 3, 1).contiguous()
-    grad_weight1, grad_bias1 = torch.empty(3, 3, 16), torch.empty(16)
-    kernels.conv1_backward(_np(x), _np(grad_y1), _np(y1), where1, scale, _np(grad_weight1), _np(grad_bias1))
+    grad_y1 = np.ascontiguousarray(grad_y1.numpy().transpose(0, 2, 3, 1))
+    grad_weight1, grad_bias1 = np.empty((3, 3, 16), np.float32), np.empty(16, np.float32)
+    kernels.conv1_backward(x, grad_y1, y1, where1, scale, grad_weight1, grad_bias1)
     return {
-        "0.weight": grad_weight1.permute(2, 0, 1).unsqueeze(1).contiguous(),
+        "0.weight": grad_weight1.transpose(2, 0, 1)[:, np.newaxis],
         "0.bias": grad_bias1,
-        "4.weight": grad_weight2.contiguous(),
+        "4.weight": grad_weight2.numpy(),
         "4.bias": grad_bias2,
-        "9.weight": grad_z.t() @ y2,
-        "9.bias": grad_z.sum(dim=0),
+        "9.weight": _mm(grad_z.T, y2.reshape(count, 800)),
+        "9.bias": grad_z.sum(axis=0),
     }
 
 
@@ -195,65 +240,70 @@ def _encode_backward(encoder: Encoder, x: Tensor, encoded: Encoded, grad_z: Tens
 class Decoded(NamedTuple):
     """The decoder's output, and what its backward pass needs."""
 
-    y: Tensor  # (N, 28, 28), the output; with output dropout, x_hat with some elements dropped
-    x_hat: Tensor  # (N, 28, 28)
-    y3: Tensor  # (N, 25, 32), the linear layer's output, channels last
-    y4: Tensor  # (N, 13, 13, 16), the first transposed convolution's
+    y: Floats  # (N, 28, 28), the output; with output dropout, x_hat with some elements dropped
+    x_hat: Floats  # (N, 28, 28)
+    y3: Floats  # (N·25, 32), the linear layer's output, channels last
+    y4: Floats  # (N, 13, 13, 16), the first transposed convolution's
 
 
-def _decode(decoder: Decoder, z: Tensor, dropout: Dropout) -> Decoded:
+def _decode(weights: Weights, z: Floats, dropout: Dropout) -> Decoded:
     """z (N, latent_dim)."""
-    linear, up1, up2 = _layers(decoder)
     count = len(z)
-    y3 = torch.empty(count, 25, 32)
-    kernels.unflatten(_np(linear(z).view(count, 32, 25)), *dropout.of(3), _np(y3))
-    columns1 = y3.view(-1, 32) @ _by_columns(up1)  # (N·25, 256)
-    y4 = torch.empty(count, 13, 13, 16)
-    kernels.fold1(_np(columns1.view(count, 5, 5, 4, 64)), _np(up1.bias), *dropout.of(4), _np(y4))
-    columns2 = up2.weight.view(16, 9).t() @ y4.view(-1, 16).t()  # (9, N·169)
-    out = torch.empty(count, 28, 28)
-    kernels.fold2(_np(columns2), np.float32(up2.bias.item()), _np(out))
-    x_hat = y = out.sigmoid_()
+    y3 = np.empty((count * 25, 32), np.float32)
+    linear = _linear(z, weights.head, weights.head_bias).reshape(count, 32, 25)
+    kernels.unflatten(linear, *dropout.of(3), y3.reshape(count, 25, 32))
+    columns1 = _mm(y3, weights.up1).reshape(count, 5, 5, 4, 64)
+    y4 = np.empty((count, 13, 13, 16), np.float32)
+    kernels.fold1(columns1, weights.up1_bias, *dropout.of(4), y4)
+    columns2 = _mm(weights.up2, y4.reshape(-1, 16).T)  # (9, N·169)
+    out = np.empty((count, 28, 28), np.float32)
+    kernels.fold2(columns2, weights.up2_bias, out)
+    torch.from_numpy(out).sigmoid_()
+    x_hat = y = out
     if dropout.output:
-        y = x_hat.clone()
-        kernels.relu_dropout(_np(y.view(count, 784)), *dropout.of(5))
+        y = x_hat.copy()
+        kernels.relu_dropout(y.reshape(count, 784), *dropout.of(5))
     return Decoded(y, x_hat, y3, y4)
 
 
 def _decode_backward(
-    decoder: Decoder, z: Tensor, decoded: Decoded, grad_y: Tensor, dropout: Dropout
-) -> tuple[Tensor, Gradients]:
-    """The gradient of z, and the gradients of the decoder's parameters by name; ``grad_y`` (N, 28, 28) is overwritten."""
-    linear, up1, up2 = _layers(decoder)
-    y, x_hat, y3, y4 = decoded
+    weights: Weights, z: Floats, decoded: Decoded, grad_out: Floats, dropout: Dropout
+) -> tuple[Floats, Gradients]:
+    """The gradient of z, and those of the decoder's parameters by name, for grad_out (N, 28, 28) before the sigmoid."""
     count, scale = len(z), dropout.scale
-    if dropout.output:
-        kernels.relu_dropout_backward(_np(grad_y.view(count, 784)), _np(y.view(count, 784)), scale)
-    grad_out = torch.ops.aten.sigmoid_backward(grad_y, x_hat)
-    grad_columns1 = torch.empty(count * 25, 256)
-    grad_bias1, grad_weight2 = torch.empty(16), torch.empty(9, 16)
-    weight2 = up2.weight.view(16, 9).t().contiguous()
+    grad_columns1 = np.empty((count * 25, 256), np.float32)
+    grad_bias1, grad_weight2 = np.empty(16, np.float32), np.empty((9, 16), np.float32)
     kernels.folds_backward(
-        *(_np(grad_out), _np(y4), _np(weight2), scale),
-        *(_np(grad_columns1.view(count, 5, 5, 4, 4, 16)), _np(grad_bias1), _np(grad_weight2)),
+        *(grad_out, decoded.y4, weights.up2, scale),
+        *(grad_columns1.reshape(count, 5, 5, 4, 4, 16), grad_bias1, grad_weight2),
     )
-    grad_weight1 = (y3.view(-1, 32).t() @ grad_columns1).view(32, 4, 4, 16)
-    grad_y3 = (grad_columns1 @ _by_columns(up1).t()).view(count, 25, 32)
-    grad_linear = torch.empty(count, 800)
-    kernels.unflatten_backward(_np(grad_y3), _np(y3), scale, _np(grad_linear.view(count, 32, 25)))
-    return grad_linear @ linear.weight, {
-        "0.weight": grad_linear.t() @ z,
-        "0.bias": grad_linear.sum(dim=0),
-        "4.weight": grad_weight1.permute(0, 3, 1, 2).contiguous(),
+    grad_weight1 = _mm(decoded.y3.T, grad_columns1).reshape(32, 4, 4, 16)
+    grad_y3 = _mm(grad_columns1, weights.up1.T).reshape(count, 25, 32)
+    grad_linear = np.empty((count, 800), np.float32)
+    kernels.unflatten_backward(grad_y3, decoded.y3.reshape(count, 25, 32), scale, grad_linear.reshape(count, 32, 25))
+    return _mm(grad_linear, weights.head), {
+        "0.weight": _mm(grad_linear.T, z),
+        "0.bias": grad_linear.sum(axis=0),
+        "4.weight": grad_weight1.transpose(0, 3, 1, 2),
         "4.bias": grad_bias1,
-        "7.weight": grad_weight2.t().reshape(16, 1, 3, 3),
-        "7.bias": grad_out.sum().view(1),
+        "7.weight": grad_weight2.T.reshape(16, 1, 3, 3),
     }
 
 
-def _by_columns(up: nn.ConvTranspose2d) -> Tensor:
-    """The first transposed convolution's weight (32, 16, 4, 4) as (32, 4·4·16)."""
-    return up.weight.permute(0, 2, 3, 1).reshape(32, 256)
+def _mm(a: Floats, b: Floats) -> Floats:
+    product: Floats = torch.mm(torch.from_numpy(a), torch.from_numpy(b)).numpy()
+    return product
+
+
+def _linear(a: Floats, weight: Floats, bias: Floats) -> Floats:
+    """a (N, M), weight (K, M), bias (K,) -> (N, K)."""
+    result: Floats = torch.addmm(torch.from_numpy(bias), torch.from_numpy(a), torch.from_numpy(weight.T)).numpy()
+    return result
+
+
+def _channels_first(a: Floats) -> Tensor:
+    """(N, H, W, C) as (N, C, H, W) in the same memory, which PyTorch calls channels_last."""
+    return torch.from_numpy(a.transpose(0, 3, 1, 2))
 
 
 def _layers(network: nn.Sequential) -> list[Any]:
@@ -264,5 +314,5 @@ def _named(**parts: Gradients) -> Gradients:
     return {f"{part}.{name}": gradient for part, gradients in parts.items() for name, gradient in gradients.items()}
 
 
-def _np(tensor: Tensor) -> NDArray[np.float32]:
+def _np(tensor: Tensor) -> NDArray[Any]:
     return tensor.detach().numpy()

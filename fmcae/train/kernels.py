@@ -17,7 +17,7 @@ from typing import Any
 import numba
 import numpy as np
 
-ZERO = np.float32(0)
+ZERO, ONE = np.float32(0), np.float32(1)
 
 
 def _compiled(function):
@@ -265,6 +265,33 @@ def fold2(columns, bias, out):
                 at = (n * 13 + i) * 13
                 for j in range(13):
                     out[n, 2 * i + k // 3, 2 * j + k % 3] += columns[k, at + j]
+
+
+@_compiled
+def squared_error(x, y, x_hat, scale, weight, grad):
+    """The loss of the output y (N, 28, 28), and its gradient before the sigmoid that gave x_hat.
+
+    y is x_hat, with some elements dropped and the others times ``scale`` where the output has dropout.
+
+    Returns:
+        (sum over images of the mean squared error times ``weight``, the sum of grad (N, 28, 28)).
+    """
+    total = 0.0
+    grad_sum = 0.0
+    factor = np.float32(2 / 784) * weight
+    for n in range(x.shape[0]):
+        of_image, of_grad = ZERO, ZERO
+        for i in range(28):
+            for j in range(28):
+                error = y[n, i, j] - x[n, i, j]
+                of_image += error * error
+                slope = x_hat[n, i, j] * (ONE - x_hat[n, i, j]) * factor
+                value = error * slope * scale if y[n, i, j] > 0 else ZERO
+                grad[n, i, j] = value
+                of_grad += value
+        total += of_image
+        grad_sum += of_grad
+    return total * weight / 784, grad_sum
 
 
 @_compiled
