@@ -85,8 +85,8 @@ def plain(stage: str, config: NetworkConfig, threads: int, folder: Path, workers
 
 def ours(stage: str, config: NetworkConfig, threads: int, split: DeviceSplit, device: torch.device) -> Timed:
     network = network_of(stage, config).to(device)
-    optimizer = optimizer_for(network, 1e-3)
     compute = compute_for(network, device, threads)
+    optimizer = optimizer_for(compute, 1e-3)
 
     def run(count: int) -> float:
         torch.set_num_threads(1)

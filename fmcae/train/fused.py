@@ -79,14 +79,14 @@ class FusedCompute:
             result: tuple[float, Gradients] = step(weights, images[first:end], classes[first:end], len(images), of_part)
             return result
 
-        (loss, gradients), *others = self._shared(part, len(images), -(-len(images) // self.threads))
+        (loss, gradients), *others = self.shared(part, len(images), -(-len(images) // self.threads))
         for other_loss, other in others:
             loss += other_loss
             for name, gradient in gradients.items():
                 gradient += other[name]
         for name, parameter in self.network.named_parameters():
             if parameter.requires_grad:
-                # PyTorch's fused Adam silently takes a gradient in another memory layout for one in the parameter's
+                # Adam takes a gradient to lie in memory as its parameter does: fused, PyTorch's does not even check
                 parameter.grad = torch.from_numpy(np.ascontiguousarray(gradients[name]))
         return torch.tensor(loss)
 
@@ -102,9 +102,9 @@ class FusedCompute:
             return _linear(z, weights.head, weights.head_bias)
 
         size = min(EVALUATION_CHUNK, -(-len(images) // self.threads))
-        return torch.from_numpy(np.concatenate(self._shared(part, len(images), size)))
+        return torch.from_numpy(np.concatenate(self.shared(part, len(images), size)))
 
-    def _shared(self, work: Callable[[int, int], T], count: int, size: int) -> list[T]:
+    def shared(self, work: Callable[[int, int], T], count: int, size: int) -> list[T]:
         """``work(first, end)`` for each ``size`` of ``count`` images, shared between the threads; results in order."""
         parts = [(first, min(first + size, count)) for first in range(0, count, size)]
 
@@ -114,6 +114,53 @@ class FusedCompute:
         others = [self._executor.submit(share, thread) for thread in range(1, min(self.threads, len(parts)))]
         shares = [share(0), *(other.result() for other in others)]  # the first is this thread's own
         return [shares[index % self.threads][index // self.threads] for index in range(len(parts))]
+
+
+class FusedAdam:
+    """Adam over the parameters that are trained, shared between the threads of ``compute``.
+
+    What is kept of it has the names that :class:`torch.optim.Adam` has for it, whose construction alone imports
+    PyTorch's compiler for a second.
+    """
+
+    def __init__(self, compute: FusedCompute, learning_rate: float) -> None:
+        self.parameters = [parameter for parameter in compute.network.parameters() if parameter.requires_grad]
+        self.state: dict[Tensor, dict[str, Tensor]] = {p: adam_state(p) for p in self.parameters}
+        self._compute = compute
+        self._learning_rate = learning_rate
+
+    def step(self) -> None:
+        """Take one step along each ``parameter.grad``."""
+        states = [self.state[parameter] for parameter in self.parameters]
+        for state in states:
+            state["step"] += 1
+        step = int(states[0]["step"])
+        step_size = np.float32(self._learning_rate / (1 - 0.9**step))
+        root_correction = np.float32((1 - 0.999**step) ** 0.5)
+        arrays = [
+            [_np(tensor).reshape(-1) for tensor in (parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"])]
+            for parameter, state in zip(self.parameters, states, strict=True)
+            if parameter.grad is not None
+        ]
+        threads = self._compute.threads
+
+        def part(thread: int, _: int) -> None:
+            for flat in arrays:
+                size = -(-len(flat[0]) // threads)
+                kernels.adam(
+                    *(array[thread * size : (thread + 1) * size] for array in flat), step_size, root_correction
+                )
+
+        self._compute.shared(part, threads, 1)
+
+
+def adam_state(parameter: Tensor) -> dict[str, Tensor]:
+    """What Adam knows of a parameter before its first step."""
+    return {
+        "step": torch.zeros((), device=parameter.device),  # where PyTorch's fused Adam keeps it
+        "exp_avg": torch.zeros_like(parameter),
+        "exp_avg_sq": torch.zeros_like(parameter),
+    }
 
 
 class Weights(NamedTuple):

@@ -18,6 +18,7 @@ import numba
 import numpy as np
 
 ZERO, ONE = np.float32(0), np.float32(1)
+BETA1_REST, BETA2, BETA2_REST, EPSILON = np.float32(0.1), np.float32(0.999), np.float32(0.001), np.float32(1e-8)
 
 
 def _compiled(function):
@@ -339,3 +340,17 @@ def folds_backward(grad, y, weight, scale, grad_columns, grad_bias, grad_weight)
                             grad_columns[n, i, j, k, m, c] = masked[2 * i + k, 2 * j + m, c]
     grad_weight[:] = s[9:18]
     grad_bias[:] = s[18]
+
+
+@_compiled
+def adam(parameter, grad, exp_avg, exp_avg_sq, step_size, root_correction):
+    """One step of Adam, beta (0.9, 0.999), eps 1e-8, on flat float32 arrays of one length, in place.
+
+    ``step_size`` is the learning rate over 1 - 0.9^t, ``root_correction`` the root of 1 - 0.999^t, at the t-th step.
+    Source: Kingma and Ba 2015, arXiv:1412.6980, Algorithm 1, with its parts in PyTorch's order.
+    """
+    for i in range(parameter.shape[0]):
+        g = grad[i]
+        exp_avg[i] += (g - exp_avg[i]) * BETA1_REST
+        exp_avg_sq[i] = exp_avg_sq[i] * BETA2 + g * g * BETA2_REST
+        parameter[i] -= step_size * exp_avg[i] / (np.sqrt(exp_avg_sq[i]) / root_correction + EPSILON)

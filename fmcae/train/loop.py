@@ -27,9 +27,8 @@ from fmcae import metrics
 from fmcae.data import Dataset, Split
 from fmcae.errors import ProviderError, RunError, UsageError
 from fmcae.files import write_atomic
-from fmcae.train import figures
 from fmcae.train.config import TrainConfig
-from fmcae.train.fused import DROPOUT_LAYERS, FusedCompute
+from fmcae.train.fused import DROPOUT_LAYERS, FusedAdam, FusedCompute, adam_state
 from fmcae.train.networks import Autoencoder, Classifier
 from fmcae.train.progress import Progress
 from fmcae.train.run import (
@@ -105,14 +104,14 @@ def _train_stage(
     config = run.config
     torch.manual_seed(_seed(config, stage, epoch=0))
     network = _build_network(run, stage).to(device)
-    optimizer = optimizer_for(network, config.learning_rate)
+    compute = compute_for(network, device, config.threads)
+    optimizer = optimizer_for(compute, config.learning_rate)
     checkpoint = run.folder / CHECKPOINT
     epochs_done = 0
     at = checkpoint_progress(checkpoint)
     if at is not None and at[0] == stage:
-        load_checkpoint(checkpoint, network, optimizer)
+        load_checkpoint(checkpoint, network, optimizer.state)
         epochs_done = at[1]
-    compute = compute_for(network, device, config.threads)
     # a run stopped between its metrics and its checkpoint has one record too many
     records = [
         record for record in run.metrics() if record["stage"] != stage or record.get("epoch", np.inf) <= epochs_done
@@ -130,7 +129,7 @@ def _train_stage(
         record |= {"seconds": round(seconds, 3), "images_per_second": round(images / seconds)}
         records.append(record)
         _write_metrics(run.folder, records)
-        save_checkpoint(checkpoint, stage, epoch, network, optimizer)
+        save_checkpoint(checkpoint, stage, epoch, network, optimizer.state)
         progress.record(record)
     values, outputs = evaluate(compute, splits["test"])
     record = {"stage": stage, "split": "test"} | {f"test_{metric}": value for metric, value in values.items()}
@@ -138,6 +137,8 @@ def _train_stage(
         record["confusion"] = metrics.confusion(outputs, splits["test"].labels.cpu().numpy()).tolist()
     records.append(record)
     _write_metrics(run.folder, records)
+    from fmcae.train import figures  # matplotlib: not before the first step
+
     figures.draw_run(run.folder, records, stage, run.data["class_names"])
     if isinstance(network, Autoencoder):
         figures.draw_reconstructions(run.folder, splits["test"].images.cpu().numpy(), outputs)
@@ -146,7 +147,7 @@ def _train_stage(
 
 
 def train_epoch(
-    compute: "Compute", optimizer: torch.optim.Optimizer, split: DeviceSplit, batch_size: int, progress: Progress
+    compute: "Compute", optimizer: "Optimizer", split: DeviceSplit, batch_size: int, progress: Progress
 ) -> None:
     """One pass over ``split`` in shuffled mini-batches; random numbers come from torch's global generators."""
     compute.network.train()
@@ -158,12 +159,6 @@ def train_epoch(
         loss = compute.backward(x, split.labels[batch], keys)
         optimizer.step()
         progress.step(len(batch), loss)
-
-
-def optimizer_for(network: nn.Module, learning_rate: float) -> torch.optim.Adam:
-    """Adam over the parameters that are trained."""
-    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    return torch.optim.Adam(parameters, lr=learning_rate, fused=True)
 
 
 class PlainCompute:
@@ -196,6 +191,20 @@ def compute_for(network: Autoencoder | Classifier, device: torch.device, threads
         torch.set_num_threads(1)  # the threads share a batch, not its operators
         return FusedCompute(network, threads)
     return PlainCompute(network)
+
+
+Optimizer = FusedAdam | torch.optim.Adam
+
+
+def optimizer_for(compute: Compute, learning_rate: float) -> Optimizer:
+    """Adam over the parameters that are trained."""
+    if isinstance(compute, FusedCompute):
+        return FusedAdam(compute, learning_rate)
+    parameters = [parameter for parameter in compute.network.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.Adam(parameters, lr=learning_rate, fused=True)
+    for parameter in parameters:  # made at the first step otherwise, too late to be filled from a checkpoint
+        optimizer.state[parameter] = adam_state(parameter)
+    return optimizer
 
 
 def loss_of(network: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
@@ -277,13 +286,14 @@ def _write_metrics(folder: Path, records: list[dict[str, Any]]) -> None:
 def _deterministic(device: torch.device, threads: int) -> Iterator[None]:
     """Make results repeatable, and leave the process's random state and settings as they were."""
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    if device.type == "cuda":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may vary between runs
     with torch.random.fork_rng():
         torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(True)
+        if device.type == "cuda":  # on the CPU all that is used is repeatable, and the call would import for a second
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may vary between runs
+            torch.use_deterministic_algorithms(True)
         try:
             yield
         finally:
             torch.set_num_threads(before[0])
-            torch.use_deterministic_algorithms(before[1])
+            if device.type == "cuda":
+                torch.use_deterministic_algorithms(before[1])

@@ -12,11 +12,12 @@ Everything is written whole or not at all, and nothing is ever unpickled.
 
 import json
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -29,6 +30,8 @@ from fmcae.errors import FmcaeError, RunError, UsageError
 from fmcae.files import write_atomic
 from fmcae.train.config import TrainConfig
 from fmcae.train.networks import Autoencoder, Classifier
+
+AdamState: TypeAlias = Mapping[Tensor, dict[str, Tensor]]  # by parameter
 
 SCHEMA_VERSION = 1
 CONFIG = "config.json"
@@ -171,29 +174,22 @@ def load_weights(network: nn.Module, path: Path) -> None:
     _load_tensors(network.state_dict(), path)
 
 
-def save_checkpoint(path: Path, stage: str, epoch: int, network: nn.Module, optimizer: torch.optim.Adam) -> None:
+def save_checkpoint(path: Path, stage: str, epoch: int, network: nn.Module, adam: AdamState) -> None:
     """Write all that the next epoch depends on: weights, Adam's moments and steps, and how many epochs are done.
 
     There is no random state to keep: every epoch's generator is seeded from (seed, stage, epoch).
     """
-    tensors = _checkpoint_tensors(network, optimizer)
+    tensors = _checkpoint_tensors(network, adam)
     write_atomic(path, save(_on_cpu(tensors), metadata={"stage": stage, "epoch": str(epoch)}))
 
 
-def load_checkpoint(path: Path, network: nn.Module, optimizer: torch.optim.Adam) -> None:
-    """Fill ``network`` and ``optimizer`` from a checkpoint.
+def load_checkpoint(path: Path, network: nn.Module, adam: AdamState) -> None:
+    """Fill ``network`` and ``adam``, its optimizer's state, from a checkpoint.
 
     Raises:
         RunError: the file is damaged or does not fit.
     """
-    for group in optimizer.param_groups:  # Adam makes its state at the first step; make it now, to be filled
-        for parameter in group["params"]:
-            optimizer.state[parameter] = {
-                "step": torch.zeros((), device=parameter.device),  # where fused Adam keeps it
-                "exp_avg": torch.zeros_like(parameter),
-                "exp_avg_sq": torch.zeros_like(parameter),
-            }
-    _load_tensors(_checkpoint_tensors(network, optimizer), path)
+    _load_tensors(_checkpoint_tensors(network, adam), path)
 
 
 def checkpoint_progress(path: Path) -> tuple[str, int] | None:
@@ -212,10 +208,10 @@ def checkpoint_progress(path: Path) -> tuple[str, int] | None:
         raise RunError(f"{path}: is not a whole checkpoint: {error}") from error
 
 
-def _checkpoint_tensors(network: nn.Module, optimizer: torch.optim.Adam) -> dict[str, Tensor]:
+def _checkpoint_tensors(network: nn.Module, adam: AdamState) -> dict[str, Tensor]:
     tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
     for name, parameter in network.named_parameters():
-        for key, value in optimizer.state.get(parameter, {}).items():
+        for key, value in adam.get(parameter, {}).items():
             tensors[f"adam.{name}.{key}"] = value
     return tensors
 

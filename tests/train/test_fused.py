@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from fmcae.train import kernels
 from fmcae.train.config import NetworkConfig
-from fmcae.train.fused import DROPOUT_LAYERS, FusedCompute
+from fmcae.train.fused import DROPOUT_LAYERS, FusedAdam, FusedCompute
 from fmcae.train.loop import PlainCompute, loss_of, optimizer_for, scale
 from fmcae.train.networks import Autoencoder, Classifier
 
@@ -100,7 +100,7 @@ def test_training_steps_are_pytorchs(x, kind):
     network = NETWORKS[kind](NetworkConfig(dropout=0.0))
     plain = copy.deepcopy(network)
     computes = FusedCompute(network, 2), PlainCompute(plain)
-    optimizers = [optimizer_for(compute.network, 0.001) for compute in computes]
+    optimizers = [optimizer_for(compute, 0.001) for compute in computes]
     losses = [[], []]
     for step in range(30):
         for compute, optimizer, history in zip(computes, optimizers, losses, strict=True):
@@ -108,6 +108,25 @@ def test_training_steps_are_pytorchs(x, kind):
             optimizer.step()
     assert losses[0][-1] < 0.9 * losses[0][0]
     assert losses[0] == pytest.approx(losses[1], rel=2e-3)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_adams_steps_are_pytorchs(threads):
+    torch.manual_seed(3)
+    network = Autoencoder(NetworkConfig(latent_dim=24))
+    reference = copy.deepcopy(network)
+    adam = FusedAdam(FusedCompute(network, threads), 0.01)
+    plain = torch.optim.Adam(reference.parameters(), lr=0.01)
+    for _ in range(20):
+        for ours, theirs in zip(network.parameters(), reference.parameters(), strict=True):
+            theirs.grad = torch.randn_like(theirs)
+            ours.grad = theirs.grad.clone()
+        adam.step()
+        plain.step()
+    for ours, theirs in zip(network.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+        for name, value in plain.state[theirs].items():
+            torch.testing.assert_close(adam.state[ours][name], value, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
