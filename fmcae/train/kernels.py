@@ -59,39 +59,46 @@ def conv1_forward(x, weight, bias, first, key, threshold, scale, drop_first, y, 
     x (N, 28, 28), weight (3, 3, 16), bias (16,) -> y (N, 12, 12, 16) and where (N, 12, 12, 16) uint8, which of its four
     a maximum is. ``first`` is the index in the batch of the first image; ``drop_first`` puts dropout before pooling.
     """
-    window = np.empty((4, 16), np.float32)
+    s = np.empty((10, 16), np.float32)  # 9 rows with the weight, 1 with the bias
+    for k in range(9):
+        for c in range(16):
+            s[k, c] = weight[k // 3, k % 3, c]
+    for c in range(16):
+        s[9, c] = bias[c]
+    windows = np.empty((4, 12, 16), np.float32)  # the four elements of each window of a row
     for n in range(x.shape[0]):
         for i in range(12):
-            for j in range(12):
-                for p in range(4):
-                    r, s = 2 * i + p // 2, 2 * j + p % 2
-                    at = (((first + n) * 24 + r) * 24 + s) * 16
+            for p in range(4):
+                r = 2 * i + p // 2
+                for j in range(12):
+                    q = 2 * j + p % 2
+                    a0, a1, a2 = x[n, r, q], x[n, r, q + 1], x[n, r, q + 2]
+                    b0, b1, b2 = x[n, r + 1, q], x[n, r + 1, q + 1], x[n, r + 1, q + 2]
+                    c0, c1, c2 = x[n, r + 2, q], x[n, r + 2, q + 1], x[n, r + 2, q + 2]
                     for c in range(16):
-                        value = (
-                            x[n, r, s] * weight[0, 0, c]
-                            + x[n, r, s + 1] * weight[0, 1, c]
-                            + x[n, r, s + 2] * weight[0, 2, c]
-                            + x[n, r + 1, s] * weight[1, 0, c]
-                            + x[n, r + 1, s + 1] * weight[1, 1, c]
-                            + x[n, r + 1, s + 2] * weight[1, 2, c]
-                            + x[n, r + 2, s] * weight[2, 0, c]
-                            + x[n, r + 2, s + 1] * weight[2, 1, c]
-                            + x[n, r + 2, s + 2] * weight[2, 2, c]
+                        windows[p, j, c] = (
+                            (a0 * s[0, c] + a1 * s[1, c] + a2 * s[2, c])
+                            + (b0 * s[3, c] + b1 * s[4, c] + b2 * s[5, c])
+                            + (c0 * s[6, c] + c1 * s[7, c] + c2 * s[8, c])
+                            + s[9, c]
                         )
-                        window[p, c] = value + bias[c]
-                    if drop_first:
-                        for c in range(16):
-                            if _random_bits(at + c, key) < threshold:
-                                window[p, c] = ZERO
+            for j in range(12):
                 at = (((first + n) * 12 + i) * 12 + j) * 16
+                corner = (((first + n) * 24 + 2 * i) * 24 + 2 * j) * 16
                 for c in range(16):
-                    largest, index = window[0, c], np.uint8(0)
-                    if window[1, c] > largest:
-                        largest, index = window[1, c], np.uint8(1)
-                    if window[2, c] > largest:
-                        largest, index = window[2, c], np.uint8(2)
-                    if window[3, c] > largest:
-                        largest, index = window[3, c], np.uint8(3)
+                    v0, v1, v2, v3 = windows[0, j, c], windows[1, j, c], windows[2, j, c], windows[3, j, c]
+                    if drop_first:
+                        v0 = v0 if _random_bits(corner + c, key) >= threshold else ZERO
+                        v1 = v1 if _random_bits(corner + c + 16, key) >= threshold else ZERO
+                        v2 = v2 if _random_bits(corner + c + 384, key) >= threshold else ZERO
+                        v3 = v3 if _random_bits(corner + c + 400, key) >= threshold else ZERO
+                    largest, index = v0, np.uint8(0)
+                    if v1 > largest:
+                        largest, index = v1, np.uint8(1)
+                    if v2 > largest:
+                        largest, index = v2, np.uint8(2)
+                    if v3 > largest:
+                        largest, index = v3, np.uint8(3)
                     kept = largest > 0 and (drop_first or _random_bits(at + c, key) >= threshold)
                     y[n, i, j, c] = largest * scale if kept else ZERO
                     where[n, i, j, c] = index
@@ -210,12 +217,16 @@ def relu_dropout_backward(grad, y, scale):
 @_compiled
 def unflatten(a, first, key, threshold, scale, y):
     """ReLU and dropout of a (N, 32, 25), flattened as PyTorch does, into y (N, 25, 32)."""
+    s = np.empty((25, 32), np.float32)
     for n in range(a.shape[0]):
+        for c in range(32):
+            for p in range(25):
+                s[p, c] = a[n, c, p]
         for p in range(25):
             at = ((first + n) * 25 + p) * 32
             for c in range(32):
-                kept = a[n, c, p] > 0 and _random_bits(at + c, key) >= threshold
-                y[n, p, c] = a[n, c, p] * scale if kept else ZERO
+                kept = s[p, c] > 0 and _random_bits(at + c, key) >= threshold
+                y[n, p, c] = s[p, c] * scale if kept else ZERO
 
 
 @_compiled
@@ -246,12 +257,11 @@ def fold1(columns, bias, first, key, threshold, scale, y):
                         for q in range(64):
                             row[32 * j + q] += columns[n, i, j, k, q]
             at = ((first + n) * 13 + r) * 13 * 16
-            for q in range(13 * 16):
-                kept = row[q] > 0 and _random_bits(at + q, key) >= threshold
-                row[q] = row[q] * scale if kept else ZERO
             for s in range(13):
                 for c in range(16):
-                    y[n, r, s, c] = row[16 * s + c]
+                    value = row[16 * s + c]
+                    kept = value > 0 and _random_bits(at + 16 * s + c, key) >= threshold
+                    y[n, r, s, c] = value * scale if kept else ZERO
 
 
 @_compiled
@@ -302,44 +312,50 @@ def folds_backward(grad, y, weight, scale, grad_columns, grad_bias, grad_weight)
     grad (N, 28, 28) of :func:`fold2`'s output, y (N, 13, 13, 16) of fold1's, weight (9, 16) of the second convolution ->
     grad_columns (N, 5, 5, 4, 4, 16) and grad_bias (16,) of the first, grad_weight (9, 16) of the second.
     """
-    s = np.zeros((19, 16), np.float32)  # 9 rows with the weight, 9 for its gradient, 1 for the bias
-    s[:9] = weight
+    w = np.empty((9, 16), np.float32)  # a copy that nothing writes to stays in registers
+    w[:] = weight
+    s = np.zeros((10, 16), np.float32)  # 9 rows for the weight's gradient, 1 for the bias's
     masked = np.empty((13, 13, 16), np.float32)
     for n in range(grad.shape[0]):
         for i in range(13):
+            r = 2 * i
             for j in range(13):
-                r, q = 2 * i, 2 * j
+                q = 2 * j
                 a0, a1, a2 = grad[n, r, q], grad[n, r, q + 1], grad[n, r, q + 2]
                 b0, b1, b2 = grad[n, r + 1, q], grad[n, r + 1, q + 1], grad[n, r + 1, q + 2]
                 c0, c1, c2 = grad[n, r + 2, q], grad[n, r + 2, q + 1], grad[n, r + 2, q + 2]
                 for c in range(16):
                     value = (
-                        (a0 * s[0, c] + a1 * s[1, c] + a2 * s[2, c])
-                        + (b0 * s[3, c] + b1 * s[4, c] + b2 * s[5, c])
-                        + (c0 * s[6, c] + c1 * s[7, c] + c2 * s[8, c])
+                        (a0 * w[0, c] + a1 * w[1, c] + a2 * w[2, c])
+                        + (b0 * w[3, c] + b1 * w[4, c] + b2 * w[5, c])
+                        + (c0 * w[6, c] + c1 * w[7, c] + c2 * w[8, c])
                     )
                     masked[i, j, c] = value * scale if y[n, i, j, c] > 0 else ZERO
+            for j in range(13):
+                q = 2 * j
+                a0, a1, a2 = grad[n, r, q], grad[n, r, q + 1], grad[n, r, q + 2]
+                b0, b1, b2 = grad[n, r + 1, q], grad[n, r + 1, q + 1], grad[n, r + 1, q + 2]
+                c0, c1, c2 = grad[n, r + 2, q], grad[n, r + 2, q + 1], grad[n, r + 2, q + 2]
                 for c in range(16):
                     value = y[n, i, j, c]
-                    s[9, c] += a0 * value
-                    s[10, c] += a1 * value
-                    s[11, c] += a2 * value
-                    s[12, c] += b0 * value
-                    s[13, c] += b1 * value
-                    s[14, c] += b2 * value
-                    s[15, c] += c0 * value
-                    s[16, c] += c1 * value
-                    s[17, c] += c2 * value
-                for c in range(16):
-                    s[18, c] += masked[i, j, c]
+                    s[0, c] += a0 * value
+                    s[1, c] += a1 * value
+                    s[2, c] += a2 * value
+                    s[3, c] += b0 * value
+                    s[4, c] += b1 * value
+                    s[5, c] += b2 * value
+                    s[6, c] += c0 * value
+                    s[7, c] += c1 * value
+                    s[8, c] += c2 * value
+                    s[9, c] += masked[i, j, c]
         for i in range(5):
             for j in range(5):
                 for k in range(4):
                     for m in range(4):
                         for c in range(16):
                             grad_columns[n, i, j, k, m, c] = masked[2 * i + k, 2 * j + m, c]
-    grad_weight[:] = s[9:18]
-    grad_bias[:] = s[18]
+    grad_weight[:] = s[:9]
+    grad_bias[:] = s[9]
 
 
 @_compiled
