@@ -126,30 +126,28 @@ class FusedAdam:
     def __init__(self, compute: FusedCompute, learning_rate: float) -> None:
         self.parameters = [parameter for parameter in compute.network.parameters() if parameter.requires_grad]
         self.state: dict[Tensor, dict[str, Tensor]] = {p: adam_state(p) for p in self.parameters}
+        self._arrays = [
+            [_np(tensor).reshape(-1) for tensor in (p, state["exp_avg"], state["exp_avg_sq"], state["step"])]
+            for p, state in self.state.items()
+        ]  # the same memory
         self._compute = compute
         self._learning_rate = learning_rate
 
     def step(self) -> None:
         """Take one step along each ``parameter.grad``."""
-        states = [self.state[parameter] for parameter in self.parameters]
-        for state in states:
-            state["step"] += 1
-        step = int(states[0]["step"])
-        step_size = np.float32(self._learning_rate / (1 - 0.9**step))
-        root_correction = np.float32((1 - 0.999**step) ** 0.5)
-        arrays = [
-            [_np(tensor).reshape(-1) for tensor in (parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"])]
-            for parameter, state in zip(self.parameters, states, strict=True)
-            if parameter.grad is not None
-        ]
+        gradients = [_np(parameter.grad).reshape(-1) for parameter in self.parameters]  # type: ignore[arg-type]
+        for *_, step in self._arrays:
+            step += 1
+        count = int(step[0])
+        step_size = np.float32(self._learning_rate / (1 - 0.9**count))
+        root_correction = np.float32((1 - 0.999**count) ** 0.5)
         threads = self._compute.threads
 
         def part(thread: int, _: int) -> None:
-            for flat in arrays:
-                size = -(-len(flat[0]) // threads)
-                kernels.adam(
-                    *(array[thread * size : (thread + 1) * size] for array in flat), step_size, root_correction
-                )
+            for gradient, (parameter, exp_avg, exp_avg_sq, _step) in zip(gradients, self._arrays, strict=True):
+                size = -(-len(parameter) // threads)
+                own = slice(thread * size, (thread + 1) * size)
+                kernels.adam(parameter[own], gradient[own], exp_avg[own], exp_avg_sq[own], step_size, root_correction)
 
         self._compute.shared(part, threads, 1)
 
