@@ -33,6 +33,10 @@ REINSTALL_CPU = "pip install --force-reinstall onnxruntime"
 # Full float32, as on the CPU and as in the parity evidence: TF32 keeps 10 bits of mantissa. The heuristic search,
 # because the exhaustive one times every cuDNN algorithm again for each new batch size and may choose another next time.
 _CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+# How long a thread looks out for work before it sleeps. If it slept at once, two threads would take longer for a single
+# image than one, because operators follow each other faster than a thread wakes; if it never slept, it would keep a CPU busy.
+_SPIN_MICROSECONDS = 100
+_SPIN_DURATION_SINCE = (1, 26)  # the version of ONNX Runtime; in older ones spinning has no end
 _LOG_FATAL = 4  # ONNX Runtime's severities: 0 verbose, 1 info, 2 warning, 3 error, 4 fatal
 _LOG_WARNING = 2
 MAX_THREADS = 1_024  # far above what a graph of this size can use; ONNX Runtime itself starts any number
@@ -62,7 +66,7 @@ class Session:
         Args:
             model: an ONNX file, or its bytes.
             provider: "cpu" or "cuda"; "cuda" never falls back to the CPU.
-            threads: None for all that :func:`available_cpus` counts. Threads sleep, not spin, between runs.
+            threads: None for all that :func:`available_cpus` counts. Between runs they sleep.
             profile_prefix: where ONNX Runtime's profile goes, written by ``raw.end_profiling()``; None for none.
 
         Raises:
@@ -76,8 +80,10 @@ class Session:
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1  # the graphs are chains: there is nothing to run side by side
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+        if tuple(map(int, ort.__version__.split(".")[:2])) >= _SPIN_DURATION_SINCE:
+            options.add_session_config_entry("session.intra_op.spin_duration_us", str(_SPIN_MICROSECONDS))
+        else:
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = _LOG_FATAL  # what goes wrong arrives as an exception
         # where a graph quantizes was measured; ONNX Runtime would quantize before pooling, which takes twice as long
         options.add_session_config_entry("session.disable_quant_qdq", "1")

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import fmcae
 from fmcae.errors import ArtefactError, FmcaeError, ProviderError, UsageError
 from fmcae.runtime import session as session_module
 from fmcae.runtime.doctor import PROBE_MODEL, PROBE_X, PROBE_Y
@@ -46,13 +48,33 @@ def test_metadata_is_read():
     assert Session(model).metadata == {"a.key": "a value"}
 
 
-def test_threads_reach_onnx_runtime_and_sleep_while_idle():
-    session = Session(PROBE_MODEL, threads=2)
-    options = session.raw.get_session_options()
+def test_threads_reach_onnx_runtime():
+    options = Session(PROBE_MODEL, threads=2).raw.get_session_options()
     assert (options.intra_op_num_threads, options.inter_op_num_threads) == (2, 1)
-    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
-    assert options.get_session_config_entry("session.inter_op.allow_spinning") == "0"
     assert Session(PROBE_MODEL).threads == available_cpus()
+
+
+def test_threads_sleep_between_runs():
+    model = fmcae.load(threads=4)
+    model.classify(np.zeros((64, 1, 28, 28), np.float32))
+    began = time.process_time()
+    time.sleep(0.05)
+    assert time.process_time() - began < 0.02
+
+
+@pytest.mark.parametrize(
+    ("version", "key", "value"),
+    [
+        ("1.19.2", "allow_spinning", "0"),
+        ("1.25.1", "allow_spinning", "0"),
+        ("1.26.0", "spin_duration_us", "100"),
+        ("2.0.0", "spin_duration_us", "100"),
+    ],
+)
+def test_threads_of_an_onnx_runtime_that_would_spin_for_ever_do_not_spin(monkeypatch, version, key, value):
+    monkeypatch.setattr(onnxruntime, "__version__", version)
+    options = Session(PROBE_MODEL).raw.get_session_options()
+    assert options.get_session_config_entry(f"session.intra_op.{key}") == value
 
 
 @pytest.mark.parametrize(
@@ -129,6 +151,7 @@ class FakeOrt(SimpleNamespace):
             get_available_providers=lambda: [ORT_NAMES["cuda"], ORT_NAMES["cpu"]],
             preload_dlls=lambda: print("Failed to load libcublas.so"),
             __file__=onnxruntime.__file__,
+            __version__=onnxruntime.__version__,
             asked=[],
         )
         self.says, self.error = says, error
