@@ -1,7 +1,7 @@
 """How fast fmcae trains on this machine, beside the plain PyTorch recipe and Keras.
 
     pip install '.[train]' tensorflow-cpu     # Keras is left out where TensorFlow is not installed
-    python bench/train_speed.py --out bench/results/train_speed_cpu.json
+    python bench/train_speed.py --out bench/results/train_speed_cpu.json --plot bench/results/train_speed_cpu.png
 
 The plain recipe is what a PyTorch user would write: ``torchvision.datasets.FashionMNIST`` with ``ToTensor``, a
 ``DataLoader`` (0 and 2 workers, each a row of its own), the networks as they are defined in ``fmcae.train.networks``,
@@ -28,6 +28,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 import torch
+from bars import Bar, draw
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset
 from torchvision.datasets import FashionMNIST
@@ -167,6 +168,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batches", type=int, default=100, help="batches of 100 images that one timing takes")
     parser.add_argument("--out", type=Path, help="write the result here as JSON")
+    parser.add_argument("--plot", type=Path, help="draw the result here as PNG")
     options = parser.parse_args()
     device = torch.device(options.device)
     dataset = load_dataset(options.data)
@@ -196,6 +198,20 @@ def main() -> None:
             spread = f"{epoch['min']:.1f}-{epoch['max']:.1f}"  # type: ignore[index]
             faster = f"{ratio['median']:.2f}x ({ratio['min']:.2f}-{ratio['max']:.2f})"  # type: ignore[index]
             print(f"  {name:26}{epoch['median']:7.2f} s an epoch ({spread})  {faster}", flush=True)  # type: ignore[index]
+    if options.plot:
+        panels = {
+            title: {
+                name: Bar(*row["epoch_s"].values(), f"{row['fmcae_is_faster']['median']:.1f}×", name == "fmcae")  # type: ignore
+                for name, row in rows.items()
+            }
+            for title, rows in results.items()
+        }
+        draw(
+            panels,
+            1,
+            "seconds an epoch (median and range of rounds); beside the bars: fmcae is faster by",
+            options.plot,
+        )
     if options.out:
         report = {
             "schema_version": 1,

@@ -33,7 +33,7 @@ def encode(
 
     if out.suffix != ".npy":
         raise UsageError(f"out (={out}) must end in .npy")
-    loaded = load(model, provider=provider, threads=threads)
+    loaded = load(model, provider=provider, threads=threads, only="encoder")
     loaded.session("encoder")
     stdin = read_stdin(paths)
     names: list[str] = []

@@ -46,7 +46,7 @@ def predict(
 
     if as_json and as_csv:
         raise UsageError("json (=True) must not come with csv: choose one")
-    loaded = load(model, provider=provider, threads=threads)
+    loaded = load(model, provider=provider, threads=threads, only="classifier")
     class_count = len(loaded.class_names)
     if not 1 <= top_k <= class_count:
         raise UsageError(f"top_k (={top_k}) must be an integer from 1 to {class_count}, the number of classes")

@@ -117,18 +117,25 @@ def read_artefact(path: str | os.PathLike[str]) -> Artefact:
         raise ArtefactError(f"{path}: {error}") from error
 
 
-def read_artefacts(path: str | os.PathLike[str] | None = None) -> dict[Kind, Artefact]:
+def read_artefacts(path: str | os.PathLike[str] | None = None, only: Kind | None = None) -> dict[Kind, Artefact]:
     """The artefacts in a file or folder, by kind; None means those that ship with fmcae.
+
+    Args:
+        only: the kind to read where a folder has it; the others are not looked at.
 
     Raises:
         ArtefactError: there is none, one is damaged, or they come from different runs.
-        UsageError: path is empty.
+        UsageError: path is empty, or only is no kind.
     """
+    if only is not None and only not in KINDS:
+        raise UsageError(f"only (={only}) must be one of {', '.join(KINDS)}")
     path = shipped_folder() if path is None else located(path)
     if not path.is_dir():
         artefact = read_artefact(path)
         return {artefact.card.kind: artefact}
-    artefacts = {kind: read_artefact(file) for kind, file in artefact_files(path).items()}
+    files = artefact_files(path)
+    wanted = {only: files[only]} if only in files else files
+    artefacts = {kind: read_artefact(file) for kind, file in wanted.items()}
     for kind, artefact in artefacts.items():
         if artefact.card.kind != kind:
             raise ArtefactError(f"{artefact.path}: is named {kind} but is a {artefact.card.kind}")
@@ -269,7 +276,13 @@ class Model:
         raise UsageError(f"{name}'s shape (={x.shape}) must be (N, {wanted}) or ({wanted}{',' * (len(shape) == 1)})")
 
 
-def load(path: str | os.PathLike[str] | None = None, *, provider: str = "cpu", threads: int | None = None) -> Model:
+def load(
+    path: str | os.PathLike[str] | None = None,
+    *,
+    provider: str = "cpu",
+    threads: int | None = None,
+    only: Kind | None = None,
+) -> Model:
     """Load exported networks.
 
     Args:
@@ -277,9 +290,10 @@ def load(path: str | os.PathLike[str] | None = None, *, provider: str = "cpu", t
             name of what ships with fmcae, "fashion-mnist" (which None stands for) or "fashion-mnist-int8".
         provider: "cpu" or "cuda"; "cuda" never runs on the CPU instead.
         threads: ONNX Runtime's threads, 1 to 1,024; None takes the CPUs that this process may use.
+        only: "encoder", "decoder" or "classifier", to read only that one of a folder that has it.
 
     Raises:
         ArtefactError: a file is missing, foreign or damaged.
-        UsageError: path is empty, or provider or threads is out of range.
+        UsageError: path is empty, or provider, threads or only is out of range.
     """
-    return Model(read_artefacts(path), provider, threads)
+    return Model(read_artefacts(path, only), provider, threads)

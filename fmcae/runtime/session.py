@@ -33,8 +33,8 @@ REINSTALL_CPU = "pip install --force-reinstall onnxruntime"
 # Full float32, as on the CPU and as in the parity evidence: TF32 keeps 10 bits of mantissa. The heuristic search,
 # because the exhaustive one times every cuDNN algorithm again for each new batch size and may choose another next time.
 _CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
-# How long a thread looks out for work before it sleeps. If it slept at once, two threads would take longer for a single
-# image than one, because operators follow each other faster than a thread wakes; if it never slept, it would keep a CPU busy.
+# How long a thread looks out for work before it sleeps. If it slept at once, two threads would take longer for one image
+# than one does, because operators follow each other faster than a thread wakes; if it never slept, a CPU would be busy.
 _SPIN_MICROSECONDS = 100
 _SPIN_DURATION_SINCE = (1, 26)  # the version of ONNX Runtime; in older ones spinning has no end
 _LOG_FATAL = 4  # ONNX Runtime's severities: 0 verbose, 1 info, 2 warning, 3 error, 4 fatal

@@ -108,6 +108,19 @@ def test_one_file_runs_alone_and_says_what_it_lacks(shipped, x):
         model.encode(x)
 
 
+def test_one_of_a_folder_runs_whatever_the_others_are(shipped, x, tmp_path):
+    shutil.copy(shipped / "classifier.onnx", tmp_path)
+    (tmp_path / "encoder.onnx").write_text("damaged")
+    assert fmcae.load(tmp_path, only="classifier").classify(x).shape == (8, 10)
+    with pytest.raises(ArtefactError, match=r"encoder\.onnx: is not an ONNX model"):
+        fmcae.load(tmp_path)
+    (tmp_path / "encoder.onnx").unlink()
+    with pytest.raises(ArtefactError, match=r"needs encoder\.onnx; the model was loaded with .*classifier\.onnx only"):
+        fmcae.load(tmp_path, only="encoder").encode(x)
+    with pytest.raises(UsageError, match=r"only \(=head\) must be one of encoder, decoder, classifier"):
+        fmcae.load(only="head")
+
+
 def test_missing_and_foreign_and_misnamed_models_are_named(shipped, tmp_path):
     with pytest.raises(ArtefactError, match=r"missing\.onnx: cannot be read: No such file"):
         fmcae.load(tmp_path / "missing.onnx")
