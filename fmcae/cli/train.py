@@ -59,6 +59,10 @@ def train(
     freeze_encoder: Annotated[
         bool, typer.Option("--freeze-encoder/--fine-tune", help="Keep the encoder's weights, or train them on.")
     ] = False,
+    labels: Annotated[
+        int | None,
+        typer.Option("--labels", metavar="N", help="Labelled images that the classifier sees. [default: all of train]"),
+    ] = None,
     learning_rate: Annotated[float, typer.Option("--learning-rate", "--lr", metavar="LR", help="Adam's.")] = 0.001,
     batch_size: Annotated[int, typer.Option("--batch-size", metavar="N", help="Images per mini-batch.")] = 100,
     epochs: Annotated[int, typer.Option("--epochs", metavar="N", help="Epochs of each stage.")] = 30,
@@ -98,6 +102,7 @@ def train(
             stage=stage,  # type: ignore[arg-type]
             data=str(Path(data).expanduser().resolve()) if data else None,
             autoencoder_from=str(autoencoder_from.resolve()) if autoencoder_from else None,
+            labels=labels,
         )
         if resume:
             run = _run_to_resume(out)

@@ -23,6 +23,16 @@ def split_val_test(count: int) -> tuple[NDArray[np.int64], NDArray[np.int64], ND
     return np.sort(order[2 * share :]), np.sort(order[:share]), np.sort(order[share : 2 * share])
 
 
-def _permutation(count: int) -> NDArray[np.int64]:
+def draw_labels(labels: NDArray[np.uint8], count: int, seed: int) -> NDArray[np.int64]:
+    """Indices of ``count`` of ``labels`` (N,), as many of each class as there are, or one more or less."""
+    order = _permutation(len(labels), seed)
+    turn = np.empty(len(labels), np.int64)  # how many of its class come before an image
+    for label in np.unique(labels):
+        of_class = np.flatnonzero(labels[order] == label)
+        turn[of_class] = np.arange(len(of_class))
+    return np.sort(order[np.argsort(turn, kind="stable")[:count]])
+
+
+def _permutation(count: int, seed: int = SPLIT_SEED) -> NDArray[np.int64]:
     # RandomState, because NumPy froze its streams for good (NEP 19); default_rng's may change between versions.
-    return np.random.RandomState(SPLIT_SEED).permutation(count)
+    return np.random.RandomState(seed).permutation(count)

@@ -39,7 +39,8 @@ def model_card(cards: Mapping[Kind, Card], files: Mapping[str, bytes | str]) -> 
         f"output {'dropped' if network['output_dropout'] else 'not dropped'}), "
         f"{'with' if network['pooling'] else 'without'} pooling",
         f"- Adam, learning rate {config['learning_rate']}, batches of {config['batch_size']}, {config['epochs']} epochs "
-        f"a stage, encoder {config['encoder_init']} and {config['encoder_training']}, seed {config['seed']}",
+        f"a stage, encoder {config['encoder_init']} and {config['encoder_training']}, seed {config['seed']}"
+        + (f", the classifier on {labels:,} labelled images" if (labels := config.get("labels")) else ""),
         "",
         "## Measured on the test split",
         "",

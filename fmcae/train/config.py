@@ -15,6 +15,7 @@ DropoutPosition = Literal["before-pooling", "after-pooling"]
 Stage = Literal["both", "autoencoder", "classifier"]
 EncoderInit = Literal["pretrained", "random"]
 EncoderTraining = Literal["fine-tuned", "frozen"]
+FEWEST_IMAGES = 5_000  # of an epoch with few labels; with fewer it would end after a step or two
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ class TrainConfig:
         stage: which stages to train.
         data: the data folder that was named, None for Fashion-MNIST from where it is found.
         autoencoder_from: the run folder whose autoencoder the classifier starts from, None for the run's own.
+        labels: how many labelled images the classifier is trained on, as many of each class, drawn with the seed; None
+            for all of train. The autoencoder needs no labels, and sees them all.
     """
 
     network: NetworkConfig = field(default_factory=NetworkConfig)
@@ -72,6 +75,7 @@ class TrainConfig:
     stage: Stage = "both"
     data: str | None = None
     autoencoder_from: str | None = None
+    labels: int | None = None
 
     def __post_init__(self) -> None:
         _check_number("learning_rate", self.learning_rate, lambda lr: 0 < lr <= 1, "above 0 and at most 1")
@@ -103,6 +107,16 @@ class TrainConfig:
                 "encoder_training (--freeze-encoder) (=frozen) must come with a classifier, not stage=autoencoder"
             )
 
+        if self.labels is not None:
+            _check_integer("labels", self.labels, 1, 2**31)
+            if self.stage == "autoencoder":
+                raise UsageError(f"labels (={self.labels}) must come with a classifier, not stage=autoencoder")
+
+    @property
+    def passes(self) -> int:
+        """How often an epoch of the classifier goes over its images: with few labels until it has seen 5,000."""
+        return 1 if self.labels is None else max(1, FEWEST_IMAGES // self.labels)
+
     @property
     def stages(self) -> tuple[str, ...]:
         """The stages to train, in order."""
@@ -120,7 +134,7 @@ class TrainConfig:
             UsageError: an unknown or missing key, or a value out of its range.
         """
         network = _checked_keys(NetworkConfig, values.get("network", {}))
-        return cls(**{**_checked_keys(cls, values), "network": NetworkConfig(**network)})
+        return cls(**{**_checked_keys(cls, {"labels": None, **values}), "network": NetworkConfig(**network)})
 
 
 def _checked_keys(kind: type, values: Any) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from fmcae import metrics
 from fmcae.data import Dataset, Split
+from fmcae.data.split import draw_labels
 from fmcae.errors import ProviderError, RunError, UsageError
 from fmcae.files import write_atomic
 from fmcae.train.config import TrainConfig
@@ -116,12 +117,16 @@ def _train_stage(
     records = [
         record for record in run.metrics() if record["stage"] != stage or record.get("epoch", np.inf) <= epochs_done
     ]
-    images = len(splits["train"].labels)
+    passes = 1
+    if stage == "classifier":
+        splits = splits | {"train": _labelled(splits["train"], config)}
+        passes = config.passes
+    images = passes * len(splits["train"].labels)
     progress.stage(stage, config.epochs, epochs_done + 1, images)
     for epoch in range(epochs_done + 1, config.epochs + 1):
         torch.manual_seed(_seed(config, stage, epoch))
         started = time.perf_counter()
-        train_epoch(compute, optimizer, splits["train"], config.batch_size, progress)
+        train_epoch(compute, optimizer, splits["train"], config.batch_size, progress, passes)
         seconds = time.perf_counter() - started
         record = {"stage": stage, "epoch": epoch}
         for name in ("train", "val"):
@@ -147,11 +152,11 @@ def _train_stage(
 
 
 def train_epoch(
-    compute: "Compute", optimizer: "Optimizer", split: DeviceSplit, batch_size: int, progress: Progress
+    compute: "Compute", optimizer: "Optimizer", split: DeviceSplit, batch_size: int, progress: Progress, passes: int = 1
 ) -> None:
-    """One pass over ``split`` in shuffled mini-batches; random numbers come from torch's global generators."""
+    """Go over ``split`` in shuffled mini-batches; random numbers come from torch's global generators."""
     compute.network.train()
-    order = torch.randperm(len(split.labels)).to(split.labels.device)
+    order = torch.cat([torch.randperm(len(split.labels)) for _ in range(passes)]).to(split.labels.device)
     batches = torch.split(order, batch_size)
     dropout_keys = torch.randint(2**32, (len(batches), DROPOUT_LAYERS)).numpy().astype(np.uint32)
     for batch, keys in zip(batches, dropout_keys, strict=True):
@@ -242,6 +247,15 @@ def evaluate(compute: Compute, split: DeviceSplit) -> tuple[dict[str, float], np
 def scale(images: Tensor) -> Tensor:
     """uint8 (N, 28, 28) -> float32 (N, 1, 28, 28) in [0, 1]: ``fmcae.preprocess.scale`` on the device, bit for bit."""
     return images.unsqueeze(1).float().div_(255)
+
+
+def _labelled(split: DeviceSplit, config: TrainConfig) -> DeviceSplit:
+    if config.labels is None:
+        return split
+    drawn = torch.from_numpy(draw_labels(split.labels.cpu().numpy(), config.labels, config.seed)).to(
+        split.labels.device
+    )
+    return DeviceSplit(split.images[drawn], split.labels[drawn])
 
 
 def _build_network(run: Run, stage: str) -> Autoencoder | Classifier:

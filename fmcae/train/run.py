@@ -86,8 +86,10 @@ def create_run(folder: Path, config: TrainConfig, dataset: Dataset) -> Run:
     """Make a run folder with its ``config.json``.
 
     Raises:
-        UsageError: the folder already holds something.
+        UsageError: the folder already holds something, or the configuration asks for more labels than there are.
     """
+    if config.labels is not None and config.labels > len(dataset.train):
+        raise UsageError(f"labels (={config.labels}) must be at most {len(dataset.train):,}, the images of train")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"out (={folder}) must be a new or empty folder; add --resume to go on with a run in it")
     folder.mkdir(parents=True, exist_ok=True)

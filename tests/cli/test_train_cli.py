@@ -136,6 +136,8 @@ def test_the_classifier_alone_from_another_run(cli, sample, trained_run):
         (["--stage", "third"], 2, "stage (=third) must be one of both, autoencoder, classifier"),
         (["--stage", "classifier"], 2, "stage (=classifier) must come with autoencoder_from (--from)"),
         (["--stage", "autoencoder", "--freeze-encoder"], 2, "(--freeze-encoder) (=frozen) must come with a classifier"),
+        (["--labels", "1001"], 2, "labels (=1001) must be at most 1,000, the images of train"),
+        (["--labels", "9", "--stage", "autoencoder"], 2, "labels (=9) must come with a classifier"),
         (["--encoder", "old"], 2, "encoder_init (--encoder) (=old) must be one of pretrained, random"),
         (["--dropout-position", "x"], 2, "dropout_position (=x) must be one of before-pooling, after-pooling"),
         (["--data", "missing"], 2, "missing) must be an existing folder"),

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fmcae.data.split import split_val, split_val_test
+from fmcae.data.split import draw_labels, split_val, split_val_test
 
 
 def test_the_papers_split_is_the_same_everywhere():
@@ -19,3 +19,21 @@ def test_splits_are_disjoint_and_whole(count):
     for parts in (split_val(count), split_val_test(count)):
         assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(count))
         assert all(len(part) > 0 for part in parts)
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=200), st.data())
+def test_drawn_labels_are_of_all_classes_alike(labels, data):
+    labels = np.array(labels, np.uint8)
+    count = data.draw(st.integers(1, len(labels)))
+    drawn = draw_labels(labels, count, data.draw(st.integers(0, 2**32 - 1)))
+    assert len(drawn) == len(set(drawn.tolist())) == count
+    available, taken = np.bincount(labels, minlength=5), np.bincount(labels[drawn], minlength=5)
+    most = taken.max()
+    assert all(share in (most, most - 1) for share, there in zip(taken, available, strict=True) if there >= most)
+    assert all(share == there for share, there in zip(taken, available, strict=True) if there < most - 1)
+
+
+def test_another_seed_draws_others():
+    labels = np.repeat(np.arange(10), 100)
+    assert not np.array_equal(draw_labels(labels, 100, 0), draw_labels(labels, 100, 1))
+    assert np.array_equal(draw_labels(labels, 100, 1), draw_labels(labels, 100, 1))

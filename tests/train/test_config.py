@@ -15,6 +15,19 @@ def test_the_defaults_are_the_papers_optimum():
 def test_survives_json():
     config = TrainConfig(NetworkConfig(64, 0.2, pooling=False), seed=7, stage="autoencoder")
     assert TrainConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+    config = TrainConfig(labels=300)
+    assert TrainConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
+def test_a_run_from_before_labels_could_be_few_is_read():
+    values = TrainConfig(seed=3).to_json()
+    del values["labels"]
+    assert TrainConfig.from_json(values) == TrainConfig(seed=3)
+
+
+@pytest.mark.parametrize(("labels", "passes"), [(None, 1), (1, 5000), (100, 50), (300, 16), (3000, 1), (50_000, 1)])
+def test_an_epoch_with_few_labels_goes_over_them_again(labels, passes):
+    assert TrainConfig(labels=labels).passes == passes
 
 
 @pytest.mark.parametrize(
@@ -44,6 +57,8 @@ def test_a_network_out_of_range_is_named(values, message):
         ({"device": "tpu"}, r"device \(=tpu\) must be one of cpu, cuda"),
         ({"stage": "third"}, r"stage \(=third\)"),
         ({"stage": "classifier"}, r"stage \(=classifier\) must come with autoencoder_from \(--from\)"),
+        ({"labels": 0}, r"labels \(=0\) must be an integer from 1"),
+        ({"labels": 9, "stage": "autoencoder"}, r"labels \(=9\) must come with a classifier, not stage=autoencoder"),
         ({"encoder_init": "random"}, r"encoder_init \(--encoder\) \(=random\) must come with stage=classifier"),
         ({"autoencoder_from": "runs/a"}, r"autoencoder_from \(--from\) \(=runs/a\) must come with stage=classifier"),
         (

@@ -121,6 +121,24 @@ def test_a_frozen_encoder_keeps_the_autoencoders_weights(dataset, trained_run, t
     assert not any(torch.equal(kept[name], encoder[name]) for name in encoder)
 
 
+def test_a_classifier_with_few_labels_sees_only_them(dataset, tmp_path):
+    seen = []
+
+    class Count(Progress):
+        def step(self, images, loss):
+            seen.append(images)
+
+    config = TrainConfig(NETWORK, epochs=2, stage="classifier", encoder_init="random", labels=20, learning_rate=0.01)
+    run = create_run(tmp_path / "run", config, dataset)
+    train(run, dataset, Count())
+    assert sum(seen) == 2 * 5_000
+    last = [record for record in run.metrics() if "epoch" in record][-1]
+    assert last["train_accuracy"] == 1 and last["val_accuracy"] < 0.9
+    with pytest.raises(UsageError, match=r"labels \(=2000\) must be at most 1,000, the images of train"):
+        create_run(tmp_path / "more", TrainConfig(NETWORK, labels=2_000), dataset)
+    assert not (tmp_path / "more").exists()
+
+
 def test_an_autoencoder_of_another_shape_is_not_adopted(dataset, trained_run, tmp_path):
     config = TrainConfig(NetworkConfig(latent_dim=99), stage="classifier", autoencoder_from=str(trained_run))
     run = create_run(tmp_path / "run", config, dataset)
