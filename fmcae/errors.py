@@ -1,6 +1,7 @@
 """Every error that fmcae raises on purpose: one clear line, and the exit code that the command line gives it."""
 
-INSTALL_TRAIN = "pip install '.[train]'  in fmcae's checkout"
+INSTALL = "pip install '.[{extra}]'  in fmcae's checkout"
+INSTALL_TRAIN = INSTALL.format(extra="train")
 
 
 class FmcaeError(Exception):
@@ -50,13 +51,20 @@ class RunError(FmcaeError):
 
 
 def require_train_extra(*modules: str) -> None:
-    """Check that the packages of the ``train`` extra are installed, without importing them.
+    """:func:`require_extra` for the ``train`` extra; by default, for what an export needs."""
+    require_extra("train", *(modules or ("torch", "onnx", "onnxscript", "safetensors")))
+
+
+def require_extra(extra: str, *modules: str) -> None:
+    """Check that packages of an optional extra are installed, without importing them.
 
     Raises:
         MissingExtraError: naming the first missing package and the command that installs it.
     """
     from importlib.util import find_spec
 
-    for module in modules or ("torch", "onnx", "onnxscript", "safetensors"):
+    for module in modules:
         if find_spec(module) is None:
-            raise MissingExtraError(f"this command needs {module}, which is not installed: run  {INSTALL_TRAIN}")
+            raise MissingExtraError(
+                f"this command needs {module}, which is not installed: run  {INSTALL.format(extra=extra)}"
+            )

@@ -17,7 +17,7 @@ from fmcae.cli.options import error_line
 from fmcae.cli.usage import ParserError, usage_line
 from fmcae.errors import FmcaeError
 
-VERBS = ("train", "export", "parity", "verify", "info", "predict", "reconstruct", "encode", "bench", "doctor")
+VERBS = ("train", "export", "parity", "verify", "info", "predict", "reconstruct", "encode", "bench", "doctor", "study")
 
 
 def _print_version(wanted: bool) -> None:
@@ -47,7 +47,11 @@ def app_for(arguments: list[str]) -> typer.Typer:
     )
     first = next((argument for argument in arguments if not argument.startswith("-")), None)
     for verb in (first,) if first in VERBS else VERBS:
-        app.command()(getattr(import_module(f"fmcae.cli.{verb}"), verb))
+        command = getattr(import_module(f"fmcae.cli.{verb}"), verb)
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=verb)
+        else:
+            app.command()(command)
     return app
 
 

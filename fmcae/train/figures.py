@@ -39,7 +39,7 @@ def draw_run(folder: Path, records: list[dict[str, Any]], stage: str, class_name
     figure.suptitle(f"{stage.capitalize()}, {METRIC_NAMES[names[-1]] if len(names) == 1 else 'loss and accuracy'}")
     _save(figure, folder / f"{stage}_curves.png")
     if "confusion" in test:
-        _draw_confusion(folder / "confusion.png", np.array(test["confusion"]), class_names)
+        _save(confusion_figure(np.array(test["confusion"]), class_names), folder / "confusion.png")
 
 
 def draw_reconstructions(folder: Path, images: NDArray[np.uint8], x_hat: NDArray[np.float32], count: int = 10) -> None:
@@ -58,7 +58,8 @@ def draw_reconstructions(folder: Path, images: NDArray[np.uint8], x_hat: NDArray
     _save(figure, folder / "reconstructions.png")
 
 
-def _draw_confusion(path: Path, counts: NDArray[np.int64], class_names: list[str]) -> None:
+def confusion_figure(counts: NDArray[np.int64], class_names: list[str]) -> Figure:
+    """A labelled heat map of counts (K, K), each row (true class) as shares."""
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     size = max(4.5, 0.62 * len(class_names) + 1.5)
     figure = Figure(figsize=(size + 0.8, size), layout="constrained")
@@ -74,7 +75,7 @@ def _draw_confusion(path: Path, counts: NDArray[np.int64], class_names: list[str
             if counts[row, column]:
                 text = f"{share:.2f}".lstrip("0") if share < 1 else "1"
                 axes.text(column, row, text, ha="center", va="center", fontsize=8, color="w" if share > 0.5 else "k")
-    _save(figure, path)
+    return figure
 
 
 def _save(figure: Figure, path: Path) -> None:

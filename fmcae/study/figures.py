@@ -1,0 +1,113 @@
+"""The report's figures, from results alone. Colours are Okabe and Ito's; markers and dashes tell lines apart in grey."""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from fmcae.files import write_atomic
+from fmcae.study.results import Results, RunResult
+from fmcae.train.figures import METRIC_NAMES, confusion_figure
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#000000")
+MARKERS = ("o", "s", "^", "D")
+
+
+def save(figure: Figure, stem: Path) -> list[Path]:
+    """Write ``stem``.png and ``stem``.svg; the SVG is the same bytes for the same figure."""
+    paths = []
+    for suffix in ("png", "svg"):
+        buffer = io.BytesIO()
+        with rc_context({"svg.hashsalt": "fmcae"}):
+            figure.savefig(buffer, format=suffix, dpi=120, metadata={"Date": None} if suffix == "svg" else None)
+        paths.append(stem.with_suffix(f".{suffix}"))
+        write_atomic(paths[-1], buffer.getvalue())
+    return paths
+
+
+def curves(cells: Mapping[str, Sequence[RunResult]]) -> Figure | None:
+    """Accuracy and cross-entropy of classifiers over the epochs; None if no cell has runs."""
+    if not any(cells.values()):
+        return None
+    figure = Figure(figsize=(11, 4.4), layout="constrained")
+    panels = figure.subplots(1, 2)
+    for axes, metric in zip(panels, ("accuracy", "cross_entropy"), strict=True):
+        for (name, runs), colour, marker in zip(cells.items(), COLOURS, MARKERS, strict=False):
+            for split, style in (("train", "--"), ("val", "-")):
+                if runs:
+                    label = name if split == "val" else None
+                    _band(axes, [run.epochs[f"{split}_{metric}"] for run in runs], style, colour, marker, label)
+        axes.set(xlabel="epoch", ylabel=METRIC_NAMES[metric])
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+    lines = [axes.plot([], [], style, color="grey", label=label)[0] for style, label in (("-", "val"), ("--", "train"))]
+    handles = [*panels[0].get_legend_handles_labels()[0], *lines]
+    figure.legend(handles=handles, loc="outside lower center", ncols=6, frameon=False)
+    return figure
+
+
+def _band(
+    axes: Axes, series: Sequence[Sequence[float]], style: str, colour: str, marker: str, label: str | None
+) -> None:
+    values = np.array(series)
+    epochs = np.arange(1, values.shape[1] + 1)
+    mean = values.mean(axis=0)
+    axes.plot(epochs, mean, style, color=colour, marker=marker, markevery=4, markersize=4, linewidth=1.3, label=label)
+    if len(values) > 1:
+        std = values.std(axis=0, ddof=1)
+        axes.fill_between(epochs, mean - std, mean + std, color=colour, alpha=0.15, linewidth=0)
+
+
+def confusion(runs: Sequence[RunResult], class_names: Sequence[str]) -> Figure | None:
+    """The confusion matrix of all seeds together, rows as shares; None without runs."""
+    counts = [run.confusion for run in runs if run.confusion is not None]
+    return confusion_figure(np.sum(counts, axis=0), list(class_names)) if counts else None
+
+
+def reconstructions(
+    results: Results, with_pooling: Sequence[RunResult], without_pooling: Sequence[RunResult]
+) -> Figure | None:
+    """Test images above their reconstructions; None unless both autoencoders have theirs in the results."""
+    rows = [("input", "x")]
+    for label, runs in (("with pooling", with_pooling), ("without", without_pooling)):
+        rows += [(label, run.name) for run in runs if run.name in results.examples][:1]
+    if len(rows) < 3:
+        return None
+    count = len(results.examples["x"])
+    figure = Figure(figsize=(1.1 * count + 0.4, 3.5), layout="constrained")
+    grid = figure.subplots(3, count)
+    for line, (label, name) in zip(grid, rows, strict=True):
+        for axes, image in zip(line, results.examples[name], strict=True):
+            axes.imshow(image, cmap="gray", vmin=0, vmax=255)
+            axes.set(xticks=[], yticks=[])
+        line[0].set_ylabel(label, fontsize=9)
+    return figure
+
+
+def few_labels(pairs: Mapping[int, Sequence[Sequence[float]]]) -> Figure | None:
+    """Test accuracy over the number of labels, pre-trained and random; None without runs."""
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    is_empty = True
+    for index, (name, style) in enumerate((("pre-trained", "-"), ("random", "--"))):
+        points = {count: values[index] for count, values in pairs.items() if values[index]}
+        if not points:
+            continue
+        is_empty = False
+        mean = [float(np.mean(values)) for values in points.values()]
+        std = [float(np.std(values, ddof=1)) if len(values) > 1 else 0.0 for values in points.values()]
+        axes.errorbar(
+            list(points), mean, std, linestyle=style, marker=MARKERS[index], color=COLOURS[index], capsize=3, label=name
+        )
+    if is_empty:
+        return None
+    axes.set(xscale="log", xlabel="labelled images", ylabel="test accuracy")
+    axes.set_xticks(list(pairs), [f"{count:,}" for count in pairs], fontsize=8)
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    return figure

@@ -1,0 +1,258 @@
+"""Running the grid: several runs at a time, each in a process of its own, on this machine or on a Ray cluster.
+
+    DIR/runs/<stage>-<hash>/    a run folder as ``fmcae train`` writes it; finished ones are never trained again
+    DIR/results.json            written by :func:`fmcae.study.results.collect`
+
+A run that is stopped goes on from its last whole epoch. One that fails takes along only those that start from it, and is
+tried again by the next call.
+"""
+
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from fmcae.errors import FmcaeError, RunError, require_extra
+from fmcae.study.grid import Task, work
+
+State = Literal["waiting", "running", "done", "failed"]
+Submit: TypeAlias = Callable[..., "Future[None]"]
+POLL_SECONDS = 0.5
+
+
+@dataclass
+class Status:
+    """Where one task stands.
+
+    Attributes:
+        state: "failed" also where the autoencoder that it needs has failed.
+        reason: why it failed, in one line.
+        started: of this call, in seconds of ``time.monotonic``.
+        epochs_before: done when it was started.
+    """
+
+    task: Task
+    state: State = "waiting"
+    reason: str = ""
+    started: float = 0.0
+    epochs_before: int = 0
+
+
+@dataclass
+class Board:
+    """All tasks of a call, for whoever shows them; ``changed`` is called twice a second and at every change."""
+
+    folder: Path
+    statuses: dict[str, Status]
+    workers: int
+    began: float = field(default_factory=time.monotonic)
+    work_per_second: float | None = None  # of one worker; measured as soon as an epoch is done
+
+    def of(self, state: State) -> list[Status]:
+        """The tasks in that state, in the plan's order."""
+        return [status for status in self.statuses.values() if status.state == state]
+
+    def epochs_done(self, status: Status) -> int:
+        """Whole epochs in the run's folder, from whatever machine."""
+        return count_epochs(run_folder(self.folder, status.task))
+
+    def seconds_left(self) -> float | None:
+        """Estimated from what ran so far; None before the first epoch's end."""
+        done = left = 0.0
+        busy = 0.0
+        for status in self.statuses.values():
+            whole = work(status.task.config)
+            if status.state == "waiting":
+                left += whole
+            elif status.state == "running":
+                share = 1 / status.task.config.epochs
+                epochs = self.epochs_done(status)
+                left += whole * (1 - epochs * share)
+                done += whole * share * (epochs - status.epochs_before)
+                busy += time.monotonic() - status.started if epochs > status.epochs_before else 0
+        if busy and done:
+            self.work_per_second = done / busy
+        return left / self.work_per_second / self.workers if self.work_per_second else None
+
+
+def run_folder(folder: Path, task: Task) -> Path:
+    """Where a task's run lies below the study's folder."""
+    return folder / "runs" / task.name
+
+
+def is_done(folder: Path, task: Task) -> bool:
+    """Whether the task's run is finished."""
+    return (run_folder(folder, task) / f"{task.config.stage}.safetensors").is_file()
+
+
+def count_epochs(run: Path) -> int:
+    """Whole epochs in a run's ``metrics.jsonl``; 0 without one."""
+    try:
+        return (run / "metrics.jsonl").read_text().count('"epoch"')
+    except OSError:
+        return 0
+
+
+def run_study(
+    folder: Path,
+    tasks: Sequence[Task],
+    submit: Submit,
+    workers: int,
+    data: str | None,
+    changed: Callable[[Board], None] = lambda board: None,
+) -> Board:
+    """Train every task that is not done yet, an autoencoder before the classifiers that start from it.
+
+    Args:
+        submit: takes a function and its arguments, as ``concurrent.futures.Executor.submit`` does.
+        workers: how many run at a time.
+        data: the data folder, None for Fashion-MNIST from where it is found.
+        changed: told of every change, and twice a second.
+
+    Returns:
+        The board, on which every task is "done" or "failed".
+    """
+    statuses = {task.name: Status(task, "done" if is_done(folder, task) else "waiting") for task in tasks}
+    board = Board(folder, statuses, workers)
+    futures: dict[Future[None], Status] = {}
+    while board.of("waiting") or futures:
+        for status in board.of("waiting"):
+            needs = statuses.get(status.task.needs.name) if status.task.needs else None
+            if needs and needs.state == "failed":
+                status.state, status.reason = "failed", f"{needs.task.name}, which it starts from, failed"
+            elif len(futures) < workers and (not needs or needs.state == "done"):
+                status.state, status.started = "running", time.monotonic()
+                status.epochs_before = board.epochs_done(status)
+                futures[submit(run_task, folder, status.task, data)] = status
+        changed(board)
+        for future in wait(futures, POLL_SECONDS, FIRST_COMPLETED).done if futures else ():
+            status = futures.pop(future)
+            error = future.exception()
+            status.state = "failed" if error else "done"
+            status.reason = (str(error).splitlines() or [type(error).__name__])[0] if error else ""
+    changed(board)
+    return board
+
+
+def run_task(folder: Path, task: Task, data: str | None) -> None:
+    """Train one task, in this process, from where its run folder stands.
+
+    Raises:
+        FmcaeError: it cannot be trained; the message says why.
+    """
+    from fmcae.data import load_dataset
+    from fmcae.train.loop import adopt_autoencoder, train
+    from fmcae.train.run import create_run, open_run
+
+    path = run_folder(folder, task)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _only_one(path.with_name(f".{path.name}.lock")):
+        if is_done(folder, task):
+            return
+        dataset = load_dataset(data)
+        config = replace(task.config, data=data)
+        run = open_run(path) if (path / "config.json").is_file() else create_run(path, config, dataset)
+        if task.needs and not run.weights("autoencoder").is_file():
+            adopt_autoencoder(run, run_folder(folder, task.needs))
+        train(run, dataset)
+
+
+@contextmanager
+def _only_one(lock: Path) -> Iterator[None]:
+    """Wait while another process, perhaps left over from a killed study, trains the same run."""
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        yield
+        return
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+# --- where tasks run ---------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def local(workers: int) -> Iterator[Submit]:
+    """Each task in a fresh process of this machine, ``workers`` at a time; leaving early ends them."""
+    processes: set[multiprocessing.process.BaseProcess] = set()
+    context = multiprocessing.get_context("spawn")
+
+    def in_process(function: Callable[..., None], *arguments: Any) -> None:
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=_call, args=(sender, function, arguments), daemon=True)
+        processes.add(process)
+        process.start()
+        sender.close()
+        try:
+            message = receiver.recv()
+        except EOFError:
+            process.join()
+            message = f"its process ended with exit code {process.exitcode}"
+        process.join()
+        processes.discard(process)
+        if message is not None:
+            raise FmcaeError(message)
+
+    pool = ThreadPoolExecutor(workers)
+    try:
+        yield lambda function, *arguments: pool.submit(in_process, function, *arguments)
+    finally:
+        for process in list(processes):
+            process.terminate()
+        pool.shutdown(cancel_futures=True)
+
+
+def _call(sender: Any, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the study, which ends this process
+    try:
+        function(*arguments)
+        sender.send(None)
+    except FmcaeError as error:
+        sender.send(str(error))
+    except BaseException as error:
+        sender.send(f"{type(error).__name__}: {error}")
+
+
+@contextmanager
+def ray(address: str, cpus: int, gpus: float) -> Iterator[Submit]:
+    """Each task on a Ray cluster, which starts it again elsewhere if its worker dies.
+
+    Args:
+        address: of the cluster, as ``ray.init`` takes it. Its machines need fmcae with its [train] extra, the data set,
+            and the study's folder under the same path.
+        cpus, gpus: that one task takes.
+
+    Raises:
+        RunError: there is no cluster at that address.
+    """
+    require_extra("ray", "ray")
+    import ray as library
+
+    try:
+        library.init(address=address, log_to_driver=False, logging_level="ERROR")
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise RunError(f"ray (={address}) has no cluster that can be reached: {error}") from error
+    try:
+        remote = library.remote(num_cpus=cpus, num_gpus=gpus, max_retries=5)(_for_ray)
+        yield lambda function, *arguments: remote.remote(function, *arguments).future()
+    finally:
+        library.shutdown()
+
+
+def _for_ray(function: Callable[..., None], *arguments: Any) -> None:
+    function(*arguments)
+
+
+def executor(address: str | None, workers: int, threads: int, device: str) -> AbstractContextManager[Submit]:
+    """:func:`ray` if there is an address, else :func:`local`."""
+    if address is None:
+        return local(workers)
+    return ray(address, threads, 1 / workers if device == "cuda" else 0)

@@ -1,0 +1,200 @@
+import json
+import os
+import signal
+import threading
+import time
+from concurrent.futures import Future
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fmcae.errors import FmcaeError
+from fmcae.study import runner
+from fmcae.study.grid import autoencoder, classifier, plan
+from fmcae.study.runner import count_epochs, is_done, local, run_folder, run_study, run_task
+
+
+def weights(folder, task):
+    path = run_folder(folder, task) / f"{task.config.stage}.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def submit_fake(started, failing=()):
+    """Runs nothing: what starts is noted, and done at once or failed."""
+
+    def submit(function, folder, task, data):
+        started.append(task.name)
+        future = Future()
+        if task.name in failing:
+            future.set_exception(FmcaeError("out of luck\nand more"))
+        else:
+            weights(folder, task).touch()
+            future.set_result(None)
+        return future
+
+    return submit
+
+
+def test_autoencoders_come_first_and_done_runs_are_left_alone(tmp_path):
+    tasks = plan(["final-model", "figure-3"], range(2))
+    weights(tmp_path, tasks[0]).touch()
+    started: list[str] = []
+    board = run_study(tmp_path, tasks, submit_fake(started), 3, None)
+    assert sorted(started) == sorted(task.name for task in tasks[1:])
+    for task in tasks:
+        if task.needs and task.needs.name in started:
+            assert started.index(task.needs.name) < started.index(task.name)
+    assert len(board.of("done")) == len(tasks)
+    run_study(tmp_path, tasks, submit_fake(again := []), 3, None)
+    assert again == []
+
+
+def test_a_failure_takes_along_only_what_starts_from_it(tmp_path):
+    tasks = plan(["figure-3"], [0])
+    broken = autoencoder(0, latent_dim=256, dropout=0.05)
+    board = run_study(tmp_path, tasks, submit_fake([], {broken.name}), 2, None)
+    reasons = {status.task.name: status.reason for status in board.of("failed")}
+    follower = classifier(0, latent_dim=256, dropout=0.05)
+    assert reasons == {broken.name: "out of luck", follower.name: f"{broken.name}, which it starts from, failed"}
+    assert len(board.of("done")) == 6
+
+
+def test_no_more_run_at_a_time_than_there_are_workers(tmp_path):
+    lock, running, most = threading.Lock(), set(), []
+
+    def submit(function, folder, task, data):
+        future = Future()
+
+        def work():
+            with lock:
+                running.add(task.name)
+                most.append(len(running))
+            time.sleep(0.01)
+            weights(folder, task).touch()
+            with lock:
+                running.discard(task.name)
+            future.set_result(None)
+
+        threading.Thread(target=work).start()
+        return future
+
+    run_study(tmp_path, plan(["table-1", "table-2"], range(2)), submit, 2, None)
+    assert max(most) == 2
+
+
+@pytest.fixture(scope="module")
+def tasks():
+    """An autoencoder and the classifier on it, of one epoch."""
+    return plan(["final-model"], [0], epochs=1)
+
+
+def test_fresh_processes_train_what_this_one_does(sample, tmp_path, tasks):
+    with local(2) as submit:
+        board = run_study(tmp_path / "a", tasks, submit, 2, str(sample))
+    assert [status.state for status in board.statuses.values()] == ["done", "done"]
+    for task in tasks:
+        run_task(tmp_path / "b", task, str(sample))
+        first, second = (
+            (run_folder(tmp_path / name, task) / f"{task.config.stage}.safetensors").read_bytes() for name in "ab"
+        )
+        assert first == second
+
+
+def test_a_killed_process_fails_alone_and_goes_on_later(sample, tmp_path, tasks):
+    long = replace(tasks[0], config=replace(tasks[0].config, epochs=400))
+    killed = []
+
+    def kill_the_long_one(board):
+        for status in board.of("running"):
+            if status.task is long and count_epochs(run_folder(tmp_path, long)) > 2 and not killed:
+                (child,) = _children(long, tmp_path)
+                killed.append(child)
+                os.kill(child, signal.SIGKILL)
+
+    with local(2) as submit:
+        board = run_study(tmp_path, [long, *tasks], submit, 2, str(sample), kill_the_long_one)
+    (failed,) = board.of("failed")
+    assert failed.task is long and failed.reason == "its process ended with exit code -9"
+    assert len(board.of("done")) == 2
+    epochs = count_epochs(run_folder(tmp_path, long))
+    assert 2 < epochs < 400 and not is_done(tmp_path, long)
+
+
+def _children(task, folder):
+    """The process that holds the task's lock."""
+    lock = os.stat(run_folder(folder, task).with_name(f".{task.name}.lock")).st_ino
+    holders = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    return [int(fields[4]) for fields in holders if fields[5].endswith(f":{lock}") and fields[1] == "FLOCK"]
+
+
+def test_leaving_early_ends_the_processes(sample, tmp_path, tasks):
+    long = replace(tasks[0], config=replace(tasks[0].config, epochs=400))
+
+    def stop(board):
+        if count_epochs(run_folder(tmp_path, long)) > 0:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), local(1) as submit:
+        run_study(tmp_path, [long], submit, 1, str(sample), stop)
+    before = count_epochs(run_folder(tmp_path, long))
+    time.sleep(0.5)
+    assert count_epochs(run_folder(tmp_path, long)) == before > 0
+
+
+def test_a_run_that_another_process_trains_is_waited_for(sample, tmp_path, tasks, monkeypatch):
+    inside, order = threading.Event(), []
+    real = runner.is_done
+
+    def slowly(folder, task):
+        order.append(threading.current_thread().name)
+        inside.set()
+        time.sleep(0.2)
+        return real(folder, task)
+
+    monkeypatch.setattr(runner, "is_done", slowly)
+    weights(tmp_path, tasks[0]).touch()
+    first = threading.Thread(target=run_task, args=(tmp_path, tasks[0], str(sample)), name="first")
+    first.start()
+    inside.wait(5)
+    began = time.monotonic()
+    run_task(tmp_path, tasks[0], str(sample))
+    assert time.monotonic() - began > 0.3 and order[0] == "first" and len(order) == 2
+    first.join()
+
+
+def test_the_time_left_is_estimated_from_what_ran(tmp_path, monkeypatch):
+    tasks = plan(["table-1"], [0])
+    board = runner.Board(tmp_path, {task.name: runner.Status(task) for task in tasks}, workers=2)
+    assert board.seconds_left() is None
+    first = board.statuses[tasks[0].name]
+    first.state, first.started = "running", time.monotonic() - 30
+    path = run_folder(tmp_path, tasks[0]) / "metrics.jsonl"
+    path.parent.mkdir(parents=True)
+    path.write_text("".join(json.dumps({"stage": "autoencoder", "epoch": epoch}) + "\n" for epoch in range(1, 11)))
+    runs_left = board.seconds_left() * 2 / 30  # ten of thirty epochs took 30 s
+    assert 2 + 3 * 3 < runs_left < 2 + 3 * 5  # the others are larger
+
+
+def test_a_ray_cluster_finishes_what_a_killed_worker_began(sample, tmp_path, tasks):
+    pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    long = replace(tasks[0], config=replace(tasks[0].config, epochs=60))
+    killed = []
+
+    def kill_once(board):
+        if not killed and count_epochs(run_folder(tmp_path, long)) > 2:
+            killed.extend(_children(long, tmp_path))
+            os.kill(killed[0], signal.SIGKILL)
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        cluster.add_node(num_cpus=1)
+        with runner.ray(cluster.address, cpus=1, gpus=0) as submit:
+            board = run_study(tmp_path, [long, *tasks], submit, 2, str(sample), kill_once)
+    finally:
+        cluster.shutdown()
+    assert killed and len(board.of("done")) == 3
+    assert count_epochs(run_folder(tmp_path, long)) == 60
