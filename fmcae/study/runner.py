@@ -7,6 +7,7 @@ A run that is stopped goes on from its last whole epoch. One that fails takes al
 tried again by the next call.
 """
 
+import logging
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -237,7 +238,7 @@ def ray(address: str, cpus: int, gpus: float) -> Iterator[Submit]:
     import ray as library
 
     try:
-        library.init(address=address, log_to_driver=False, logging_level="ERROR")
+        library.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise RunError(f"ray (={address}) has no cluster that can be reached: {error}") from error
     try:

@@ -27,10 +27,10 @@ def test_parts_share_runs():
 
 def test_a_name_stands_for_all_that_decides_the_result():
     tasks = [
-        autoencoder(0), autoencoder(1), autoencoder(0, epochs=2), autoencoder(0, latent_dim=64), autoencoder(0, pooling=False),
-        autoencoder(0, dropout=0.2), autoencoder(0, learning_rate=0.01), autoencoder(0, output_dropout=True),
-        classifier(0), classifier(0, labels=100), classifier(0, is_random=True), classifier(0, is_frozen=True),
-        classifier(0, learning_rate=0.01),
+        autoencoder(0), autoencoder(1), autoencoder(0, epochs=2), autoencoder(0, latent_dim=64),
+        autoencoder(0, pooling=False), autoencoder(0, dropout=0.2), autoencoder(0, learning_rate=0.01),
+        autoencoder(0, output_dropout=True), classifier(0), classifier(0, labels=100), classifier(0, is_random=True),
+        classifier(0, is_frozen=True), classifier(0, learning_rate=0.01),
     ]  # fmt: skip
     assert len({task.name for task in tasks}) == len(tasks)
     task = classifier(0)

@@ -181,7 +181,7 @@ def test_a_ray_cluster_finishes_what_a_killed_worker_began(sample, tmp_path, tas
     pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
-    long = replace(tasks[0], config=replace(tasks[0].config, epochs=60))
+    long = replace(tasks[0], config=replace(tasks[0].config, epochs=30))
     killed = []
 
     def kill_once(board):
@@ -197,4 +197,4 @@ def test_a_ray_cluster_finishes_what_a_killed_worker_began(sample, tmp_path, tas
     finally:
         cluster.shutdown()
     assert killed and len(board.of("done")) == 3
-    assert count_epochs(run_folder(tmp_path, long)) == 60
+    assert count_epochs(run_folder(tmp_path, long)) == 30

@@ -1,0 +1,108 @@
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fmcae.errors import RunError
+from fmcae.study import paper
+from fmcae.study.grid import PARTS, plan
+from fmcae.study.report import write_report
+from fmcae.study.results import collect, read
+from fmcae.study.runner import run_task
+
+
+def cells_of(text, start):
+    """The rows of the first table after ``start``, as lists of cells."""
+    table = text[text.index(start) :].split("\n\n")
+    rows = next(block for block in table if block.startswith("| "))
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def report(whole, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    files = write_report(folder, whole)
+    return folder, files, (folder / "report.md").read_text()
+
+
+def test_every_cell_of_the_papers_tables_stands_beside_ours(report, whole):
+    _, _, text = report
+    for part, cells in paper.TEST_MSE.items():
+        rows = {row[0]: row[1:] for row in cells_of(text, f"### {paper.TITLES[part]}")}
+        for cell, reported in cells.items():
+            values = [whole.runs[PARTS[part][cell](seed).name].test["mse"] for seed in range(4)]
+            assert rows[cell][0].startswith(f"{reported:.3f}")
+            assert rows[cell][1] == f"{np.mean(values):.4f} ± {np.std(values, ddof=1):.4f} (4)"
+            assert rows[cell][2] == f"{np.mean(values) - reported:+.4f}"
+
+
+def test_every_figure_is_there_and_linked(report):
+    folder, files, text = report
+    linked = set(re.findall(r"\(([a-z0-9-]+\.(?:png|svg))\)", text))
+    assert linked == {path.name for path in files} - {"report.md"}
+    assert {"figure-3", "figure-4", "figure-5", "figure-6", "figure-ap2", "figure-ap3", "labels"} <= {
+        name.partition(".")[0] for name in linked
+    }
+    for name in linked:
+        content = (folder / name).read_bytes()
+        assert content.startswith(b"\x89PNG") if name.endswith("png") else b"<svg" in content
+
+
+def test_each_claim_has_its_verdict_and_a_sentence(report):
+    rows = {row[0]: row for row in cells_of(report[2], "## The claims")}
+    assert "**confirmed**" in rows["C1"][3] and rows["C1"][4].startswith("It holds on all counts")
+    assert "**not confirmed**" in rows["C8"][3] and "It is not so for mean test recall minus 0.91" in rows["C8"][4]
+
+
+def test_the_reading_that_fits_best_is_bold(report):
+    rows = cells_of(report[2], "## Where the paper's numbers disagree")
+    assert sum("**" in cell for row in rows for cell in row) >= 4
+
+
+def test_the_same_results_give_the_same_bytes(report, whole, tmp_path):
+    folder, files, _ = report
+    write_report(tmp_path, whole)
+    for path in files:
+        if path.suffix != ".png":  # whose bytes may depend on a library's version only, but are large
+            again = (tmp_path / path.name).read_text().replace(tmp_path.name, folder.name)
+            assert again == path.read_text(), path.name
+
+
+def test_what_was_not_run_says_so(whole, tmp_path):
+    only = {task.name for task in plan(["table-1"], range(2))}
+    write_report(tmp_path, replace(whole, runs={name: run for name, run in whole.runs.items() if name in only}))
+    text = (tmp_path / "report.md").read_text()
+    rows = {row[0]: row for row in cells_of(text, "### Appendix")}
+    assert rows["without pooling"][2] == "not run"
+    claims = {row[0]: row for row in cells_of(text, "## The claims")}
+    assert claims["C10"][3] == "**undecided**" and claims["C10"][4] == "Not all of its runs are there."
+    assert "nan" not in text and not list(tmp_path.glob("figure-3.*"))
+
+
+def test_runs_are_collected_and_read_back(sample, tmp_path):
+    with pytest.raises(RunError, match="has neither runs nor results.json: start with  fmcae study run --out"):
+        read(tmp_path)
+    tasks = plan(["appendix", "final-model"], [0], epochs=1)
+    small = [task for task in tasks if task.config.network.pooling]
+    for task in small:
+        run_task(tmp_path, task, str(sample))
+    results = collect(tmp_path, str(sample))
+    assert set(results.runs) == {task.name for task in small}
+    run = results.of(small[1])
+    assert run.confusion.sum() == 400 and set(run.test) == {"cross_entropy", "accuracy"}
+    assert [len(values) for values in run.epochs.values()] == [1, 1, 1, 1] and run.config["seed"] == 0
+    assert str(tmp_path) not in (tmp_path / "results.json").read_text()
+    again = read(tmp_path)
+    assert again.runs.keys() == results.runs.keys() and again.of(small[0]).test == results.of(small[0]).test
+    assert write_report(tmp_path, again, epochs=1)[0].name == "report.md"
+
+
+def test_damaged_results_are_named(tmp_path):
+    (tmp_path / "results.json").write_text("{")
+    with pytest.raises(RunError, match=r"results\.json: is damaged"):
+        read(tmp_path)
+    (tmp_path / "results.json").write_text(json.dumps({"schema_version": 9}))
+    with pytest.raises(RunError, match=r"schema_version \(=9\) must be 1"):
+        read(tmp_path)
