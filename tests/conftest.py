@@ -15,7 +15,7 @@ import fmcae
 from fmcae.cli import main
 
 HAS_TORCH = find_spec("torch") is not None
-collect_ignore = [] if HAS_TORCH else ["train", "export"]
+collect_ignore = [] if HAS_TORCH else ["train", "export", "study"]
 SAMPLE = Path(__file__).parent / "data" / "fashion-mnist-sample"
 
 

@@ -243,15 +243,15 @@ class _Lines:
 
 
 def _table(board: "Board") -> Any:
+    from rich.console import Group
     from rich.table import Table
 
     counts = ", ".join(f"{len(board.of(state))} {state}" for state in ("done", "running", "waiting", "failed"))
-    table = Table(title=f"{counts}; {_duration(board.seconds_left())} left", title_justify="left")
-    table.add_column("running")
+    table = Table("running")
     table.add_column("epoch", justify="right")
     for status in board.of("running"):
         table.add_row(status.task.title, f"{board.epochs_done(status)}/{status.task.config.epochs}")
-    return table
+    return Group(f"{counts}; {_duration(board.seconds_left())} left", table)
 
 
 def _duration(seconds: float | None) -> str:
