@@ -30,6 +30,7 @@ def write_report(folder: Path, results: Results, epochs: int = 30) -> list[Path]
 class _Writer:
     def __init__(self, folder: Path, results: Results, seeds: Sequence[int], epochs: int) -> None:
         self.folder, self.results, self.seeds, self.epochs = folder, results, seeds, epochs
+        self.place = folder.name if folder.is_absolute() else folder.as_posix()  # no machine's own path in a report
         self.figures: list[Path] = []
 
     def text(self) -> str:
@@ -49,9 +50,9 @@ class _Writer:
 
     # --- data ----------------------------------------------------------------------------------------------------
 
-    def runs(self, part: str, cell: str, **values: Any) -> list[RunResult]:
+    def runs(self, part: str, cell: str) -> list[RunResult]:
         """A cell's runs, one for each seed that has it."""
-        tasks = (PARTS[part][cell](seed, epochs=self.epochs, **values) for seed in self.seeds)
+        tasks = (PARTS[part][cell](seed, epochs=self.epochs) for seed in self.seeds)
         return [run for run in map(self.results.of, tasks) if run is not None]
 
     def figure(self, name: str, caption: str, drawn: Any) -> list[str]:
@@ -88,7 +89,7 @@ class _Writer:
             f"- **Hardware and versions**: {machine['cpu']}, {machine['available_cpus']} CPUs; {_listed(where)}; fmcae "
             f"{machine['fmcae']}, {_listed(versions)}.",
             f"- **Results**: every run's configuration, seed and metrics per epoch are in [{FILE}]({FILE}), of "
-            f"{self.results.date}. This page is made from that file alone: `fmcae study report {self.folder.name}`.",
+            f"{self.results.date}. This page is made from that file alone: `fmcae study report {self.place}`.",
         ]
 
     def verdicts(self, title: str, claims: Iterable[Claim]) -> list[str]:
