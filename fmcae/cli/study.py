@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 study = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="Reproduce the study's tables, figures and claims, over several seeds.",
+    help="Reproduce the study: plan, run and report.",
 )
 STUDY_FOLDER = RUNS_FOLDER / "study"
 
