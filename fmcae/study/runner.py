@@ -32,7 +32,7 @@ class Status:
     Attributes:
         state: "failed" also where the autoencoder that it needs has failed.
         reason: why it failed, in one line.
-        started: of this call, in seconds of ``time.monotonic``.
+        started, ended: in this call, in seconds of ``time.monotonic``; 0 if it was not.
         epochs_before: done when it was started.
     """
 
@@ -40,6 +40,7 @@ class Status:
     state: State = "waiting"
     reason: str = ""
     started: float = 0.0
+    ended: float = 0.0
     epochs_before: int = 0
 
 
@@ -51,7 +52,6 @@ class Board:
     statuses: dict[str, Status]
     workers: int
     began: float = field(default_factory=time.monotonic)
-    work_per_second: float | None = None  # of one worker; measured as soon as an epoch is done
 
     def of(self, state: State) -> list[Status]:
         """The tasks in that state, in the plan's order."""
@@ -62,22 +62,19 @@ class Board:
         return count_epochs(run_folder(self.folder, status.task))
 
     def seconds_left(self) -> float | None:
-        """Estimated from what ran so far; None before the first epoch's end."""
-        done = left = 0.0
-        busy = 0.0
+        """Estimated from what ran in this call; None before the first epoch's end."""
+        done = left = busy = 0.0
         for status in self.statuses.values():
-            whole = work(status.task.config)
+            whole, epochs = work(status.task.config), status.task.config.epochs
             if status.state == "waiting":
                 left += whole
-            elif status.state == "running":
-                share = 1 / status.task.config.epochs
-                epochs = self.epochs_done(status)
-                left += whole * (1 - epochs * share)
-                done += whole * share * (epochs - status.epochs_before)
-                busy += time.monotonic() - status.started if epochs > status.epochs_before else 0
-        if busy and done:
-            self.work_per_second = done / busy
-        return left / self.work_per_second / self.workers if self.work_per_second else None
+            elif status.started and status.state != "failed":
+                so_far = epochs if status.state == "done" else self.epochs_done(status)
+                left += whole * (1 - so_far / epochs)
+                if so_far > status.epochs_before:
+                    done += whole * (so_far - status.epochs_before) / epochs
+                    busy += (status.ended or time.monotonic()) - status.started
+        return left * busy / done / self.workers if done else None
 
 
 def run_folder(folder: Path, task: Task) -> Path:
@@ -132,6 +129,7 @@ def run_study(
         changed(board)
         for future in wait(futures, POLL_SECONDS, FIRST_COMPLETED).done if futures else ():
             status = futures.pop(future)
+            status.ended = time.monotonic()
             error = future.exception()
             status.state = "failed" if error else "done"
             status.reason = (str(error).splitlines() or [type(error).__name__])[0] if error else ""
