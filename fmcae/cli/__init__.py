@@ -71,7 +71,7 @@ def main() -> None:
     except FmcaeError as error:
         _fail(str(error), error.exit_code, debug)
     except ParserError as error:
-        if not sys.argv[1:]:  # this "error" is the help
+        if type(error).__name__ == "NoArgsIsHelpError":  # this "error" is the help
             typer.echo(str(error), err=True)
             sys.exit(2)
         _fail(usage_line(error, sys.argv[1:]), 2, debug)

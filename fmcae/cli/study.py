@@ -21,6 +21,7 @@ study = typer.Typer(
     rich_markup_mode=None,
     help="Reproduce the study: plan, run and report.",
 )
+NEEDED = ("torch", "safetensors", "numba", "matplotlib", "scipy")
 STUDY_FOLDER = RUNS_FOLDER / "study"
 
 OnlyOption = Annotated[
@@ -49,17 +50,17 @@ def plan(
     out: OutOption = STUDY_FOLDER,
     list_runs: Annotated[bool, typer.Option("--list", help="Print each run's command, too.")] = False,
 ) -> None:
-    """Print the runs of each part and what they would take here, and train nothing.
+    """Print the runs and the time that they would take.
 
     The time is estimated from a second of training on one thread.
     """
-    require_train_extra("torch", "safetensors", "numba", "matplotlib", "scipy")
+    require_train_extra(*NEEDED)
     from fmcae.study.grid import PARTS, work
     from fmcae.study.grid import plan as plan_tasks
     from fmcae.study.runner import is_done
 
     tasks = _tasks(only, seeds, epochs)
-    count = _workers(workers, "cpu", None)
+    count = _workers(workers, "cpu")
     rate = _measure_rate() * count
     typer.echo(f"{'part':16}{'runs':>6}{'to do':>7}{'hours':>8}")
     total = 0.0
@@ -88,8 +89,13 @@ def run(
     threads: Annotated[int, typer.Option("--threads", metavar="N", help="CPU threads of each run.")] = 1,
     device: Annotated[
         str,
-        typer.Option("--device", metavar="cpu|cuda", help="Where to train.", autocompletion=lambda: ["cpu", "cuda"]),
-    ] = "cpu",
+        typer.Option(
+            "--device",
+            metavar="auto|cpu|cuda",
+            help="Where to train.",
+            autocompletion=lambda: ["auto", "cpu", "cuda"],
+        ),
+    ] = "auto",
     data: DataOption = None,
     out: OutOption = STUDY_FOLDER,
     ray: Annotated[
@@ -97,14 +103,14 @@ def run(
         typer.Option("--ray", metavar="ADDRESS", help="Run on this Ray cluster; its machines share --out and --data."),
     ] = None,
 ) -> None:
-    """Train all runs that are not done yet, several at a time.
+    """Train what is not done yet, several at a time.
 
     Stop it any way you like: the same command goes on where it was. A run that fails is named at the end, and the others
     go on.
     """
-    require_train_extra("torch", "safetensors", "numba", "matplotlib", "scipy")
+    require_train_extra(*NEEDED)
     tasks = _tasks(only, seeds, epochs)
-    count = _workers(workers, device, ray)
+    _workers(workers, device)  # before torch is imported, which takes a second
     if ray is not None:
         from fmcae.errors import require_extra
 
@@ -117,6 +123,7 @@ def run(
         from fmcae.train.loop import resolve_device
 
         device = resolve_device(device)
+        count = _workers(workers, device)
         check_threads(threads)
         data = str(Path(data).expanduser().resolve()) if data else None
         load_dataset(data)  # what is wrong with it is said once, before anything starts
@@ -144,11 +151,12 @@ def report(
     epochs: EpochsOption = 30,
     data: DataOption = None,
 ) -> None:
-    """Write the report: the paper's tables, figures and claims beside what was run, in Markdown, PNG and SVG.
+    """Write the report on what was run.
 
-    It reads DIR/results.json, which it makes anew first if DIR has runs.
+    It has the paper's tables, figures and claims beside ours, in Markdown, PNG and SVG. It reads DIR/results.json, which it
+    makes anew first if DIR has runs.
     """
-    require_train_extra("torch", "safetensors", "numba", "matplotlib", "scipy")
+    require_train_extra(*NEEDED)
     from fmcae.study.report import write_report
     from fmcae.study.results import collect, read
 
@@ -171,7 +179,7 @@ def _tasks(only: list[str] | None, seeds: int, epochs: int) -> "list[Task]":
     return plan_tasks(_parts(only), range(seeds), epochs)
 
 
-def _workers(workers: int | None, device: str, ray: str | None) -> int:
+def _workers(workers: int | None, device: str) -> int:
     from fmcae.runtime.session import available_cpus
 
     if workers is not None and workers < 1:

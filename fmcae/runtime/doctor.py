@@ -29,7 +29,7 @@ OLDEST_ONNXRUNTIME = (1, 19)
 _PROBE_TIMEOUT_S = 120  # CUDA's first start compiles kernels for a GPU newer than the build
 _REINSTALL = "pip install --force-reinstall fmcae  (from a checkout:  pip install --force-reinstall .)"
 RUNTIME_PACKAGES = ("numpy", "pillow", "typer", "rich")
-TRAIN_PACKAGES = ("torch", "torchvision", "onnx", "onnxscript", "safetensors", "numba", "matplotlib")
+TRAIN_PACKAGES = ("torch", "torchvision", "onnx", "onnxscript", "safetensors", "numba", "matplotlib", "scipy")
 
 # A convolution (cuDNN's part), a matrix product (cuBLAS's) and a ReLU, opset 13, IR 7, made with onnx.helper:
 #     y = Relu(Flatten(Conv(x, k)) · m),  k = [[[[1, -1], [0.5, 2]]]],  m = [[1, -1], [0, 1], [2, 3], [-1, -2]]

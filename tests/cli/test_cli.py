@@ -26,14 +26,16 @@ def test_a_verb_imports_no_other(cli):
     assert result.stdout.splitlines()[-1] == str(["fmcae.cli.info", "fmcae.cli.options", "fmcae.cli.usage"])
 
 
-def test_every_summary_is_whole(cli):
-    assert "..." not in cli("--help").stdout.partition("Commands:")[2]
+@pytest.mark.parametrize("of", [(), ("study",)])
+def test_every_summary_is_whole(cli, of):
+    assert "..." not in cli(*of, "--help").stdout.partition("Commands:")[2]
 
 
-def test_no_arguments_print_the_help(cli):
-    result = cli()
+@pytest.mark.parametrize("of", [(), ("study",)])
+def test_no_arguments_print_the_help(cli, of):
+    result = cli(*of)
     assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr.rstrip("\n") == cli("--help").stdout.rstrip("\n")
+    assert result.stderr.rstrip("\n") == cli(*of, "--help").stdout.rstrip("\n")
 
 
 def test_debug_behind_two_dashes_is_a_file(cli):
