@@ -57,25 +57,26 @@ def plan(
     require_train_extra(*NEEDED)
     from fmcae.study.grid import PARTS, work
     from fmcae.study.grid import plan as plan_tasks
-    from fmcae.study.runner import is_done
+    from fmcae.study.results import known_runs
+    from fmcae.study.runner import to_do
 
+    known = known_runs(out)
     tasks = _tasks(only, seeds, epochs)
     count = _workers(workers, "cpu")
     rate = _measure_rate() * count
     typer.echo(f"{'part':16}{'runs':>6}{'to do':>7}{'hours':>8}")
-    total = 0.0
     for part in _parts(only):
         of_part = plan_tasks([part], range(seeds), epochs)
-        left = [task for task in of_part if not is_done(out, task)]
+        left = to_do(out, of_part, known)
         hours = sum(work(task.config) for task in left) / rate / 3600
         typer.echo(f"{part:16}{len(of_part):6}{len(left):7}{hours:8.1f}")
-    left = [task for task in tasks if not is_done(out, task)]
+    left = to_do(out, tasks, known)
     total = sum(work(task.config) for task in left) / rate / 3600
     typer.echo(f"{'each once':16}{len(tasks):6}{len(left):7}{total:8.1f}")
     note(f"estimated for {count} run{'s' * (count > 1)} at a time on this machine's CPU; parts share runs")
     if list_runs:
         for task in tasks:
-            typer.echo(f"{'done' if is_done(out, task) else 'to do':6} {' '.join(task.command(out / 'runs'))}")
+            typer.echo(f"{'to do' if task in left else 'done':6} {' '.join(task.command(out / 'runs'))}")
     if only is None:
         note(f"parts: {', '.join(PARTS)}")
 
@@ -118,7 +119,7 @@ def run(
     try:
         from fmcae.data import load_dataset
         from fmcae.runtime.session import check_threads
-        from fmcae.study.results import collect
+        from fmcae.study.results import collect, known_runs
         from fmcae.study.runner import executor, run_study
         from fmcae.train.loop import resolve_device
 
@@ -128,16 +129,17 @@ def run(
         data = str(Path(data).expanduser().resolve()) if data else None
         load_dataset(data)  # what is wrong with it is said once, before anything starts
         folder = out.resolve()
+        known = known_runs(folder)
         tasks = [replace(task, config=replace(task.config, device=device, threads=threads)) for task in tasks]
         with executor(ray, count, threads, device) as submit, _watch() as changed:
-            board = run_study(folder, tasks, submit, count, data, changed)
+            board = run_study(folder, tasks, submit, count, data, changed, known)
     except KeyboardInterrupt:
         note("stopped; the same command goes on")
         raise typer.Exit(130) from None
     failed = board.of("failed")
     for status in failed:
         error_line(f"{status.task.name} ({status.task.title}): {status.reason}")
-    if board.of("done"):
+    if (folder / "runs").is_dir():
         collect(folder, data)
     typer.echo(f"{len(board.of('done'))} of {len(tasks)} runs are done, {len(failed)} failed")
     typer.echo(f"next: fmcae study report {out}")

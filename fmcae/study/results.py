@@ -64,7 +64,7 @@ class Results:
 
 
 def collect(folder: Path, data: str | None) -> Results:
-    """Read every finished run below ``folder`` and write ``results.json``.
+    """Add every finished run below ``folder`` to ``results.json``, whose other runs stay: they may be another machine's.
 
     Args:
         data: the data folder, None for Fashion-MNIST from where it is found; the pictures come from there.
@@ -75,24 +75,33 @@ def collect(folder: Path, data: str | None) -> Results:
     from fmcae.train.run import find_runs
 
     runs = [run for run in find_runs(folder / "runs") if run.finished]
+    before: dict[str, Any] = json.loads((folder / FILE).read_text()) if known_runs(folder) else {"runs": {}}
     if not runs:
-        raise RunError(f"{folder}: has no finished run: start with  fmcae study run --out {folder}")
-    if len({run.data["fingerprint"] for run in runs}) > 1:
+        return read(folder)
+    if len({of["fingerprint"] for of in (before.get("data", runs[0].data), *(run.data for run in runs))}) > 1:
         raise RunError(f"{folder}: its runs were trained on different data")
+    all_runs = before["runs"] | {run.folder.name: _run_to_json(run) for run in runs}
     content: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "data": runs[0].data,
         "machine": describe_machine(),
         "date": datetime.now(timezone.utc).date().isoformat(),
-        "examples": {name: _pack(images) for name, images in _examples(folder, data).items()},
-        "runs": {run.folder.name: _run_to_json(run) for run in sorted(runs, key=lambda run: run.folder.name)},
+        "examples": {name: _pack(images) for name, images in _examples(folder, data).items()}
+        or before.get("examples", {}),
     }
-    head, runs_text = dict(content), content["runs"]
-    head.pop("runs")
-    lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(values)}" for name, values in runs_text.items())
-    text = json.dumps(head, indent=1).removesuffix("\n}") + ',\n "runs": {\n' + lines + "\n }\n}\n"
+    lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(all_runs[name])}" for name in sorted(all_runs))
+    text = json.dumps(content, indent=1).removesuffix("\n}") + ',\n "runs": {\n' + lines + "\n }\n}\n"
     write_atomic(folder / FILE, text)
     return read(folder)
+
+
+def known_runs(folder: Path) -> set[str]:
+    """The names of the runs in ``results.json``; none without one.
+
+    Raises:
+        RunError: it is damaged.
+    """
+    return set(read(folder).runs) if (folder / FILE).is_file() else set()
 
 
 def read(folder: Path) -> Results:

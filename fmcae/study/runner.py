@@ -1,7 +1,7 @@
 """Running the grid: several runs at a time, each in a process of its own, on this machine or on a Ray cluster.
 
     DIR/runs/<stage>-<hash>/    a run folder as ``fmcae train`` writes it; finished ones are never trained again
-    DIR/results.json            written by :func:`fmcae.study.results.collect`
+    DIR/results.json            written by :func:`fmcae.study.results.collect`; what it has need not run again
 
 A run that is stopped goes on from its last whole epoch. One that fails takes along only those that start from it, and is
 tried again by the next call.
@@ -10,7 +10,7 @@ tried again by the next call.
 import logging
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
@@ -87,6 +87,18 @@ def is_done(folder: Path, task: Task) -> bool:
     return (run_folder(folder, task) / f"{task.config.stage}.safetensors").is_file()
 
 
+def to_do(folder: Path, tasks: Sequence[Task], known: Collection[str] = ()) -> list[Task]:
+    """The tasks that must still run.
+
+    Args:
+        known: names of runs whose results are there though their folders may not be; an autoencoder that is needed to
+            start from is trained again all the same.
+    """
+    left = [task for task in tasks if not is_done(folder, task)]
+    needed = {task.needs.name for task in left if task.needs and task.name not in known}
+    return [task for task in left if task.name not in known or task.name in needed]
+
+
 def count_epochs(run: Path) -> int:
     """Whole epochs in a run's ``metrics.jsonl``; 0 without one."""
     try:
@@ -102,6 +114,7 @@ def run_study(
     workers: int,
     data: str | None,
     changed: Callable[[Board], None] = lambda board: None,
+    known: Collection[str] = (),
 ) -> Board:
     """Train every task that is not done yet, an autoencoder before the classifiers that start from it.
 
@@ -110,11 +123,13 @@ def run_study(
         workers: how many run at a time.
         data: the data folder, None for Fashion-MNIST from where it is found.
         changed: told of every change, and twice a second.
+        known: as for :func:`to_do`.
 
     Returns:
         The board, on which every task is "done" or "failed".
     """
-    statuses = {task.name: Status(task, "done" if is_done(folder, task) else "waiting") for task in tasks}
+    waiting = {task.name for task in to_do(folder, tasks, known)}
+    statuses = {task.name: Status(task, "waiting" if task.name in waiting else "done") for task in tasks}
     board = Board(folder, statuses, workers)
     futures: dict[Future[None], Status] = {}
     while board.of("waiting") or futures:

@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -97,6 +98,21 @@ def test_runs_are_collected_and_read_back(sample, tmp_path):
     again = read(tmp_path)
     assert again.runs.keys() == results.runs.keys() and again.of(small[0]).test == results.of(small[0]).test
     assert write_report(tmp_path, again, epochs=1)[0].name == "report.md"
+
+
+def test_results_of_elsewhere_stay(sample, tmp_path):
+    (task, other) = plan(["table-1"], [0], epochs=1)[:2]
+    run_task(tmp_path / "here", task, str(sample))
+    run_task(tmp_path / "there", other, str(sample))
+    collect(tmp_path / "there", str(sample))
+    shutil.copy(tmp_path / "there" / "results.json", tmp_path / "here")
+    assert set(collect(tmp_path / "here", str(sample)).runs) == {task.name, other.name}
+    shutil.rmtree(tmp_path / "here" / "runs" / task.name)
+    assert set(collect(tmp_path / "here", str(sample)).runs) == {task.name, other.name}
+    damaged = (tmp_path / "here" / "results.json").read_text().replace('"fingerprint": "', '"fingerprint": "0')
+    (tmp_path / "there" / "results.json").write_text(damaged)
+    with pytest.raises(RunError, match="there: its runs were trained on different data"):
+        collect(tmp_path / "there", str(sample))
 
 
 def test_damaged_results_are_named(tmp_path):

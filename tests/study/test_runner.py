@@ -12,7 +12,7 @@ import pytest
 from fmcae.errors import FmcaeError
 from fmcae.study import runner
 from fmcae.study.grid import autoencoder, classifier, plan
-from fmcae.study.runner import count_epochs, is_done, local, run_folder, run_study, run_task
+from fmcae.study.runner import count_epochs, is_done, local, run_folder, run_study, run_task, to_do
 
 
 def weights(folder, task):
@@ -49,6 +49,15 @@ def test_autoencoders_come_first_and_done_runs_are_left_alone(tmp_path):
     assert len(board.of("done")) == len(tasks)
     run_study(tmp_path, tasks, submit_fake(again := []), 3, None)
     assert again == []
+
+
+def test_what_is_known_runs_again_only_to_start_from(tmp_path):
+    tasks = plan(["final-model", "figure-3"], [0])
+    known = {task.name for task in tasks}
+    assert to_do(tmp_path, tasks, known) == []
+    follower = classifier(0, latent_dim=64, dropout=0.05)
+    run_study(tmp_path, tasks, submit_fake(started := []), 2, None, known=known - {follower.name})
+    assert started == [follower.needs.name, follower.name]
 
 
 def test_a_failure_takes_along_only_what_starts_from_it(tmp_path):
