@@ -19,13 +19,15 @@ from typing import Literal
 import numpy as np
 from scipy import stats
 
-from fmcae.study.grid import DROPOUTS, LABELS, LATENT_DIMS, PARTS, label_count
+from fmcae.study.grid import DROPOUTS, LABELS, LATENT_DIMS, PARTS, TRAIN_IMAGES, label_count
+from fmcae.study.paper import MEAN_RECALL
 from fmcae.study.results import Results, RunResult
 
 Verdict = Literal["confirmed", "not confirmed", "undecided"]
 ALPHA = 0.05
 SAME_ACCURACY = 0.005  # half a point: what the paper's two digits cannot tell apart
 SAME_LOSS = 0.02  # nats
+GAP = "val minus train cross-entropy"
 Value = Callable[[RunResult], float]
 
 
@@ -34,14 +36,18 @@ class Contrast:
     """One number a seed, and what is claimed of it.
 
     Attributes:
-        says: what the number is, in words.
+        says: what the number is.
         values: one for each seed that has the runs.
         margin: None for "above 0", else for "within ±margin of 0".
+        subject: what is compared, in plain words, such as "the test MSE".
+        comparison: with what; "with n=64 than with n=128" is read after "higher" or "lower".
     """
 
     says: str
     values: tuple[float, ...]
     margin: float | None = None
+    subject: str = ""
+    comparison: str = ""
 
     @property
     def mean(self) -> float:
@@ -103,6 +109,7 @@ class Claim:
     text: str
     where: str
     contrasts: tuple[Contrast, ...]
+    labels: int | None = None  # of a finding on pre-training with so many
 
     @property
     def verdict(self) -> Verdict:
@@ -151,10 +158,19 @@ def check(results: Results, seeds: Sequence[int], epochs: int = 30) -> list[Clai
     def difference(part: str, more: str, less: str, value: Value, what: str, margin: float | None = None) -> Contrast:
         """``value`` of one cell minus that of another."""
         pairs = _runs(results, seeds, epochs, (part, more), (part, less))
-        return Contrast(f"{what}: {more} minus {less}", tuple(value(a) - value(b) for a, b in pairs), margin)
+        values = tuple(value(a) - value(b) for a, b in pairs)
+        comparison = f"{_where(more)} than {_where(less)}"
+        return Contrast(f"{what}: {more} minus {less}", values, margin, f"the {what}", comparison)
 
-    def single(part: str, cell: str, value: Value, what: str, margin: float | None = None) -> Contrast:
-        return Contrast(what, tuple(value(run) for (run,) in _runs(results, seeds, epochs, (part, cell))), margin)
+    def overfitting(part: str, cell: str) -> Contrast:
+        """That there is none."""
+        values = tuple(gap(run) for (run,) in _runs(results, seeds, epochs, (part, cell)))
+        subject = f"the val cross-entropy {_where(cell)}"
+        return Contrast(f"{GAP}: {cell}", values, SAME_LOSS, subject, "than the train cross-entropy")
+
+    def final(value: Value, says: str, subject: str, comparison: str, margin: float | None = None) -> Contrast:
+        runs = _runs(results, seeds, epochs, ("final-model", "final model"))
+        return Contrast(says, tuple(value(run) for (run,) in runs), margin, subject, comparison)
 
     mse, accuracy, loss = on_test("mse"), on_test("accuracy"), on_test("cross_entropy")
     val_loss, train_loss, val_accuracy = after("val_cross_entropy"), after("train_cross_entropy"), after("val_accuracy")
@@ -186,10 +202,10 @@ def check(results: Results, seeds: Sequence[int], epochs: int = 30) -> list[Clai
             difference("figure-3", n[0], n[-1], train_loss, "train cross-entropy"),
             difference("figure-3", n[0], n[-1], val_loss, "val cross-entropy"),
             difference("figure-3", n[-1], n[0], val_accuracy, "val accuracy"),
-            difference("figure-3", n[-1], n[0], gap, "val minus train cross-entropy"),
+            difference("figure-3", n[-1], n[0], gap, GAP),
         )),
         Claim("C5", "The gap shrinks as p grows, and loss and accuracy get worse.", "Figure 4", (
-            difference("figure-4", p[0], p[-1], gap, "val minus train cross-entropy"),
+            difference("figure-4", p[0], p[-1], gap, GAP),
             difference("figure-4", p[-1], p[0], val_loss, "val cross-entropy"),
             difference("figure-4", p[0], p[-1], val_accuracy, "val accuracy"),
         )),
@@ -200,26 +216,26 @@ def check(results: Results, seeds: Sequence[int], epochs: int = 30) -> list[Clai
             )
         )),
         Claim("C7", "15 epochs give about what 30 give.", "Figure 5", (
-            single("final-model", "final model",
-                   lambda run: val_accuracy(run) - after("val_accuracy", epochs // 2)(run),
-                   "val accuracy: after 30 epochs minus after 15", SAME_ACCURACY),
+            final(lambda run: val_accuracy(run) - after("val_accuracy", epochs // 2)(run),
+                  "val accuracy: after 30 epochs minus after 15", "the val accuracy", "after 30 epochs than after 15",
+                  SAME_ACCURACY),
         )),
         Claim("C8", "The mean of the confusion matrix's diagonal is 0.91.", "Figure 6", (
-            single("final-model", "final model", lambda run: mean_recall(run) - 0.91,
-                   "mean test recall minus 0.91", SAME_ACCURACY),
+            final(lambda run: mean_recall(run) - MEAN_RECALL, f"mean test recall minus {MEAN_RECALL}",
+                  "the mean recall on test", f"than {MEAN_RECALL}", SAME_ACCURACY),
         )),
         Claim("C9", "Shirt is confused the most, with pullover and T-shirt.", "Figure 6", (
-            single("final-model", "final model", shirt_is_hardest,
-                   "test recall: the next lowest class minus Shirt"),
-            single("final-model", "final model", shirt_goes_to,
-                   "share of shirts: the rarer of pullover and T-shirt minus the most frequent other mistake"),
+            final(shirt_is_hardest, "test recall: the next lowest class minus Shirt",
+                  "the recall of the second hardest class", "than Shirt's"),
+            final(shirt_goes_to, "share of shirts: the rarer of pullover and T-shirt minus the most frequent other mistake",
+                  "the share of shirts taken for the rarer one of pullover and T-shirt", "than for any other class"),
         )),
         Claim("C10", "Removing pooling makes the autoencoder much better: the test MSE falls from 0.019 to 0.004. (Tested: "
               "it falls to less than half.)", "Appendix", (
             Contrast("test MSE: with pooling minus twice without", tuple(
                 a.test["mse"] - 2 * b.test["mse"] for a, b in _runs(
                     results, seeds, epochs, ("appendix", "with pooling"), ("appendix", "without pooling"))
-            )),
+            ), None, "the test MSE with pooling", "than twice that without"),
         )),
         Claim("C11", "And it does not change the classifier.", "Figure Ap.2", (
             difference("figure-ap2", "with pooling", "without pooling", accuracy, "test accuracy", SAME_ACCURACY),
@@ -227,12 +243,12 @@ def check(results: Results, seeds: Sequence[int], epochs: int = 30) -> list[Clai
         Claim("C12", "Freezing the encoder worsens loss and accuracy, and removes the overfitting.", "Figure Ap.3", (
             difference("figure-ap3", kept, tuned, loss, "test cross-entropy"),
             difference("figure-ap3", tuned, kept, accuracy, "test accuracy"),
-            single("figure-ap3", kept, gap, f"val minus train cross-entropy: {kept}", SAME_LOSS),
+            overfitting("figure-ap3", kept),
         )),
         Claim("C13", "An encoder with random weights that are kept does badly in the same way.", "Figure Ap.3", (
             difference("figure-ap3", untrained, tuned, loss, "test cross-entropy"),
             difference("figure-ap3", tuned, untrained, accuracy, "test accuracy"),
-            single("figure-ap3", untrained, gap, f"val minus train cross-entropy: {untrained}", SAME_LOSS),
+            overfitting("figure-ap3", untrained),
         )),
     ]  # fmt: skip
 
@@ -241,22 +257,24 @@ def findings(results: Results, seeds: Sequence[int], epochs: int = 30) -> list[C
     """What the paper leaves open: what pre-training is worth, with its control, and with fewer labels."""
     accuracy = on_test("accuracy")
 
-    def helps(part: str, pretrained: str, random: str) -> Contrast:
+    def helps(part: str, pretrained: str, random: str, subject: str) -> Contrast:
         pairs = _runs(results, seeds, epochs, (part, pretrained), (part, random))
-        return Contrast(
-            f"test accuracy: {pretrained} minus {random}", tuple(accuracy(a) - accuracy(b) for a, b in pairs)
-        )
+        values = tuple(accuracy(a) - accuracy(b) for a, b in pairs)
+        comparison = "with a pre-trained encoder than with a random one"
+        return Contrast(f"test accuracy: {pretrained} minus {random}", values, None, subject, comparison)
 
     return [
         Claim("F1", "A pre-trained encoder that is kept is better than a random one that is kept.", "control of C13", (
-            helps("figure-ap3", "pretrained, frozen", "random, frozen"),
+            helps("figure-ap3", "pretrained, frozen", "random, frozen", "the test accuracy of a frozen encoder"),
         )),
         Claim("F2", "Pre-training helps where all 50,000 labels are used and the encoder is trained on.",
-              "control of C13", (helps("figure-ap3", "pretrained, fine-tuned", "random, fine-tuned"),)),
+              "control of C13", (
+            helps("figure-ap3", "pretrained, fine-tuned", "random, fine-tuned", "the test accuracy"),
+        ), TRAIN_IMAGES),
         *(
             Claim(f"F{3 + index}", f"Pre-training on all images helps with {label_count(labels)}.", "few labels", (
-                helps("labels", f"{label_count(labels)}, pretrained", f"{label_count(labels)}, random"),
-            ))
+                helps("labels", f"{label_count(labels)}, pretrained", f"{label_count(labels)}, random", "the test accuracy"),
+            ), labels)
             for index, labels in enumerate(LABELS[:-1])
         ),
     ]  # fmt: skip
@@ -270,3 +288,10 @@ def _runs(results: Results, seeds: Iterable[int], epochs: int, *cells: tuple[str
         if all(run is not None for run in runs):
             found.append(tuple(run for run in runs if run is not None))
     return found
+
+
+def _where(cell: str) -> str:
+    """A cell's name as it reads in a sentence."""
+    if cell.startswith("with"):
+        return cell
+    return f"with a {cell} encoder" if ", " in cell else f"with {cell}"

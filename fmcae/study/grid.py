@@ -21,7 +21,8 @@ EPOCHS = 30
 LATENT_DIMS = (64, 128, 256, 512)
 DROPOUTS = (0.05, 0.1, 0.15, 0.2)
 LEARNING_RATES = (0.01, 0.001, 0.0001)
-LABELS = (100, 300, 1_000, 3_000, 10_000, None)  # None: all 50,000
+TRAIN_IMAGES = 50_000
+LABELS = (100, 300, 1_000, 3_000, 10_000, None)  # None: all of train
 READINGS: dict[str, dict[str, Any]] = {
     f"dropout {position}, output {'dropped' if output else 'not dropped'}": {
         "dropout_position": position,
@@ -135,7 +136,7 @@ def classifier(
 
 def label_count(labels: int | None) -> str:
     """The name of a number of labels: "300 labels", or "50,000 labels" for all of train."""
-    return f"{50_000 if labels is None else labels:,} labels"
+    return f"{TRAIN_IMAGES if labels is None else labels:,} labels"
 
 
 # Of each part, its cells by name.
@@ -181,6 +182,10 @@ PARTS: dict[str, dict[str, Cell]] = {
 }
 
 
+# Figures that are made from a part of another name.
+ALSO_CALLED = {"figure-5": "final-model", "figure-6": "final-model", "figure-ap1": "appendix"}
+
+
 def plan(parts: Iterable[str], seeds: Iterable[int], epochs: int = EPOCHS) -> list[Task]:
     """Every run that the parts need, each once, an autoencoder before the classifiers that start from it.
 
@@ -188,7 +193,7 @@ def plan(parts: Iterable[str], seeds: Iterable[int], epochs: int = EPOCHS) -> li
         UsageError: there is no such part.
     """
     tasks: dict[str, Task] = {}
-    wanted = list(parts)
+    wanted = [ALSO_CALLED.get(part, part) for part in parts]
     for part in wanted:
         if part not in PARTS:
             raise UsageError(f"only (={part}) must be one of {', '.join(PARTS)}")
@@ -215,7 +220,7 @@ def multiply_adds(config: TrainConfig) -> int:
     return encoder + (decoder if config.stage == "autoencoder" else network.latent_dim * network.class_count)
 
 
-def work(config: TrainConfig, train_images: int = 50_000, val_images: int = 10_000) -> int:
+def work(config: TrainConfig, train_images: int = TRAIN_IMAGES, val_images: int = 10_000) -> int:
     """Multiply-adds of a whole run: forward and backward (three times forward) in training, forward in evaluation."""
     images = train_images if config.labels is None else config.labels
     is_seen_backward = 1 if config.encoder_training == "frozen" else 3

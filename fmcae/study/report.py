@@ -10,7 +10,7 @@ import numpy as np
 from fmcae.files import write_atomic
 from fmcae.study import figures, paper
 from fmcae.study.claims import Claim, Contrast, check, findings, mean_recall
-from fmcae.study.grid import LABELS, PARTS, READINGS, Task, label_count
+from fmcae.study.grid import LABELS, PARTS, READINGS, TRAIN_IMAGES, Task, label_count
 from fmcae.study.results import FILE, Results, RunResult
 
 NAME = "report.md"
@@ -54,6 +54,11 @@ class _Writer:
         """A cell's runs, one for each seed that has it."""
         tasks = (PARTS[part][cell](seed, epochs=self.epochs) for seed in self.seeds)
         return [run for run in map(self.results.of, tasks) if run is not None]
+
+    def again(self, part: str) -> str:
+        """The command that makes all that a part has here."""
+        seeds = [run.config["seed"] for cell in PARTS[part] for run in self.runs(part, cell)]
+        return f"To make it again: `fmcae study run --only {part} --seeds {max(seeds, default=0) + 1}`."
 
     def figure(self, name: str, caption: str, drawn: Any) -> list[str]:
         if drawn is None:
@@ -124,7 +129,7 @@ class _Writer:
                 difference = f"{np.mean(values) - reported:+.4f}" if values else ""
                 lines.append(f"| {cell} | {reported:.3f}{slip} | {_mean(values)} | {difference} |")
             lines += [f"\n(*) {text}." for (of, _), text in paper.SLIPS.items() if of == part]
-            lines += ["", _again(part, self.seeds)]
+            lines += ["", self.again(part)]
         drawn = figures.reconstructions(self.results, self.runs("appendix", "with pooling"), self.runs(
             "appendix", "without pooling"))  # fmt: skip
         caption = "Figure Ap.1: test images, and their reconstructions with and without pooling."
@@ -148,7 +153,7 @@ class _Writer:
                 "figure-6", "Figure 6: confusion on test, mean over the seeds; rows are the true classes.", drawn
             ),
             "",
-            _again("final-model", self.seeds),
+            self.again("final-model"),
         ]
 
     def curves(self) -> list[str]:
@@ -175,7 +180,7 @@ class _Writer:
                 gaps = [run.epochs["val_cross_entropy"][-1] - run.epochs["train_cross_entropy"][-1] for run in runs]
                 accuracy, loss = ([run.test[name] for run in runs] for name in ("accuracy", "cross_entropy"))
                 lines.append(f"| {cell} | {_mean(accuracy)} | {_mean(loss, 3)} | {_mean(gaps, 3)} |")
-            lines += ["", _again(part, self.seeds)]
+            lines += ["", self.again(part)]
         return lines
 
     def readings(self) -> list[str]:
@@ -227,12 +232,12 @@ class _Writer:
             for cell, reported in paper.TEST_MSE[part].items():
                 ours = [_mean(values) for p, c, _, _, values in rows if (p, c) == (part, cell)]
                 lines.append(f"| {_title(part)}, {cell} | {reported:.3f} | {' | '.join(ours)} |")
-        lines += ["", _which_fits(best, fits), "", _again("readings", self.seeds)]
+        lines += ["", _which_fits(best, fits), "", self.again("readings")]
         return lines
 
     def own_findings(self, own: Iterable[Claim]) -> list[str]:
         pairs = {
-            50_000 if labels is None else labels: [
+            TRAIN_IMAGES if labels is None else labels: [
                 [run.test["accuracy"] for run in self.runs("labels", f"{label_count(labels)}, {start}")]
                 for start in ("pretrained", "random")
             ]
@@ -247,10 +252,12 @@ class _Writer:
             lines.append(f"| {count:,} | {_mean(pretrained)} | {_mean(random)} | {both} |")
         lines += [
             "",
+            _from_how_few(own),
+            "",
             "With fewer than 5,000 labels an epoch goes over them until it has seen about 5,000 images. The labels are "
             "drawn with the seed, as many of each class.",
             "",
-            _again("labels", self.seeds),
+            self.again("labels"),
         ]
         return lines
 
@@ -304,10 +311,6 @@ class _Writer:
         return sum(self.results.of(task) is not None for task in wanted if task)
 
 
-def _again(part: str, seeds: Sequence[int]) -> str:
-    return f"Made by `fmcae study run --only {part} --seeds {max(seeds) + 1}`."
-
-
 def _mean(values: Sequence[float], digits: int = 4) -> str:
     if not values:
         return NOT_RUN
@@ -349,16 +352,46 @@ def _sentence(claim: Claim) -> str:
         return "Not all of its runs are there."
     if claim.seeds < 2:
         return "There is one seed only, which decides nothing."
-    by = {verdict: [c for c in claim.contrasts if c.verdict == verdict] for verdict in ("not confirmed", "undecided")}
-    if failed := by["not confirmed"]:
-        return "It is not so for " + "; ".join(_short(contrast) for contrast in failed) + "."
-    if open_ones := by["undecided"]:
-        return f"{claim.seeds} seeds leave open " + "; ".join(_short(contrast) for contrast in open_ones) + "."
-    return "It holds on all counts: " + "; ".join(_short(contrast) for contrast in claim.contrasts) + "."
+    leads = {"not confirmed": "against the claim, ", "undecided": f"left open by {claim.seeds} seeds, "}
+    if claim.verdict != "confirmed":
+        leads["confirmed"] = "as claimed, "
+    parts = []
+    for verdict in ("not confirmed", "undecided", "confirmed"):
+        by_subject: dict[str, list[str]] = {}
+        for contrast in claim.contrasts:
+            if contrast.verdict == verdict:
+                by_subject.setdefault(contrast.subject, []).append(_comparison(contrast))
+        if by_subject:
+            said = (f"{subject} is {_and(comparisons)}" for subject, comparisons in by_subject.items())
+            parts.append(leads.get(verdict, "") + _and(said))
+    sentence = "; ".join(parts)
+    return f"{sentence[0].upper()}{sentence[1:]}."
 
 
-def _short(contrast: Contrast) -> str:
-    return f"{contrast.says} is {contrast.mean:+.4f}"
+def _comparison(contrast: Contrast) -> str:
+    size = np.format_float_positional(abs(contrast.mean), precision=2, unique=False, fractional=False, trim="k")
+    text = f"{size} {'higher' if contrast.mean > 0 else 'lower'} {contrast.comparison}"
+    if contrast.margin is None:
+        return text
+    limits = {"confirmed": "within", "not confirmed": "beyond", "undecided": "perhaps beyond"}
+    return f"{text}, {limits[contrast.verdict]} the margin of {contrast.margin:g}"
+
+
+def _and(items: Iterable[str]) -> str:
+    *most, last = items
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def _from_how_few(own: Iterable[Claim]) -> str:
+    """From how few labels on pre-training helps, by the verdicts of the findings on numbers of labels."""
+    of_labels = [claim for claim in own if claim.labels]
+    counts = {
+        verdict: [f"{claim.labels:,}" for claim in of_labels if claim.verdict == verdict]
+        for verdict in ("confirmed", "not confirmed", "undecided")
+    }
+    says = {"confirmed": "it helps with", "not confirmed": "it harms with", "undecided": "left open with"}
+    parts = [f"{says[verdict]} {_and(found)} labels" for verdict, found in counts.items() if found]
+    return f"From how few labels on pre-training helps, by these verdicts: {'; '.join(parts)}."
 
 
 def _which_fits(best: dict[str, float], fits: dict[str, dict[str, float]]) -> str:

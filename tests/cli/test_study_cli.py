@@ -80,6 +80,7 @@ def test_a_run_that_fails_is_named(cli, sample):
     broken = sorted(Path("runs/study/runs").glob("autoencoder-*"))[0]
     (broken / "autoencoder.safetensors").unlink()
     (broken / "config.json").write_text("{")
+    Path("runs/study/results.json").unlink()  # which has the run's results, so that it need not run again
     result = cli("study", "run", *part)
     assert result.exit_code == 1 and "3 of 4 runs are done, 1 failed" in result.stdout
     assert f"error: {broken.name} (autoencoder n=" in result.stderr and "is damaged" in result.stderr

@@ -8,8 +8,9 @@ import pytest
 
 from fmcae.errors import RunError
 from fmcae.study import paper
+from fmcae.study.claims import Claim, Contrast
 from fmcae.study.grid import PARTS, plan
-from fmcae.study.report import write_report
+from fmcae.study.report import _sentence, write_report
 from fmcae.study.results import collect, read
 from fmcae.study.runner import run_task
 
@@ -53,8 +54,36 @@ def test_every_figure_is_there_and_linked(report):
 
 def test_each_claim_has_its_verdict_and_a_sentence(report):
     rows = {row[0]: row for row in cells_of(report[2], "## The claims")}
-    assert "**confirmed**" in rows["C1"][3] and rows["C1"][4].startswith("It holds on all counts")
-    assert "**not confirmed**" in rows["C8"][3] and "It is not so for mean test recall minus 0.91" in rows["C8"][4]
+    assert "**confirmed**" in rows["C1"][3] and rows["C1"][4].startswith("The test MSE is ")
+    assert "higher with n=64 than with n=128, " in rows["C1"][4] and "claim" not in rows["C1"][4]
+    assert "**not confirmed**" in rows["C8"][3]
+    assert re.fullmatch(
+        r"Against the claim, the mean recall on test is 0\.\d+ (higher|lower) than 0\.91, beyond the margin of 0\.005\.",
+        rows["C8"][4],
+    )
+
+
+def test_a_sentence_tells_what_holds_from_what_does_not():
+    values = {"not confirmed": (-0.2, -0.21), "undecided": (1.0, -1.2), "confirmed": (0.012, 0.0121)}
+    contrasts = tuple(
+        Contrast("", values[verdict], None, "the loss", f"with {verdict} than else") for verdict in values
+    )
+    assert _sentence(Claim("C", "", "", contrasts)) == (
+        "Against the claim, the loss is 0.21 lower with not confirmed than else; left open by 2 seeds, the loss is 0.1 "
+        "lower with undecided than else; as claimed, the loss is 0.012 higher with confirmed than else."
+    )
+
+
+def test_how_few_labels_follows_the_verdicts(report):
+    assert (
+        "by these verdicts: it helps with 100, 300, 1,000, 3,000 and 10,000 labels; left open with 50,000 labels."
+        in report[2]
+    )
+
+
+def test_a_figures_own_name_will_do_for_its_part():
+    assert plan(["figure-5"], [0]) == plan(["final-model"], [0]) == plan(["figure-6"], [0])
+    assert plan(["figure-ap1"], [0]) == plan(["appendix"], [0])
 
 
 def test_the_reading_that_fits_best_is_bold(report):
