@@ -24,7 +24,7 @@ LEARNING_RATES = (0.01, 0.001, 0.0001)
 TRAIN_IMAGES = 50_000
 LABELS = (100, 300, 1_000, 3_000, 10_000, None)  # None: all of train
 READINGS: dict[str, dict[str, Any]] = {
-    f"dropout {position}, output {'dropped' if output else 'not dropped'}": {
+    f"dropout {position.replace('-', ' ')}, output {'dropped' if output else 'not dropped'}": {
         "dropout_position": position,
         "output_dropout": output,
     }

@@ -218,11 +218,12 @@ class _Writer:
                 fits[reading][part] = float(np.sqrt(np.mean(np.square(logs)))) if whole else float("nan")
             fits[reading]["all"] = float(np.sqrt(np.mean(np.square(list(fits[reading].values())))))
         columns = [*tables, "all"]
-        best = {column: min((fit[column] for fit in fits.values() if fit[column] > 0), default=0) for column in columns}
+        known = [column for column in columns if not any(math.isnan(fit[column]) for fit in fits.values())]
+        best = {column: min(fit[column] for fit in fits.values()) for column in known}
         lines += ["| off by | Table 1 | Table 2 | Table 3 | all three |", "| --- | --- | --- | --- | --- |"]
         for reading, fit in fits.items():
             cells = [
-                NOT_RUN if math.isnan(fit[c]) else f"**{fit[c]:.3f}**" if fit[c] == best[c] else f"{fit[c]:.3f}"
+                NOT_RUN if math.isnan(fit[c]) else f"**{fit[c]:.3f}**" if fit[c] == best.get(c) else f"{fit[c]:.3f}"
                 for c in columns
             ]
             lines.append(f"| {reading} | {' | '.join(cells)} |")
@@ -363,7 +364,7 @@ def _sentence(claim: Claim) -> str:
                 by_subject.setdefault(contrast.subject, []).append(_comparison(contrast))
         if by_subject:
             said = (f"{subject} is {_and(comparisons)}" for subject, comparisons in by_subject.items())
-            parts.append(leads.get(verdict, "") + _and(said))
+            parts.append(leads.get(verdict, "") + _and(said, ", and "))
     sentence = "; ".join(parts)
     return f"{sentence[0].upper()}{sentence[1:]}."
 
@@ -377,16 +378,15 @@ def _comparison(contrast: Contrast) -> str:
     return f"{text}, {limits[contrast.verdict]} the margin of {contrast.margin:g}"
 
 
-def _and(items: Iterable[str]) -> str:
+def _and(items: Iterable[str], last_joint: str = " and ") -> str:
     *most, last = items
-    return f"{', '.join(most)} and {last}" if most else last
+    return f"{', '.join(most)}{last_joint}{last}" if most else last
 
 
 def _from_how_few(own: Iterable[Claim]) -> str:
     """From how few labels on pre-training helps, by the verdicts of the findings on numbers of labels."""
-    of_labels = [claim for claim in own if claim.labels]
     counts = {
-        verdict: [f"{claim.labels:,}" for claim in of_labels if claim.verdict == verdict]
+        verdict: [f"{n:,}" for n in sorted(claim.labels for claim in own if claim.labels and claim.verdict == verdict)]
         for verdict in ("confirmed", "not confirmed", "undecided")
     }
     says = {"confirmed": "it helps with", "not confirmed": "it harms with", "undecided": "left open with"}
@@ -400,7 +400,7 @@ def _which_fits(best: dict[str, float], fits: dict[str, dict[str, float]]) -> st
         f"{names[column]}: {reading} ({fit[column]:.3f})"
         for column in names
         for reading, fit in fits.items()
-        if best[column] and fit[column] == best[column]
+        if fit[column] == best.get(column)
     ]
     return (
         f"By that measure, the reading that fits best is, for {'; for '.join(known)}."

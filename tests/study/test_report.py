@@ -2,6 +2,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from fmcae.study.grid import PARTS, plan
 from fmcae.study.report import _sentence, write_report
 from fmcae.study.results import collect, read
 from fmcae.study.runner import run_task
+
+REPOSITORY = Path(__file__).parents[2]
 
 
 def cells_of(text, start):
@@ -151,3 +154,31 @@ def test_damaged_results_are_named(tmp_path):
     (tmp_path / "results.json").write_text(json.dumps({"schema_version": 9}))
     with pytest.raises(RunError, match=r"schema_version \(=9\) must be 1"):
         read(tmp_path)
+
+
+def test_the_committed_report_is_of_the_committed_results(tmp_path):
+    committed = REPOSITORY / "bench" / "results" / "study"
+    (tmp_path / "study").mkdir()
+    write_report(tmp_path / "study", read(committed))
+    again = (tmp_path / "study" / "report.md").read_text()
+    assert (
+        again.replace("fmcae study report study", "fmcae study report bench/results/study")
+        == (committed / "report.md").read_text()
+    )
+    assert {path.name for path in (tmp_path / "study").iterdir()} | {"results.json"} == {
+        path.name for path in committed.iterdir()
+    }
+
+
+def test_the_readme_has_the_reports_numbers():
+    text = (REPOSITORY / "bench" / "results" / "study" / "report.md").read_text()
+    readme = (REPOSITORY / "README.md").read_text()
+    shown = {row[0]: row[1:] for row in cells_of(readme, "**What came out**")}
+    for part, cells in paper.TEST_MSE.items():
+        title = paper.TITLES[part]
+        for row in cells_of(text, f"### {title}")[2:]:
+            assert shown[f"{title.partition(':')[0]}, {row[0]}"] == row[1:]
+        assert len(cells) + 2 == len(cells_of(text, f"### {title}"))
+    verdicts = {row[0]: row[2] for row in cells_of(readme, "| | claim | verdict |")[2:]}
+    said = {row[0]: row[3] for start in ("## The claims", "## Findings") for row in cells_of(text, start)[2:]}
+    assert verdicts == said
