@@ -46,6 +46,7 @@ from fmcae.train.run import (
 )
 
 EVALUATION_BATCH = 1000  # images; the result does not depend on it
+CPU_CHUNK = 100  # images of it at a time through PyTorch on a CPU
 STAGE_INDEX = {"autoencoder": 0, "classifier": 1}
 
 
@@ -184,7 +185,9 @@ class PlainCompute:
 
     def outputs(self, x: Tensor) -> Tensor:
         """The network's outputs for x (N, 1, 28, 28) in evaluation mode: x_hat (N, 1, 28, 28) or logits (N, K)."""
-        return self.network(x)  # type: ignore[no-any-return]
+        # on a CPU in parts whose activations fit the cache: without pooling twice as fast as all at once
+        parts = torch.split(x, CPU_CHUNK) if x.device.type == "cpu" else (x,)
+        return torch.cat([self.network(part) for part in parts])
 
 
 Compute = PlainCompute | FusedCompute
