@@ -9,6 +9,8 @@ tried again by the next call.
 
 import logging
 import multiprocessing
+import os
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -226,6 +228,7 @@ def _call(sender: Any, function: Callable[..., None], arguments: tuple[Any, ...]
     import signal
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the study, which ends this process
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         function(*arguments)
         sender.send(None)
@@ -233,6 +236,14 @@ def _call(sender: Any, function: Callable[..., None], arguments: tuple[Any, ...]
         sender.send(str(error))
     except BaseException as error:
         sender.send(f"{type(error).__name__}: {error}")
+
+
+def _end_with_parent() -> None:
+    """A study that is killed takes the processes that it started along, by their own doing."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 @contextmanager

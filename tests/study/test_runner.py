@@ -1,6 +1,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import Future
@@ -150,6 +152,38 @@ def test_leaving_early_ends_the_processes(sample, tmp_path, tasks):
     before = count_epochs(run_folder(tmp_path, long))
     time.sleep(0.5)
     assert count_epochs(run_folder(tmp_path, long)) == before > 0
+
+
+def test_a_killed_study_takes_its_processes_along(sample, tmp_path):
+    arguments = [
+        "--only",
+        "final-model",
+        "--seeds",
+        "1",
+        "--epochs",
+        "400",
+        "--data",
+        str(sample),
+        "--out",
+        str(tmp_path),
+    ]
+    (task, _) = plan(["final-model"], [0], epochs=400)
+    with subprocess.Popen(
+        [sys.executable, "-m", "fmcae", "study", "run", *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as study:
+        _wait_until(lambda: count_epochs(run_folder(tmp_path, task)) > 0)
+        assert len(_children(task, tmp_path)) == 1
+        study.kill()
+    _wait_until(lambda: not _children(task, tmp_path))
+
+
+def _wait_until(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 def test_a_run_that_another_process_trains_is_waited_for(sample, tmp_path, tasks, monkeypatch):
