@@ -1,4 +1,7 @@
-"""The report's figures, from results alone. Colours are Okabe and Ito's; markers and dashes tell lines apart in grey."""
+"""The report's figures, from results alone.
+
+Colours are after Okabe and Ito, from light to dark, so that they differ in grey as well; so do markers and dashes.
+"""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -13,8 +16,10 @@ from fmcae.files import write_atomic
 from fmcae.study.results import Results, RunResult
 from fmcae.train.figures import METRIC_NAMES, confusion_figure
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#000000")
+COLOURS = ("#E69F00", "#009E73", "#00558B", "#000000")
+TWO_COLOURS = ("#00558B", "#E69F00")
 MARKERS = ("o", "s", "^", "D")
+STYLES = {"train": "--", "val": "-"}
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:
@@ -35,31 +40,40 @@ def curves(cells: Mapping[str, Sequence[RunResult]]) -> Figure | None:
         return None
     figure = Figure(figsize=(11, 4.4), layout="constrained")
     panels = figure.subplots(1, 2)
+    colours = COLOURS if len(cells) > 2 else TWO_COLOURS
     for axes, metric in zip(panels, ("accuracy", "cross_entropy"), strict=True):
-        for (name, runs), colour, marker in zip(cells.items(), COLOURS, MARKERS, strict=False):
-            for split, style in (("train", "--"), ("val", "-")):
+        for index, ((name, runs), colour) in enumerate(zip(cells.items(), colours, strict=False)):
+            for split in ("train", "val"):
                 if runs:
-                    label = name if split == "val" else None
-                    _band(axes, [run.epochs[f"{split}_{metric}"] for run in runs], style, colour, marker, label)
+                    _band(axes, [run.epochs[f"{split}_{metric}"] for run in runs], index, colour, name, split)
         axes.set(xlabel="epoch", ylabel=METRIC_NAMES[metric])
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
-    lines = [axes.plot([], [], style, color="grey", label=label)[0] for style, label in (("-", "val"), ("--", "train"))]
+    lines = [axes.plot([], [], STYLES[split], color="grey", label=split)[0] for split in ("val", "train")]
     handles = [*panels[0].get_legend_handles_labels()[0], *lines]
     figure.legend(handles=handles, loc="outside lower center", ncols=6, frameon=False)
     return figure
 
 
-def _band(
-    axes: Axes, series: Sequence[Sequence[float]], style: str, colour: str, marker: str, label: str | None
-) -> None:
+def _band(axes: Axes, series: Sequence[Sequence[float]], index: int, colour: str, name: str, split: str) -> None:
     values = np.array(series)
     epochs = np.arange(1, values.shape[1] + 1)
     mean = values.mean(axis=0)
-    axes.plot(epochs, mean, style, color=colour, marker=marker, markevery=4, markersize=4, linewidth=1.3, label=label)
+    axes.plot(
+        epochs,
+        mean,
+        STYLES[split],
+        color=colour,
+        marker=MARKERS[index],
+        markevery=(index, 4) if len(epochs) > 4 else 1,  # not all at the same epochs, where they would hide each other
+        markersize=5.5,
+        markerfacecolor=colour if split == "val" else "white",
+        linewidth=1.3,
+        label=name if split == "val" else None,
+    )
     if len(values) > 1:
         std = values.std(axis=0, ddof=1)
-        axes.fill_between(epochs, mean - std, mean + std, color=colour, alpha=0.15, linewidth=0)
+        axes.fill_between(epochs, mean - std, mean + std, color=colour, alpha=0.2, linewidth=0)
 
 
 def confusion(runs: Sequence[RunResult], class_names: Sequence[str]) -> Figure | None:
@@ -93,7 +107,7 @@ def few_labels(pairs: Mapping[int, Sequence[Sequence[float]]]) -> Figure | None:
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
     is_empty = True
-    for index, (name, style) in enumerate((("pre-trained", "-"), ("random", "--"))):
+    for index, (name, style, aside) in enumerate((("pre-trained", "-", 0.97), ("random", "--", 1.03))):
         points = {count: values[index] for count, values in pairs.items() if values[index]}
         if not points:
             continue
@@ -101,7 +115,14 @@ def few_labels(pairs: Mapping[int, Sequence[Sequence[float]]]) -> Figure | None:
         mean = [float(np.mean(values)) for values in points.values()]
         std = [float(np.std(values, ddof=1)) if len(values) > 1 else 0.0 for values in points.values()]
         axes.errorbar(
-            list(points), mean, std, linestyle=style, marker=MARKERS[index], color=COLOURS[index], capsize=3, label=name
+            [aside * count for count in points],  # bars beside each other
+            mean,
+            std,
+            linestyle=style,
+            marker=MARKERS[index],
+            color=TWO_COLOURS[index],
+            capsize=3,
+            label=name,
         )
     if is_empty:
         return None

@@ -3,13 +3,14 @@
 A cell is a function of the seed, so that every seed makes the same grid of its own. Where the text leaves a reading
 open, the one that comes closest to its numbers is taken throughout (dropout after pooling, the output not dropped), and
 the part "readings" has Tables 1 to 3 in all four. A classifier starts from the autoencoder with its own latent size,
-dropout and seed, trained at a learning rate of 0.001 (§3.2).
+dropout and seed, trained at a learning rate of 0.001; §3.2 can also be read so that all start from the one with p=0.05,
+which the part "encoder-dropout" has.
 """
 
 import hashlib
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -58,12 +59,14 @@ class Task:
         config, network = self.config, self.config.network
         parts = [f"n={network.latent_dim}", f"p={network.dropout:g}", f"lr={config.learning_rate:g}"]
         parts += [] if network.pooling else ["no pooling"]
-        parts += [network.dropout_position] if network.dropout_position != "after-pooling" else []
+        parts += ["dropout before pooling"] if network.dropout_position == "before-pooling" else []
         parts += ["output dropped"] if network.output_dropout else []
         if config.stage == "classifier":
-            parts += [f"{config.labels} labels"] if config.labels else []
-            parts += [config.encoder_init] if config.encoder_init == "random" else []
-            parts += [config.encoder_training] if config.encoder_training == "frozen" else []
+            parts += [f"{config.labels:,} labels"] if config.labels else []
+            start, p = ("pre-trained", self.needs.config.network.dropout) if self.needs else ("random", network.dropout)
+            start += f" with p={p:g}" if p != network.dropout else ""
+            both = [start, config.encoder_training]
+            parts += both if both != ["pre-trained", "fine-tuned"] else []
         return f"{config.stage} {', '.join(parts)}, seed {config.seed}"
 
     def command(self, runs: Path | str = "runs") -> list[str]:
@@ -116,12 +119,19 @@ def classifier(
     labels: int | None = None,
     is_random: bool = False,
     is_frozen: bool = False,
+    encoder_dropout: float | None = None,
     **network: Any,
 ) -> Task:
-    """The run of a classifier, from the autoencoder of its own shape, dropout and seed unless ``is_random``."""
-    needs = autoencoder(seed, latent_dim, dropout, epochs=epochs, **network)
+    """The run of a classifier, from the autoencoder of its own shape and seed unless ``is_random``.
+
+    Args:
+        encoder_dropout: of that autoencoder; None for the classifier's own.
+    """
+    needs = autoencoder(
+        seed, latent_dim, dropout if encoder_dropout is None else encoder_dropout, epochs=epochs, **network
+    )
     config = TrainConfig(
-        needs.config.network,
+        replace(needs.config.network, dropout=dropout),
         learning_rate=learning_rate,
         epochs=epochs,
         encoder_init="random" if is_random else "pretrained",
@@ -150,6 +160,7 @@ PARTS: dict[str, dict[str, Cell]] = {
     },
     "figure-3": {f"n={n}": partial(classifier, latent_dim=n, dropout=0.05) for n in LATENT_DIMS},
     "figure-4": {f"p={p}": partial(classifier, dropout=p) for p in DROPOUTS},
+    "encoder-dropout": {f"p={p}": partial(classifier, dropout=p, encoder_dropout=DROPOUTS[0]) for p in DROPOUTS[1:]},
     "learning-rate": {f"lr={lr}": partial(classifier, learning_rate=lr) for lr in LEARNING_RATES},
     "final-model": {"final model": partial(classifier)},  # Figures 5 and 6
     "figure-ap2": {
@@ -157,13 +168,13 @@ PARTS: dict[str, dict[str, Cell]] = {
         "without pooling": partial(classifier, pooling=False),
     },
     "figure-ap3": {  # with the control that C13 lacks: a random encoder that is trained
-        "pretrained, fine-tuned": partial(classifier),
-        "pretrained, frozen": partial(classifier, is_frozen=True),
+        "pre-trained, fine-tuned": partial(classifier),
+        "pre-trained, frozen": partial(classifier, is_frozen=True),
         "random, frozen": partial(classifier, is_random=True, is_frozen=True),
         "random, fine-tuned": partial(classifier, is_random=True),
     },
     "labels": {
-        f"{label_count(labels)}, {'random' if is_random else 'pretrained'}": partial(
+        f"{label_count(labels)}, {'random' if is_random else 'pre-trained'}": partial(
             classifier, labels=labels, is_random=is_random
         )
         for labels in LABELS

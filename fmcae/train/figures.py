@@ -72,7 +72,7 @@ def confusion_figure(counts: NDArray[np.int64], class_names: list[str]) -> Figur
     axes.set(xlabel="predicted", ylabel="true", title=f"Test: mean of the diagonal {np.diag(shares).mean():.3f}")
     if len(class_names) <= 20:
         for (row, column), share in np.ndenumerate(shares):
-            if counts[row, column]:
+            if share >= 0.005:  # less would be .00
                 text = f"{share:.2f}".lstrip("0") if share < 1 else "1"
                 axes.text(column, row, text, ha="center", va="center", fontsize=8, color="w" if share > 0.5 else "k")
     return figure

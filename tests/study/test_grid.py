@@ -1,4 +1,5 @@
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -21,8 +22,8 @@ def test_parts_share_runs():
     assert [len(tasks) for tasks in tables] == [4, 4]
     assert len(plan(["table-1", "table-2"], [0])) == 7  # n=128, p=0.2 is in both
     final = PARTS["final-model"]["final model"](0)
-    assert final.name == PARTS["figure-ap3"]["pretrained, fine-tuned"](0).name
-    assert final.name == PARTS["labels"]["50,000 labels, pretrained"](0).name
+    assert final.name == PARTS["figure-ap3"]["pre-trained, fine-tuned"](0).name
+    assert final.name == PARTS["labels"]["50,000 labels, pre-trained"](0).name
 
 
 def test_a_name_stands_for_all_that_decides_the_result():
@@ -30,7 +31,7 @@ def test_a_name_stands_for_all_that_decides_the_result():
         autoencoder(0), autoencoder(1), autoencoder(0, epochs=2), autoencoder(0, latent_dim=64),
         autoencoder(0, pooling=False), autoencoder(0, dropout=0.2), autoencoder(0, learning_rate=0.01),
         autoencoder(0, output_dropout=True), classifier(0), classifier(0, labels=100), classifier(0, is_random=True),
-        classifier(0, is_frozen=True), classifier(0, learning_rate=0.01),
+        classifier(0, is_frozen=True), classifier(0, learning_rate=0.01), classifier(0, encoder_dropout=0.05),
     ]  # fmt: skip
     assert len({task.name for task in tasks}) == len(tasks)
     task = classifier(0)
@@ -55,6 +56,7 @@ def test_an_unknown_part_is_named():
         autoencoder(0, dropout_position="before-pooling", epochs=7),
         classifier(1, is_random=True, is_frozen=True),
         classifier(0, labels=300, is_random=True),
+        classifier(0, dropout=0.15, encoder_dropout=0.05),
     ],
     ids=lambda task: task.title,
 )
@@ -69,13 +71,22 @@ def test_the_printed_command_makes_the_same_run(cli, sample, monkeypatch, task):
     assert cli(*task.command()[1:], "--data", sample, "--device", "cpu").exit_code == 2
     (folder, config) = made[0]
     assert folder.name == task.name
-    assert replace(config, data=None, threads=1) == task.config
+    source = config.autoencoder_from and Path(config.autoencoder_from).name
+    assert replace(config, data=None, threads=1, autoencoder_from=source) == task.config
 
 
 def test_the_command_of_a_classifier_names_its_autoencoder():
     task = classifier(0)
     command = " ".join(task.command("here"))
     assert f"--from here/{task.needs.name} " in command and command.endswith(f"--out here/{task.name}")
+
+
+def test_a_classifier_may_start_from_an_autoencoder_of_another_dropout():
+    other = PARTS["encoder-dropout"]["p=0.2"](1)
+    assert other.needs == PARTS["table-2"]["p=0.05"](1) and other.config.network.dropout == 0.2
+    assert "p=0.2, lr=0.001, pre-trained with p=0.05, fine-tuned, seed 1" in other.title
+    own = PARTS["figure-4"]["p=0.2"](1)
+    assert own.needs == PARTS["table-2"]["p=0.2"](1) and own.name != other.name
 
 
 def test_work_grows_with_what_is_computed():

@@ -11,7 +11,7 @@ from fmcae.errors import RunError
 from fmcae.study import paper
 from fmcae.study.claims import Claim, Contrast
 from fmcae.study.grid import PARTS, plan
-from fmcae.study.report import _sentence, write_report
+from fmcae.study.report import _from_how_few, _sentence, write_report
 from fmcae.study.results import collect, read
 from fmcae.study.runner import run_task
 
@@ -67,21 +67,34 @@ def test_each_claim_has_its_verdict_and_a_sentence(report):
 
 
 def test_a_sentence_tells_what_holds_from_what_does_not():
-    values = {"not confirmed": (-0.2, -0.21), "undecided": (1.0, -1.2), "confirmed": (0.012, 0.0121)}
+    values = {"not confirmed": (-0.2, -0.21), "undecided": (1.0, -1.2), "confirmed": (0.012, 0.0122)}
     contrasts = tuple(
         Contrast("", values[verdict], None, "the loss", f"with {verdict} than else") for verdict in values
     )
     assert _sentence(Claim("C", "", "", contrasts)) == (
-        "Against the claim, the loss is 0.21 lower with not confirmed than else; left open by 2 seeds, the loss is 0.1 "
-        "lower with undecided than else; as claimed, the loss is 0.012 higher with confirmed than else."
+        "Against the claim, the loss is 0.2050 lower with not confirmed than else; undecided with 2 seeds, the loss is "
+        "0.1000 lower with undecided than else; as claimed, the loss is 0.0121 higher with confirmed than else."
     )
 
 
 def test_how_few_labels_follows_the_verdicts(report):
-    assert (
-        "by these verdicts: it helps with 100, 300, 1,000, 3,000 and 10,000 labels; left open with 50,000 labels."
-        in report[2]
-    )
+    assert "\nPre-training helps with up to 10,000 labels; it is undecided with 50,000.\n" in report[2]
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        ("uuu", "is not seen to help with 100 labels; it is undecided with 100, 300 and 1,000."),
+        ("ccn", "helps with up to 300 labels; it hurts with 1,000."),
+        ("cuc", "helps with up to 100 labels; it helps with 1,000; it is undecided with 300."),
+        ("ccc", "helps with up to 1,000 labels."),
+    ],
+)
+def test_how_few_labels_where_verdicts_differ(found, said):
+    values = {"c": (1.0, 1.1), "u": (1.0, -1.0), "n": (-1.0, -1.1)}
+    counts = (100, 300, 1_000)
+    own = [Claim("F", "", "", (Contrast("", values[one]),), n) for n, one in zip(counts, found, strict=True)]
+    assert _from_how_few(own) == f"Pre-training {said}"
 
 
 def test_a_figures_own_name_will_do_for_its_part():
