@@ -33,18 +33,19 @@ class _Writer:
         self.folder, self.results, self.seeds, self.epochs = folder, results, seeds, epochs
         self.place = folder.name if folder.is_absolute() else folder.as_posix()  # no machine's own path in a report
         self.figures: list[Path] = []
+        self.claims = check(results, seeds, epochs)
 
     def text(self) -> str:
-        claims, own = check(self.results, self.seeds, self.epochs), findings(self.results, self.seeds, self.epochs)
+        own = findings(self.results, self.seeds, self.epochs)
         sections = (
             self.head(),
-            self.verdicts("## The claims", claims),
+            self.verdicts("## The claims", self.claims),
             self.tables(),
             self.final_model(),
             self.curves(),
             self.readings(),
             self.own_findings(own),
-            self.details("## How each verdict was reached", [*claims, *own]),
+            self.details("## How each verdict was reached", [*self.claims, *own]),
             self.networks(),
             self.commands(),
         )
@@ -57,8 +58,11 @@ class _Writer:
         tasks = (PARTS[part][cell](seed, epochs=self.epochs) for seed in self.seeds)
         return [run for run in map(self.results.of, tasks) if run is not None]
 
-    def again(self, part: str) -> str:
-        return f"To make it again: `{self.command(part)}`."
+    def again(self, part: str, where: str = "") -> str:
+        """How to make a part again, and the claims on what the paper calls ``where``."""
+        on_it = [claim.name for claim in self.claims if claim.where == where]
+        see = f" For what the paper says of it, see {_and(on_it)}." if on_it else ""
+        return f"To make it again: `{self.command(part)}`.{see}"
 
     def command(self, *parts: str) -> str:
         """What makes all that the parts have here."""
@@ -147,7 +151,7 @@ class _Writer:
                 difference = f"{np.mean(values) - reported:+.4f}" if values else ""
                 lines.append(f"| {cell} | {reported:.3f}{slip} | {_mean(values)} | {difference} |")
             lines += [f"\n(*) {text}." for (of, _), text in paper.SLIPS.items() if of == part]
-            lines += ["", self.again(part)]
+            lines += ["", self.again(part, _title(part))]
         drawn = figures.reconstructions(self.results, self.runs("appendix", "with pooling"), self.runs(
             "appendix", "without pooling"))  # fmt: skip
         caption = "Figure Ap.1: test images, and their reconstructions with and without pooling."
@@ -173,7 +177,7 @@ class _Writer:
                 drawn,
             ),
             "",
-            self.again("final-model"),
+            self.again("final-model", "Figure 6"),
         ]
 
     def curves(self) -> list[str]:
@@ -194,6 +198,7 @@ class _Writer:
             ("figure-ap3", "figure-ap3", "Figure Ap.3: the encoder fine-tuned, frozen, and random and frozen; and the "
              "control, random and fine-tuned"),
         ):  # fmt: skip
+            where = caption.partition(":")[0]
             cells = {cell: self.runs(part, cell) for cell in PARTS[part]}
             counts = sorted({len(runs) for runs in cells.values()})
             caption += f"; {' to '.join(map(str, counts))} seed{'s' if counts[-1] != 1 else ''}."
@@ -204,7 +209,7 @@ class _Writer:
                 gaps = [run.epochs["val_cross_entropy"][-1] - run.epochs["train_cross_entropy"][-1] for run in runs]
                 accuracy, loss = ([run.test[name] for run in runs] for name in ("accuracy", "cross_entropy"))
                 lines.append(f"| {cell} | {_mean(accuracy)} | {_mean(loss, 3)} | {_mean(gaps, 3)} |")
-            lines += ["", self.again(part)]
+            lines += ["", self.again(part, where)]
         return lines
 
     def readings(self) -> list[str]:
@@ -306,7 +311,8 @@ class _Writer:
             "one-sided at the 5% level. Where two things are claimed to be the same, the number must lie within ± a margin "
             "(two one-sided tests): half a point of accuracy, which the paper's two digits cannot tell apart, or 0.02 nats. "
             "So a contrast is as claimed exactly where its 90% interval lies above 0 or within the margin. A claim needs "
-            "all of its contrasts, and one refutes it; so the level of refutation is 5% over their number.",
+            "all of its contrasts, and one refutes it; so the level of refutation is 5% over their number. The paper has no "
+            "tests: which contrasts stand for a claim, and the margins, are our choice.",
             "",
             "The effect size d is the mean over the standard deviation of the seeds' numbers; that of so few seeds comes "
             "out too large. All seeds share one split: the intervals cover chance in training, not the choice of images.",
