@@ -130,6 +130,9 @@ def run(
         load_dataset(data)  # what is wrong with it is said once, before anything starts
         folder = out.resolve()
         known = known_runs(folder)
+        if folder.is_file():
+            raise UsageError(f"out (={folder}) must be a folder; it is a file")
+        (folder / "runs").mkdir(parents=True, exist_ok=True)  # what is wrong with it is said once, too
         tasks = [replace(task, config=replace(task.config, device=device, threads=threads)) for task in tasks]
         with executor(ray, count, threads, device) as submit, _watch() as changed:
             board = run_study(folder, tasks, submit, count, data, changed, known)
@@ -139,7 +142,7 @@ def run(
     failed = board.of("failed")
     for status in failed:
         error_line(f"{status.task.name} ({status.task.title}): {status.reason}")
-    if (folder / "runs").is_dir():
+    if board.of("done"):
         collect(folder, data)
     typer.echo(f"{len(board.of('done'))} of {len(tasks)} runs are done, {len(failed)} failed")
     typer.echo(f"next: fmcae study report {out}")

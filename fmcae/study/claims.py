@@ -298,7 +298,8 @@ def findings(results: Results, seeds: Sequence[int], epochs: int = 30) -> list[C
         ):
             values = tuple(on_test(metric)(a) - on_test(metric)(b) for a, b in pairs)
             says = f"{what}, p={p}: pre-trained with p={DROPOUTS[0]} minus with its own"
-            yield Contrast(says, values, margin, f"the {what}", f"for p={p} than from its own autoencoder")
+            subject = f"the {what} from the autoencoder with p={DROPOUTS[0]}"
+            yield Contrast(says, values, margin, subject, f"for p={p} than from that with p={p}")
 
     tuned = ("figure-ap3", "pre-trained, fine-tuned", "random, fine-tuned", "the test accuracy")
     return [

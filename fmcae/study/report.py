@@ -10,7 +10,7 @@ import numpy as np
 
 from fmcae.files import write_atomic
 from fmcae.study import figures, paper
-from fmcae.study.claims import Claim, Contrast, check, findings, mean_recall
+from fmcae.study.claims import Claim, Contrast, Verdict, check, findings, mean_recall
 from fmcae.study.grid import LABELS, PARTS, READINGS, TRAIN_IMAGES, Task, label_count
 from fmcae.study.results import FILE, Results, RunResult
 
@@ -106,7 +106,8 @@ class _Writer:
             f"{data['split_seed']}) for every run. Fingerprint `{data['fingerprint'][:16]}`.",
             f"- **Runs**: {len(self.results.runs)}, with seeds {_listed(self.seeds)}; {hours:.1f} hours of training, all "
             "runs added up. A run's seed sets its weights, the order of its batches, and dropout. Numbers are mean ± sample "
-            f"standard deviation over the seeds, with the number of seeds in brackets; “{NOT_RUN}” says that there is none.",
+            f"standard deviation over the seeds, with the number of seeds in brackets; “{NOT_RUN}” says that there is none. "
+            "A printed command trains every cell of its part on as many seeds as the best-covered cell has.",
             f"- **Hardware and versions**: {machine['cpu']}, {machine['available_cpus']} CPUs; {_listed(where)}; fmcae "
             f"{machine['fmcae']}, {_listed(versions)}. On a CPU, fmcae trains networks with pooling by a fused step of its "
             "own, those without by PyTorch's; the repository's `bench/results/train_quality_cpu.json` compares the two.",
@@ -430,25 +431,33 @@ def _sentence(claim: Claim) -> str:
     if claim.verdict != "confirmed":
         leads["confirmed"] = "as claimed, "
     parts = []
-    for verdict in ("not confirmed", "undecided", "confirmed"):
-        by_subject: dict[str, list[str]] = {}
+    order: tuple[Verdict, ...] = ("not confirmed", "undecided", "confirmed")
+    for verdict in order:
+        by_subject: dict[str, list[Contrast]] = {}
         for contrast in claim.contrasts:
             if claim.of(contrast) == verdict:
-                by_subject.setdefault(contrast.subject, []).append(_comparison(contrast, verdict))
+                by_subject.setdefault(contrast.subject, []).append(contrast)
         if by_subject:
-            said = (f"{subject} is {_and(comparisons)}" for subject, comparisons in by_subject.items())
+            said = (
+                f"{subject} is {_and(map(_comparison, contrasts))}{_margin(contrasts[0], verdict)}"
+                for subject, contrasts in by_subject.items()
+            )
             parts.append(leads.get(verdict, "") + _and(said, ", and "))
     sentence = "; ".join(parts)
     return f"{sentence[0].upper()}{sentence[1:]}."
 
 
-def _comparison(contrast: Contrast, verdict: str) -> str:
+def _comparison(contrast: Contrast) -> str:
     size = f"{abs(contrast.mean):.{3 if 'cross-entropy' in contrast.says else 4}f}"
-    text = f"{size} {'higher' if contrast.mean > 0 else 'lower'} {contrast.comparison}"
+    return f"{size} {'higher' if contrast.mean > 0 else 'lower'} {contrast.comparison}"
+
+
+def _margin(contrast: Contrast, verdict: Verdict) -> str:
+    """What the verdict says of the margin, which the contrasts of one subject share."""
     if contrast.margin is None:
-        return text
-    limits = {"confirmed": "within", "not confirmed": "beyond", "undecided": "perhaps beyond"}
-    return f"{text}, {limits[verdict]} the margin of {contrast.margin:g}"
+        return ""
+    where: dict[Verdict, str] = {"confirmed": "within", "not confirmed": "beyond", "undecided": "perhaps beyond"}
+    return f", {where[verdict]} the margin of {contrast.margin:g}"
 
 
 def _and(items: Iterable[str], last_joint: str = " and ") -> str:

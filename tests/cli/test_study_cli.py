@@ -46,7 +46,7 @@ def test_plan_run_and_report_as_a_user_would(cli, sample):
         (
             ("report", "missing"),
             1,
-            "missing: has neither runs nor results.json: start with  fmcae study run --out missing",
+            "missing: has neither finished runs nor results.json: start with  fmcae study run --out missing",
         ),
     ],
 )
@@ -72,6 +72,13 @@ def test_ctrl_c_stops_it_and_the_same_command_goes_on(cli, sample):
     assert "Traceback" not in stderr
     assert cli(*part).exit_code == 0
     assert "2 of 2 runs" in cli(*part).stdout
+
+
+def test_a_file_is_no_folder_for_a_study(cli, sample):
+    Path("file").write_text("mine")
+    result = cli("study", "run", "--only", "table-1", "--data", sample, "--out", "file")
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert "file) must be a folder; it is a file" in result.stderr and Path("file").read_text() == "mine"
 
 
 def test_a_run_that_fails_is_named(cli, sample):

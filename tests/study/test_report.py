@@ -128,7 +128,7 @@ def test_what_was_not_run_says_so(whole, tmp_path):
 
 
 def test_runs_are_collected_and_read_back(sample, tmp_path):
-    with pytest.raises(RunError, match="has neither runs nor results.json: start with  fmcae study run --out"):
+    with pytest.raises(RunError, match="has neither finished runs nor results.json: start with  fmcae study run --out"):
         read(tmp_path)
     tasks = plan(["appendix", "final-model"], [0], epochs=1)
     small = [task for task in tasks if task.config.network.pooling]
