@@ -129,7 +129,8 @@ def read(folder: Path) -> Results:
             examples={name: _unpack(text) for name, text in content["examples"].items()},
         )
     except FileNotFoundError as error:
-        raise RunError(f"{folder}: has neither finished runs nor {FILE}: start with  fmcae study run --out {folder}") from error
+        start = f"start with  fmcae study run --out {folder}"
+        raise RunError(f"{folder}: has neither finished runs nor {FILE}: {start}") from error
     except (ValueError, KeyError, TypeError, zlib.error) as error:
         raise RunError(f"{path}: is damaged: {error}") from error
 
