@@ -448,7 +448,10 @@ def _sentence(claim: Claim) -> str:
 
 
 def _comparison(contrast: Contrast) -> str:
-    size = f"{abs(contrast.mean):.{3 if 'cross-entropy' in contrast.says else 4}f}"
+    digits = 3 if "cross-entropy" in contrast.says else 4
+    size = f"{abs(contrast.mean):.{digits}f}"
+    if float(size) == 0:
+        size = f"less than {10**-digits:.{digits}f}"
     return f"{size} {'higher' if contrast.mean > 0 else 'lower'} {contrast.comparison}"
 
 
@@ -474,7 +477,7 @@ def _from_how_few(own: Iterable[Claim]) -> str:
         for verdict in ("confirmed", "undecided", "not confirmed")
     }
     lead = f"helps with up to {helps[-1]:,} labels" if helps else f"is not seen to help with {by_labels[0][0]:,} labels"
-    says = {"confirmed": "it helps with", "undecided": "it is undecided with", "not confirmed": "it hurts with"}
+    says = {"confirmed": "it also helps with", "undecided": "it is undecided with", "not confirmed": "it hurts with"}
     parts = [f"{says[verdict]} {_and(counts)}" for verdict, counts in rest.items() if counts]
     return f"Pre-training {'; '.join([lead, *parts])}."
 

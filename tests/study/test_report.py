@@ -77,6 +77,13 @@ def test_a_sentence_tells_what_holds_from_what_does_not():
     )
 
 
+def test_a_difference_too_small_for_its_digits_is_not_zero():
+    small = Contrast("accuracy", (0.00001, 0.00002), 0.005, "the accuracy", "here than there")
+    assert _sentence(Claim("F", "", "", (small,))) == (
+        "The accuracy is less than 0.0001 higher here than there, within the margin of 0.005."
+    )
+
+
 def test_how_few_labels_follows_the_verdicts(report):
     assert "\nPre-training helps with up to 10,000 labels; it is undecided with 50,000.\n" in report[2]
 
@@ -86,7 +93,7 @@ def test_how_few_labels_follows_the_verdicts(report):
     [
         ("uuu", "is not seen to help with 100 labels; it is undecided with 100, 300 and 1,000."),
         ("ccn", "helps with up to 300 labels; it hurts with 1,000."),
-        ("cuc", "helps with up to 100 labels; it helps with 1,000; it is undecided with 300."),
+        ("cuc", "helps with up to 100 labels; it also helps with 1,000; it is undecided with 300."),
         ("ccc", "helps with up to 1,000 labels."),
     ],
 )
