@@ -1,40 +1,37 @@
-"""``fmcae export``: a run becomes sealed ONNX files, if parity holds."""
+"""``fmcae export``: a run becomes sealed ONNX files, if a gate holds."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fmcae.cli.options import RUNS_FOLDER, DataOption, ProviderOption, note
+from fmcae.card import Precision, parity_lines
+from fmcae.cli.options import RUNS_FOLDER, DataOption, ProviderOption, status
 from fmcae.errors import RunError, UsageError, require_train_extra
 
 if TYPE_CHECKING:
-    from fmcae.export.precision import Verdict
+    from fmcae.export.tradeoff import Tradeoff
     from fmcae.train.run import Run
-
-RunArgument = Annotated[
-    Path | None, typer.Argument(metavar="RUN", help="A run folder. [default: the newest finished one in runs/]")
-]
 
 
 def export(
-    run: RunArgument = None,
+    run: Annotated[
+        Path | None, typer.Argument(metavar="RUN", help="A run folder. [default: the newest finished one in runs/]")
+    ] = None,
     onnx: Annotated[bool, typer.Option("--onnx/--no-onnx", help="Write ONNX, the one format there is.")] = True,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="[default: RUN/onnx, or RUN/onnx-int8, RUN/onnx-fp16]")
     ] = None,
     data: DataOption = None,
     precision: Annotated[
-        str,
-        typer.Option(
-            "--precision",
-            metavar="fp32|int8|fp16",
-            help="int8 (for the CPU) and fp16 (for CUDA) are of the classifier alone.",
-            autocompletion=lambda: ["fp32", "int8", "fp16"],
-        ),
+        Precision,
+        typer.Option("--precision", help="int8 (for the CPU) and fp16 (for CUDA) export the classifier alone."),
     ] = "fp32",
     budget: Annotated[
-        float, typer.Option("--budget", metavar="POINTS", help="Accuracy that int8 or fp16 may lose, in points.")
+        float,
+        typer.Option(
+            "--budget", metavar="POINTS", min=0, max=100, help="Accuracy that int8 or fp16 may lose, in points."
+        ),
     ] = 0.2,
     provider: ProviderOption = "cpu",
 ) -> None:
@@ -48,32 +45,25 @@ def export(
     """
     if not onnx:
         raise UsageError("onnx (=False) must be on: it is the one format that fmcae exports")
-    require_train_extra()
-    from fmcae.data import load_dataset
-    from fmcae.export.artefacts import export_run, export_smaller
-    from fmcae.export.precision import check_precision
-    from fmcae.runtime.session import check_provider
-
-    wanted = check_precision(precision)
-    if not 0 <= budget <= 100:
-        raise UsageError(f"budget (={budget:g}) must be from 0 to 100 points")
-    if wanted == "fp32" and provider != "cpu":
+    if precision == "fp32" and provider != "cpu":
         raise UsageError(
             f"provider (={provider}) must be cpu for fp32: fmcae verify --provider {provider} checks the files"
         )
+    require_train_extra()
+    from fmcae.data import load_dataset
+    from fmcae.export.artefacts import export_run, export_smaller
+
     opened = open_run_or_newest(run)
-    folder = out or opened.folder / ("onnx" if wanted == "fp32" else f"onnx-{wanted}")
-    if wanted != "fp32":
-        note(f"exporting {opened.folder} in {wanted}, compared with float32 on all of test ...")
-        files, verdict = export_smaller(
-            opened, load_dataset(data or opened.config.data), folder, wanted, budget, check_provider(provider)
-        )
-        note(_verdict_lines(verdict))
-        _echo_files(files)
-        return
-    note(f"exporting {opened.folder}, with parity on all of test ...")
-    files, evidence = export_run(opened, load_dataset(data or opened.config.data), folder)
-    note(parity_lines(evidence.to_json()))
+    dataset = load_dataset(data or opened.config.data)
+    if precision == "fp32":
+        with status(f"exporting {opened.folder}, with parity on all of test ..."):
+            files, evidence = export_run(opened, dataset, out or opened.folder / "onnx")
+        typer.echo(parity_lines(evidence.to_json()))
+    else:
+        with status(f"exporting {opened.folder} in {precision}, compared with float32 on all of test ..."):
+            folder = out or opened.folder / f"onnx-{precision}"
+            files, tradeoff = export_smaller(opened, dataset, folder, precision, budget, provider)
+        typer.echo(_tradeoff_lines(tradeoff))
     _echo_files(files)
 
 
@@ -88,23 +78,22 @@ def _echo_files(files: list[Path]) -> None:
     typer.echo(f"      fmcae bench --model {folder}")
 
 
-def _verdict_lines(verdict: "Verdict") -> str:
-    """The verdict on a smaller classifier as lines of text."""
+def _tradeoff_lines(tradeoff: "Tradeoff") -> str:
     speed = ", ".join(
         f"{ratio.median:.2f} times as fast at batch {size} ({ratio.low:.2f} to {ratio.high:.2f})"
-        for size, ratio in verdict.speedup.items()
+        for size, ratio in tradeoff.speedup.items()
     )
-    lost = 100 * (verdict.fp32_accuracy - verdict.accuracy)
     return (
-        f"  accuracy {verdict.accuracy:.4f}, {verdict.fp32_accuracy:.4f} in float32: {lost:+.2f} points lost of "
-        f"{verdict.budget_points:g} allowed; {verdict.label_agreement:.2%} of {verdict.images:,} labels agree\n"
-        f"  size {verdict.size_bytes:,} bytes, {verdict.size_bytes / verdict.fp32_size_bytes:.2f} of float32's\n"
-        f"  {speed}, on {verdict.provider} with {verdict.threads} thread"
+        f"  accuracy {tradeoff.accuracy:.4f}, {tradeoff.fp32_accuracy:.4f} in float32: "
+        f"{tradeoff.lost_points:+.2f} points lost of {tradeoff.budget_points:g} allowed; "
+        f"{tradeoff.label_agreement:.2%} of {tradeoff.images:,} labels agree\n"
+        f"  size {tradeoff.size_bytes:,} bytes, {tradeoff.size_bytes / tradeoff.fp32_size_bytes:.2f} of float32's\n"
+        f"  {speed}, on {tradeoff.provider} with {tradeoff.threads} thread"
     )
 
 
 def open_run_or_newest(folder: Path | None) -> "Run":
-    """The run in ``folder``, or the newest finished one in ``runs/``.
+    """Open the run in ``folder``, or the newest finished one in ``runs/``.
 
     Raises:
         RunError: there is none.
@@ -117,20 +106,3 @@ def open_run_or_newest(folder: Path | None) -> "Run":
     if not finished:
         raise RunError(f"no finished run in {RUNS_FOLDER}/: run  fmcae train  first, or name a run folder")
     return finished[-1]
-
-
-def parity_lines(evidence: dict[str, object]) -> str:
-    """The parity evidence as lines of text."""
-    comparisons = evidence["comparisons"]
-    assert isinstance(comparisons, list)
-    lines = []
-    for item in comparisons:
-        agreement = item["label_agreement"]
-        labels = "" if agreement is None else f"  labels agree {agreement:.2%}"
-        difference = item["difference"]
-        lines.append(
-            f"  {item['output']:<7} batch {item['batch_size']:>4}  max abs {difference['max_abs']:.2e}  "
-            f"max rel {difference['max_rel']:.2e}{labels}"
-        )
-    verdict = "holds" if evidence["passed"] else "does not hold"
-    return "\n".join([*lines, f"parity {verdict} on {evidence['images']:,} images, provider {evidence['provider']}"])

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from fmcae.cli.export import parity_lines
-from fmcae.cli.options import DataOption, JsonOption, ProviderOption, ThreadsOption, note, print_json
+from fmcae.card import parity_lines
+from fmcae.cli.options import DataOption, JsonOption, ProviderOption, ThreadsOption, print_json, status
 from fmcae.errors import GateError, UsageError, require_train_extra
 
 
@@ -36,12 +36,13 @@ def parity(
         raise UsageError(f"export (={export}) must hold only what the run {run} trained; it has no {missing[0]}")
     if list(model.artefacts) == ["decoder"]:
         raise UsageError(f"export (={export}) must come with its encoder: name the folder that holds both")
-    for kind in model.artefacts:
-        model.session(kind)  # a provider that is missing is found before the data are read
+    # A provider that is missing is found before the data are read.
+    sessions = {kind: model.session(kind) for kind in model.artefacts}
     dataset = load_dataset(data or opened.config.data)
     check_data(opened, dataset)
-    note(f"comparing {export} with {run} on {len(dataset.test):,} images ...")
-    evidence = measure_parity(networks, model, dataset.test)
+    tolerance = next(iter(model.artefacts.values())).card.tolerance
+    with status(f"comparing {export} with {run} on {len(dataset.test):,} images ..."):
+        evidence = measure_parity(networks, sessions, dataset.test, tolerance)
     if as_json:
         print_json(evidence.to_json())
     else:

@@ -1,11 +1,11 @@
-"""Parity: does the shipped path give PyTorch's numbers?
+"""Parity between PyTorch and what a user runs.
 
-One side is PyTorch on the data set's uint8 tensor, as in training. The other is what a user runs: each test image as
-the bytes of a PNG file, through ``preprocess`` and ONNX Runtime.
+One side is PyTorch on the data set's uint8 tensor, as in training. The other side takes each test image as the bytes of
+a PNG file, through ``preprocess`` and ONNX Runtime.
 """
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
@@ -20,8 +20,7 @@ from fmcae.card import Kind
 from fmcae.data import Split
 from fmcae.errors import GateError
 from fmcae.preprocess import preprocess
-from fmcae.runtime.model import Model
-from fmcae.runtime.session import import_onnxruntime
+from fmcae.runtime.session import Session, import_onnxruntime
 from fmcae.runtime.verify import Difference, compare
 from fmcae.train.loop import EVALUATION_BATCH, scale
 
@@ -41,7 +40,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Parity:
-    """The evidence: every comparison, and on what it was taken."""
+    """The evidence: every comparison, and what it was made with."""
 
     images: int
     provider: str
@@ -74,20 +73,22 @@ class Parity:
         return {**asdict(self), "comparisons": [asdict(item) for item in self.comparisons], "passed": self.passed}
 
 
-def measure_parity(networks: dict[Kind, nn.Module], model: Model, split: Split) -> Parity:
-    """Compare every artefact of ``model`` with its PyTorch network on all of ``split``, at each of BATCH_SIZES.
+def measure_parity(
+    networks: Mapping[Kind, nn.Module], sessions: Mapping[Kind, Session], split: Split, tolerance: dict[str, float]
+) -> Parity:
+    """Compare every session with its PyTorch network on all of ``split``, at each of BATCH_SIZES.
 
     Args:
         networks: the trained networks by kind, in evaluation mode; a decoder needs its encoder.
+        sessions: the graphs in ONNX Runtime, by kind, of which the networks have all.
+        tolerance: the largest allowed difference, ``{"atol", "rtol"}``.
 
     Raises:
-        ProviderError: the model's provider is not the one that would run.
         GateError: an output has another shape than PyTorch's.
     """
     x = np.stack([preprocess(_png(image)) for image in split.images])  # (N, 1, 28, 28)
-    tolerance = next(iter(model.artefacts.values())).card.tolerance
     comparisons = []
-    for output, run, network in _paths(networks, model):
+    for output, run, network in _paths(networks, sessions):
         reference = _reference(network, split)
         for batch_size in BATCH_SIZES:
             outputs = np.concatenate([run(x[i : i + batch_size]) for i in range(0, len(x), batch_size)])
@@ -99,7 +100,7 @@ def measure_parity(networks: dict[Kind, nn.Module], model: Model, split: Split) 
             comparisons.append(Comparison(output, batch_size, compare(outputs, reference, tolerance), agreement))
     return Parity(
         images=len(split),
-        provider=next(model.session(kind).provider for kind in model.artefacts),
+        provider=next(iter(sessions.values())).provider,
         onnxruntime_version=str(import_onnxruntime().__version__),
         torch_version=version("torch"),
         tolerance=tolerance,
@@ -108,15 +109,16 @@ def measure_parity(networks: dict[Kind, nn.Module], model: Model, split: Split) 
 
 
 def _paths(
-    networks: dict[Kind, nn.Module], model: Model
+    networks: Mapping[Kind, nn.Module], sessions: Mapping[Kind, Session]
 ) -> Iterator[tuple[str, Callable[[FloatArray], FloatArray], nn.Module]]:
     """(output, the shipped path, the PyTorch network) for each output that both sides can give."""
-    if "classifier" in model.artefacts:
-        yield "logits", model.classify, networks["classifier"]
-    if "encoder" in model.artefacts:
-        yield "z", model.encode, networks["encoder"]
-    if "encoder" in model.artefacts and "decoder" in model.artefacts:
-        yield "x_hat", model.reconstruct, nn.Sequential(networks["encoder"], networks["decoder"])
+    if "classifier" in sessions:
+        yield "logits", sessions["classifier"].run, networks["classifier"]
+    if "encoder" in sessions:
+        yield "z", sessions["encoder"].run, networks["encoder"]
+    if "encoder" in sessions and "decoder" in sessions:
+        autoencoder = nn.Sequential(networks["encoder"], networks["decoder"])
+        yield "x_hat", lambda x: sessions["decoder"].run(sessions["encoder"].run(x)), autoencoder
 
 
 @torch.no_grad()

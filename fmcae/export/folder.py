@@ -1,0 +1,58 @@
+"""The folder of an export: what may be overwritten, and what is written beside the artefacts."""
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from fmcae.card import Kind
+from fmcae.errors import GateError, UsageError
+from fmcae.export.model_card import model_card
+from fmcae.files import write_all_atomic
+from fmcae.runtime.model import Artefact, file_name
+from fmcae.runtime.verify import verify
+from fmcae.train.run import CONFIG, METRICS, Run
+
+MODEL_CARD = "MODEL_CARD.md"
+
+
+def check_folder(folder: Path, kinds: Collection[Kind]) -> None:
+    """Check that ``folder`` is new, empty, or holds an earlier export of the same kinds.
+
+    Graphs of two runs do not fit together, so an earlier export is replaced by one that has all of its graphs.
+
+    Raises:
+        UsageError: the folder holds something else, or is a file.
+    """
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise UsageError(f"out (={folder}) must be a folder; it is a file")
+    graphs = {file_name(kind) for kind in kinds}
+    present = {path.name for path in folder.iterdir()}
+    foreign = sorted(present - graphs - {MODEL_CARD, CONFIG, METRICS})
+    if present and not present & graphs:  # a run that has just begun looks like this
+        foreign = sorted(present)
+    if foreign:
+        raise UsageError(
+            f"out (={folder}) must be new, empty or hold an earlier export of the same kinds; it holds {foreign[0]}"
+        )
+
+
+def write_export(run: Run, artefacts: Mapping[Kind, Artefact], folder: Path, provider: str = "cpu") -> list[Path]:
+    """Verify the artefacts, then write them with a model card and the run's configuration and metrics.
+
+    Returns:
+        The files written, the artefacts first.
+
+    Raises:
+        GateError: an artefact does not reproduce its golden vectors; nothing is written.
+        OSError: the folder cannot be written.
+    """
+    for artefact in artefacts.values():
+        if failure := verify(artefact, provider).failure:
+            raise GateError(f"{artefact.path.name}: {failure}; nothing was written")
+    files: dict[str, bytes | str] = {artefact.path.name: artefact.content for artefact in artefacts.values()}
+    files[MODEL_CARD] = model_card(artefacts)
+    files |= {name: (run.folder / name).read_bytes() for name in (CONFIG, METRICS)}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_all_atomic({folder / name: content for name, content in files.items()})
+    return [folder / name for name in files]

@@ -1,0 +1,70 @@
+"""A graph becomes an artefact: its card is filled from the run, and card, golden vectors and seal go into the file."""
+
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+import fmcae
+from fmcae.card import CARD_KEY, GOLDEN_KEY, SEAL_KEY, Card, Golden, Kind, seal
+from fmcae.export.graph import INPUT_NAMES, OUTPUT_NAMES
+from fmcae.preprocess import DESCRIPTION
+from fmcae.runtime.model import Artefact
+from fmcae.train.run import Run
+
+_RANGES = {"x": "[0, 1]", "x_hat": "[0, 1]", "z": "[0, inf)", "logits": "(-inf, inf)"}
+
+
+def make_card(
+    run: Run,
+    kind: Kind,
+    golden: Golden,
+    tolerance: dict[str, float],
+    parity: dict[str, Any],
+    precision: dict[str, Any] | None = None,
+    metrics: dict[str, Any] | None = None,
+) -> Card:
+    """Fill the card of one artefact with the facts of the run that trained its network.
+
+    The encoder and decoder of an adopted autoencoder carry the facts of the run that trained it, and the classifier that
+    started from it has them in ``training["autoencoder"]``.
+
+    Args:
+        parity: the evidence that ONNX Runtime gives PyTorch's numbers; empty where it was not measured.
+        precision: None for float32.
+        metrics: None for what PyTorch measured on test at the end of training.
+    """
+    stage = "classifier" if kind == "classifier" else "autoencoder"
+    training = run.facts(stage)
+    if kind == "classifier" and run.config.stage == "classifier" and run.config.encoder_init == "pretrained":
+        training["autoencoder"] = run.facts("autoencoder")
+    if metrics is None:
+        test = next((record for record in run.metrics(stage) if record.get("split") == "test"), {})
+        metrics = {name: value for name, value in test.items() if name not in ("stage", "split")}
+    return Card(
+        kind=kind,
+        name=training["name"],
+        fmcae_version=fmcae.__version__,
+        class_names=tuple(run.data["class_names"]),
+        input=_tensor(INPUT_NAMES[kind], golden.inputs.shape),
+        output=_tensor(OUTPUT_NAMES[kind], golden.outputs.shape),
+        preprocessing=DESCRIPTION,
+        training=training,
+        metrics=metrics,
+        parity=parity,
+        tolerance=tolerance,
+        precision=precision or {"name": "fp32"},
+    )
+
+
+def seal_graph(path: Path, graph: bytes, card: Card, golden: Golden) -> Artefact:
+    """Put card, golden vectors and seal into the metadata of a graph that has none; ``path`` is where it will lie."""
+    entries = {CARD_KEY: card.to_json(), GOLDEN_KEY: golden.to_text()}
+    entries[SEAL_KEY] = seal(graph, entries[CARD_KEY], entries[GOLDEN_KEY])
+    model = onnx.ModelProto.FromString(graph)
+    onnx.helper.set_model_props(model, entries)
+    return Artefact(path, model.SerializeToString(deterministic=True), card, entries[GOLDEN_KEY])
+
+
+def _tensor(name: str, shape: tuple[int, ...]) -> dict[str, Any]:
+    return {"name": name, "shape": ["batch", *shape[1:]], "dtype": "float32", "range": _RANGES[name]}
