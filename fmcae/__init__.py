@@ -9,6 +9,8 @@
     >>> logits = model.classify(x)                # (1, 10) float32
     >>> z = model.encode(x)                       # (1, 128) float32
     >>> x_hat = model.decode(z)                   # (1, 1, 28, 28) float32 in [0, 1]
+    >>> fmcae.verify("exports/fashion-mnist/classifier.onnx").passed
+    True
 
 Nothing heavy is imported before it is used, and torch never.
 """
@@ -30,34 +32,15 @@ if TYPE_CHECKING:
         RunError,
         UsageError,
     )
-    from fmcae.runtime.model import Model, Prediction, load
-    from fmcae.runtime.verify import verify
-
-_HOME = {
-    "Card": "fmcae.card",
-    "Model": "fmcae.runtime.model",
-    "Prediction": "fmcae.runtime.model",
-    "load": "fmcae.runtime.model",
-    "verify": "fmcae.runtime.verify",
-} | dict.fromkeys(
-    (
-        "ArtefactError",
-        "DataError",
-        "FmcaeError",
-        "GateError",
-        "ImageError",
-        "MissingExtraError",
-        "ProviderError",
-        "RunError",
-        "UsageError",
-    ),
-    "fmcae.errors",
-)
+    from fmcae.runtime.model import Artefact, Model, Prediction, load, read_artefact
+    from fmcae.runtime.verify import Difference, Verification, verify
 
 __all__ = [
+    "Artefact",
     "ArtefactError",
     "Card",
     "DataError",
+    "Difference",
     "FmcaeError",
     "GateError",
     "ImageError",
@@ -67,18 +50,25 @@ __all__ = [
     "ProviderError",
     "RunError",
     "UsageError",
+    "Verification",
     "__version__",
     "load",
+    "read_artefact",
     "verify",
 ]
 
+_MODULES = {"Card": "fmcae.card"}
+_MODULES |= dict.fromkeys(("Difference", "Verification", "verify"), "fmcae.runtime.verify")
+_MODULES |= dict.fromkeys(("Artefact", "Model", "Prediction", "load", "read_artefact"), "fmcae.runtime.model")
+_MODULES |= {name: "fmcae.errors" for name in __all__ if name.endswith("Error")}
+
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULES:
         raise AttributeError(f"module 'fmcae' has no attribute {name!r}")
     from importlib import import_module
 
-    value = getattr(import_module(_HOME[name]), name)
+    value = getattr(import_module(_MODULES[name]), name)
     globals()[name] = value
     return value
 

@@ -4,7 +4,7 @@ An exported ONNX file carries three entries in its own metadata:
 
     fmcae.card    the card: JSON, readable by people
     fmcae.golden  golden vectors: images, and the outputs that PyTorch gave for them
-    fmcae.seal    SHA-256 of the model without its metadata, of the card and of the golden vectors
+    fmcae.seal    SHA-256 digests of the model without its metadata, of the card and of the golden vectors
 
 The seal finds damage, not forgery: whoever can rewrite a file can seal it again.
 """
@@ -27,6 +27,7 @@ SCHEMA_VERSION = 1
 CARD_KEY, GOLDEN_KEY, SEAL_KEY = "fmcae.card", "fmcae.golden", "fmcae.seal"
 Kind = Literal["encoder", "decoder", "classifier"]
 KINDS: tuple[Kind, ...] = ("encoder", "decoder", "classifier")
+PRECISION_PROVIDERS = {"fp32": ("cpu", "cuda"), "int8": ("cpu",), "fp16": ("cpu", "cuda")}  # each one is made for
 GRAPH_FIELD, METADATA_FIELD = 7, 14  # of ModelProto in onnx.proto
 
 
@@ -36,16 +37,17 @@ class Card:
 
     Attributes:
         kind: "encoder" (x -> z), "decoder" (z -> x_hat) or "classifier" (x -> logits).
-        name: of the run that it came from.
+        name: the name of the run that it came from.
         fmcae_version: the version that exported it.
-        class_names: label of each class index.
+        class_names: the label of each class index.
         input, output: each ``{"name", "shape", "dtype", "range"}``; the first axis of shape is the batch.
         preprocessing: how an image becomes the input, in words and numbers.
-        training: configuration, data set and versions of the run.
-        metrics: measured in PyTorch at the end of training, such as ``test_accuracy`` in [0, 1].
-        parity: the evidence that ONNX Runtime gives PyTorch's numbers; empty until it was measured.
-        precision: ``{"name"}``: "fp32", "int8" or "fp16"; the latter two with the ``"verdict"`` that they were kept by.
-        tolerance: largest allowed difference from the golden outputs, ``{"atol", "rtol"}``.
+        training: name, configuration, data set, versions and machine of the run that trained it. A classifier that
+            started from another run's autoencoder has that run's facts as ``"autoencoder"``.
+        metrics: what PyTorch measured at the end of training, such as ``test_accuracy`` in [0, 1].
+        parity: the evidence that ONNX Runtime gives PyTorch's numbers.
+        tolerance: the largest allowed difference from the golden outputs, ``{"atol", "rtol"}``.
+        precision: its ``"name"``, which is a key of PRECISION_PROVIDERS, and for int8 and fp16 what they cost and gain.
     """
 
     kind: Kind
@@ -62,16 +64,21 @@ class Card:
     precision: dict[str, Any] = field(default_factory=lambda: {"name": "fp32"})
     schema_version: int = SCHEMA_VERSION
 
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """The providers that its precision is made for."""
+        return PRECISION_PROVIDERS[self.precision["name"]]
+
     def to_json(self) -> str:
-        """The card as one JSON object."""
+        """Return the card as one JSON object."""
         return json.dumps(asdict(self), indent=1, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> "Card":
-        """The inverse of :meth:`to_json`.
+        """Read what :meth:`to_json` gave.
 
         Raises:
-            ArtefactError: not JSON, another schema version, or keys missing or unknown.
+            ArtefactError: the text is no JSON object of this schema version, or its keys or its precision are unknown.
         """
         try:
             values = json.loads(text)
@@ -80,9 +87,11 @@ class Card:
             raise ArtefactError("its card is damaged: it is no JSON object with a schema_version") from error
         if version != SCHEMA_VERSION:
             raise ArtefactError(f"its card's schema_version (={version}) must be {SCHEMA_VERSION}: update fmcae")
-        known = {item.name for item in fields(cls)}
-        if set(values) | {"precision"} != known or values["kind"] not in KINDS:  # older ones have no precision
+        if set(values) != {item.name for item in fields(cls)} or values["kind"] not in KINDS:
             raise ArtefactError("its card is damaged: its keys are not those of an fmcae card")
+        precision = values["precision"]
+        if not isinstance(precision, dict) or precision.get("name") not in PRECISION_PROVIDERS:
+            raise ArtefactError(f"its card's precision must be one of {', '.join(PRECISION_PROVIDERS)}: update fmcae")
         return cls(**{**values, "class_names": tuple(values["class_names"])})
 
 
@@ -93,7 +102,7 @@ class Golden:
     Attributes:
         inputs: (G, ...) float32, the model's input.
         outputs: (G, ...) float32, the expected output.
-        labels: of a classifier, the label that each input must get; else empty.
+        labels: the label that each input of a classifier must get; empty for the other kinds.
     """
 
     inputs: NDArray[np.float32]
@@ -101,7 +110,7 @@ class Golden:
     labels: tuple[str, ...] = ()
 
     def to_text(self) -> str:
-        """Compressed, as ASCII."""
+        """Return the vectors compressed, as ASCII."""
         buffer = io.BytesIO()
         # labels as JSON bytes: an array of strings would be pickled or padded
         labels = np.frombuffer(json.dumps(self.labels).encode(), np.uint8)
@@ -110,7 +119,7 @@ class Golden:
 
     @classmethod
     def from_text(cls, text: str) -> "Golden":
-        """The inverse of :meth:`to_text`.
+        """Read what :meth:`to_text` gave.
 
         Raises:
             ArtefactError: the text is damaged.
@@ -124,30 +133,36 @@ class Golden:
 
 
 def seal(model: bytes, card: str, golden: str) -> str:
-    """The seal of an ONNX file's bytes with its card and golden vectors: JSON of three SHA-256."""
+    """The seal of an ONNX file's bytes with its card and golden vectors: JSON of three SHA-256 digests."""
+    return json.dumps(_digests(model, card, golden))
+
+
+def _digests(model: bytes, card: str, golden: str) -> dict[str, str]:
     graph = b"".join(raw for number, _, raw in _protobuf_fields(model) if number != METADATA_FIELD)
     parts = {"graph": graph, "card": card.encode(), "golden": golden.encode()}
-    return json.dumps({name: hashlib.sha256(content).hexdigest() for name, content in parts.items()})
+    return {name: hashlib.sha256(content).hexdigest() for name, content in parts.items()}
 
 
 def check_seal(model: bytes, metadata: Mapping[str, str]) -> None:
     """Check that an ONNX file's bytes and metadata are what was exported.
 
     Raises:
-        ArtefactError: naming what is missing or has changed.
+        ArtefactError: something is missing or has changed; the message names it.
     """
     if CARD_KEY not in metadata:
         raise ArtefactError("is an ONNX model, but not one that fmcae exported: it carries no card")
     for key in (GOLDEN_KEY, SEAL_KEY):
         if key not in metadata:
             raise ArtefactError(f"is damaged: its metadata entry {key} is missing")
+    what = {"graph": "its graph or weights", "card": "its card (labels, metrics, ...)", "golden": "its golden vectors"}
     try:
         expected = json.loads(metadata[SEAL_KEY])
-        found = json.loads(seal(model, metadata[CARD_KEY], metadata[GOLDEN_KEY]))
-    except ValueError as error:
+        digests = _digests(model, metadata[CARD_KEY], metadata[GOLDEN_KEY])
+    except (ValueError, RecursionError) as error:
         raise ArtefactError(f"is damaged: its seal cannot be read: {error}") from error
-    what = {"graph": "its graph or weights", "card": "its card (labels, metrics, ...)", "golden": "its golden vectors"}
-    changed = [words for name, words in what.items() if found[name] != expected.get(name)]
+    if not isinstance(expected, dict) or {*expected} != {*what} or not all(isinstance(d, str) for d in expected.values()):
+        raise ArtefactError("is damaged: its seal is no JSON object of three digests")
+    changed = [words for name, words in what.items() if digests[name] != expected[name]]
     if changed:
         raise ArtefactError(f"is not the file that was exported: {' and '.join(changed)} changed since")
 
@@ -176,7 +191,7 @@ def read_metadata(model: bytes) -> dict[str, str]:
 
 
 def _protobuf_fields(message: bytes) -> Iterator[tuple[int, bytes, bytes]]:
-    """(number, content, all bytes) of a message's top-level fields; only length-delimited ones have content.
+    """Split a message into its top-level fields: (number, content, all bytes); only length-delimited ones have content.
 
     Source: https://protobuf.dev/programming-guides/encoding/
     """

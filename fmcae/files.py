@@ -1,4 +1,4 @@
-"""Files appear whole or not at all, and are read up to a limit."""
+"""Write files so that they appear whole or not at all, and read them up to a limit."""
 
 import errno
 import os
@@ -12,7 +12,7 @@ _CHUNK = 1 << 20  # bytes
 
 
 def read_at_most(source: str | os.PathLike[str] | BinaryIO, limit: int) -> bytes:
-    """The bytes of a file, or of an open stream, that may have ``limit`` bytes at most.
+    """Read a file or an open stream that may have ``limit`` bytes at most.
 
     Raises:
         OSError: it cannot be read, has more bytes (a pipe may have no end), or is a device.
@@ -50,10 +50,13 @@ def write_atomic(path: Path | str, data: bytes | str) -> None:
 
 
 def write_all_atomic(files: Mapping[Path, bytes | str]) -> None:
-    """Write several files of one folder as :func:`write_atomic` does, none renamed before all are on disk.
+    """Write several files so that each appears whole or not at all, and all are on disk before the first is renamed.
+
+    A failure before the renames leaves every old file. A failure or a power cut between two renames leaves some files
+    new and the others old.
 
     Raises:
-        OSError: the folder cannot be written; every old file is still there and nothing is left behind.
+        OSError: a folder cannot be written; no temporary file is left behind.
     """
     import tempfile  # takes longer than it takes to read a file: not at the start of a process that writes none
 

@@ -1,4 +1,4 @@
-"""Any image, decoded to eight bits: a file, its bytes, a PIL image or an array, in any mode and depth that Pillow reads."""
+"""Decode any image to eight bits: a file, its bytes, a PIL image or an array, in any mode and depth that Pillow reads."""
 
 import io
 import os
@@ -19,17 +19,21 @@ ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[
 
 MAX_FILE_BYTES = 256 * 2**20  # more than MAX_PIXELS need in any format
 MAX_PIXELS = 64_000_000  # a larger picture is more likely a decompression bomb than a product photo
-# What Pillow decodes in this process; it hands EPS to Ghostscript. It has the second line's formats, and what else it
-# knows, only after Image.init(), and AVIF since Pillow 11.3.
+# The formats that Pillow decodes in this process; it hands EPS to Ghostscript. It knows those of the second line only
+# after Image.init(), and AVIF only since Pillow 11.3.
 COMMON_FORMATS = ("PNG", "JPEG", "GIF", "BMP", "PPM")
 OTHER_FORMATS = ("WEBP", "TIFF", "AVIF", "JPEG2000", "ICO")
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})  # looked for in folders
-EXIF_KEYS = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}  # where those formats keep an orientation
+# What Pillow registers for those formats, written down because Image.init() takes as long as it takes to read pictures.
+IMAGE_SUFFIXES = frozenset(
+    ".apng .png .jfif .jpe .jpeg .jpg .gif .bmp .pbm .pfm .pgm .pnm .ppm .webp .tif .tiff .avif .avifs "
+    ".j2c .j2k .jp2 .jpc .jpf .jpx .ico".split()
+)
+EXIF_KEYS = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}  # where the common formats keep an orientation
 DRAFT_SIZE = 1344  # pixels of an edge that a JPEG is not decoded below: four times what preprocessing works at
 
 
 def read_image(source: ImageSource) -> Image.Image:
-    """Decode an image, of several frames the first, and turn it upright as its EXIF orientation says.
+    """Decode an image (the first frame if it has several) and turn it upright as its EXIF orientation says.
 
     Deeper images are scaled to 8 bits: 16-bit ones by their full range, 32-bit and float ones by the smallest of 1
     (float only), 255 and 65535 that holds all values.
@@ -131,7 +135,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """Any of Pillow's modes as L, RGB or RGBA."""
+    """Bring an image of any of Pillow's modes to L, RGB or RGBA."""
     mode = image.mode
     if mode[0] in "IF":
         return Image.fromarray(_grey_to_eight_bits(image))

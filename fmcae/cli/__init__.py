@@ -14,7 +14,6 @@ import typer
 
 from fmcae import __version__
 from fmcae.cli.options import error_line
-from fmcae.cli.usage import ParserError, usage_line
 from fmcae.errors import FmcaeError
 
 VERBS = ("train", "export", "parity", "verify", "info", "predict", "reconstruct", "encode", "bench", "doctor", "study")
@@ -36,7 +35,7 @@ def _root(
 
 
 def app_for(arguments: list[str]) -> typer.Typer:
-    """The command with every verb, or only with the one that ``arguments`` name: to import all takes 10 ms."""
+    """Build the command with every verb, or only with the one that ``arguments`` name: importing all takes 10 ms."""
     app = typer.Typer(
         no_args_is_help=True,
         pretty_exceptions_enable=False,
@@ -56,7 +55,7 @@ def app_for(arguments: list[str]) -> typer.Typer:
 
 
 def main() -> None:
-    """Run the command line; an error is one line on stderr and an exit code."""
+    """Run the command line; an error is one line on stderr and an exit code, and typer explains wrong usage."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what an ASCII terminal or log cannot show must not end the run
             stream.reconfigure(errors="backslashreplace")
@@ -65,16 +64,12 @@ def main() -> None:
     debug = "--debug" in options  # accepted before and after the verb
     sys.argv[1:] = [option for option in options if option != "--debug"] + arguments[len(options) :]
     try:
-        exit_code = app_for(sys.argv[1:])(prog_name="fmcae", standalone_mode=False)
-        sys.stdout.flush()  # here, where what goes wrong has its handler
-        sys.exit(exit_code)
+        try:
+            app_for(sys.argv[1:])(prog_name="fmcae")
+        finally:
+            sys.stdout.flush()  # here, where what goes wrong has its handler
     except FmcaeError as error:
         _fail(str(error), error.exit_code, debug)
-    except ParserError as error:
-        if type(error).__name__ == "NoArgsIsHelpError":  # this "error" is the help
-            typer.echo(str(error), err=True)
-            sys.exit(2)
-        _fail(usage_line(error, sys.argv[1:]), 2, debug)
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

@@ -1,6 +1,7 @@
-"""Options and small renderers that several verbs share."""
+"""Options and small renderers that several verbs use."""
 
 import json
+import math
 import os
 import re
 import sys
@@ -11,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from fmcae.errors import ImageError, UsageError
+from fmcae.runtime.session import MAX_THREADS, Provider
 
 JSON_SCHEMA_VERSION = 1
 
@@ -24,17 +26,11 @@ DataOption = Annotated[
     ),
 ]
 ProviderOption = Annotated[
-    str,
-    typer.Option(
-        "--provider",
-        metavar="cpu|cuda",
-        help="Where ONNX Runtime runs; cuda never runs on the CPU.",
-        autocompletion=lambda: ["cpu", "cuda"],  # of the shell; check_provider says what is wrong
-    ),
+    Provider, typer.Option("--provider", help="Where ONNX Runtime runs; cuda never runs on the CPU.")
 ]
 ThreadsOption = Annotated[
     int | None,
-    typer.Option("--threads", metavar="N", help="CPU threads. [default: the CPUs that this process may use]"),
+    typer.Option(metavar="N", min=1, max=MAX_THREADS, help="CPU threads. [default: the CPUs that this process may use]"),
 ]
 ModelOption = Annotated[
     str | None,
@@ -42,7 +38,7 @@ ModelOption = Annotated[
         "--model",
         metavar="PATH",
         help="An exported file or a folder of them, or fashion-mnist-int8, which ships with fmcae. "
-        "[default: fashion-mnist, which does so too]",
+        "[default: fashion-mnist, which ships too]",
         autocompletion=lambda: ["fashion-mnist", "fashion-mnist-int8"],
     ),
 ]
@@ -56,17 +52,18 @@ def print_json(values: dict[str, Any]) -> None:
 
 
 def json_text(values: Any, indent: int | None = None) -> str:
-    """``values`` as JSON in ASCII, which is valid in any encoding that stdout may have."""
-    return json.dumps(_without_surrogates(values), indent=indent)
+    """``values`` as JSON in ASCII, which any encoding of stdout can show; a number that is not finite becomes null."""
+    return json.dumps(_without_what_json_lacks(values), indent=indent, allow_nan=False)
 
 
-def _without_surrogates(values: Any) -> Any:
-    """A file name in an unknown encoding has lone surrogates, which JSON must not have."""
-    if isinstance(values, str):
+def _without_what_json_lacks(values: Any) -> Any:
+    if isinstance(values, str):  # a file name in an unknown encoding has lone surrogates
         return values.encode("utf-8", "backslashreplace").decode()
+    if isinstance(values, float):
+        return values if math.isfinite(values) else None
     if isinstance(values, dict):
-        return {key: _without_surrogates(value) for key, value in values.items()}
-    return [_without_surrogates(value) for value in values] if isinstance(values, list | tuple) else values
+        return {key: _without_what_json_lacks(value) for key, value in values.items()}
+    return [_without_what_json_lacks(value) for value in values] if isinstance(values, list | tuple) else values
 
 
 def note(text: str) -> None:
@@ -87,7 +84,7 @@ def printable(text: str) -> str:
 
 
 def read_stdin(paths: Iterable[str]) -> bytes:
-    """What is on stdin if one of ``paths`` is "-", else nothing.
+    """Read stdin if one of ``paths`` is "-", else nothing.
 
     Raises:
         ImageError: stdin is closed, cannot be read, or has more bytes than an image may have.

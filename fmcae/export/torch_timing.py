@@ -49,7 +49,7 @@ def has_provider(provider: str) -> bool:
     return provider == "cpu" or torch.cuda.is_available()
 
 
-def pytorch_rivals(
+def pytorch_baselines(
     artefact: Artefact, provider: str, threads: int
 ) -> Callable[[NDArray[np.float32]], dict[str, Runner]]:
     """What gives the runners of PyTorch's series for an input: numpy in, numpy out, as ONNX Runtime's.

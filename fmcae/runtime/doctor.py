@@ -15,15 +15,8 @@ from typing import Any
 from fmcae import __version__
 from fmcae.errors import FmcaeError
 from fmcae.runtime.fresh import call_in_fresh_process
-from fmcae.runtime.session import (
-    PROVIDERS,
-    Provider,
-    Session,
-    available_cpus,
-    driver_obstacle,
-    import_onnxruntime,
-    short_reason,
-)
+from fmcae.runtime.machine import available_cpus, driver_obstacle
+from fmcae.runtime.session import PROVIDERS, Provider, Session, import_onnxruntime, short_reason
 
 OLDEST_ONNXRUNTIME = (1, 19)
 _PROBE_TIMEOUT_S = 120  # CUDA's first start compiles kernels for a GPU newer than the build

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmcae.card import CARD_KEY, GOLDEN_KEY, KINDS, Card, Golden, Kind, check_seal, read_metadata
-from fmcae.errors import ArtefactError, UsageError
+from fmcae.errors import ArtefactError, ProviderError, UsageError
 from fmcae.files import read_at_most
 from fmcae.images import ImageSource
 from fmcae.metrics import softmax
@@ -30,8 +30,9 @@ class Prediction:
     """What the classifier says of one image.
 
     Attributes:
-        label: the most probable class's name; index: its number.
-        probability: its probability in [0, 1].
+        label: the name of the most probable class.
+        index: the number of that class.
+        probability: the probability of that class in [0, 1].
         probabilities: (K,) float32 over all classes, summing to 1.
     """
 
@@ -55,13 +56,26 @@ class Artefact:
         """The golden vectors, decoded at the first use: only ``verify`` needs them."""
         return Golden.from_text(self.golden_text)
 
-    def session(self, provider: str = "cpu", threads: int | None = None) -> Session:
-        """An ONNX Runtime session for this file.
+    def check_made_for(self, provider: str) -> None:
+        """Check that the file's precision is made for a provider.
 
         Raises:
-            ProviderError: ``provider`` is not the one that would run.
+            ProviderError: it is made for another one, on which alone it is as fast and as exact as its card says.
+            UsageError: the provider is unknown.
+        """
+        if check_provider(provider) not in self.card.providers:
+            made_for = " and ".join(self.card.providers)
+            precision = self.card.precision["name"]
+            raise ProviderError(f"{self.path}: provider (={provider}) must be {made_for}, which {precision} is made for")
+
+    def session(self, provider: str = "cpu", threads: int | None = None) -> Session:
+        """Start an ONNX Runtime session for this file.
+
+        Raises:
+            ProviderError: the precision is not made for ``provider``, or ``provider`` is not the one that would run.
             ArtefactError: ONNX Runtime cannot load the graph.
         """
+        self.check_made_for(provider)
         try:
             return Session(self.content, provider=provider, threads=threads)
         except ArtefactError as error:
@@ -90,7 +104,7 @@ def artefact_files(folder: str | os.PathLike[str]) -> dict[Kind, Path]:
     Raises:
         ArtefactError: there is none.
     """
-    paths = {kind: located(folder) / file_name(kind) for kind in KINDS}
+    paths = {kind: resolve_path(folder) / file_name(kind) for kind in KINDS}
     files = {kind: path for kind, path in paths.items() if path.is_file()}
     if not files:
         raise ArtefactError(f"{folder}: holds none of {', '.join(map(file_name, KINDS))}")
@@ -104,7 +118,7 @@ def read_artefact(path: str | os.PathLike[str]) -> Artefact:
         ArtefactError: the file cannot be read, is not an artefact of fmcae, or has changed since its export.
         UsageError: path is empty.
     """
-    path = located(path)
+    path = resolve_path(path)
     try:
         content = read_at_most(path, MAX_ARTEFACT_BYTES)
     except OSError as error:
@@ -129,7 +143,7 @@ def read_artefacts(path: str | os.PathLike[str] | None = None, only: Kind | None
     """
     if only is not None and only not in KINDS:
         raise UsageError(f"only (={only}) must be one of {', '.join(KINDS)}")
-    path = shipped_folder() if path is None else located(path)
+    path = shipped_folder() if path is None else resolve_path(path)
     if not path.is_dir():
         artefact = read_artefact(path)
         return {artefact.card.kind: artefact}
@@ -141,13 +155,18 @@ def read_artefacts(path: str | os.PathLike[str] | None = None, only: Kind | None
             raise ArtefactError(f"{artefact.path}: is named {kind} but is a {artefact.card.kind}")
     first, *others = artefacts.values()
     for other in others:
-        if other.card.training != first.card.training:
+        if _autoencoder_facts(other.card) != _autoencoder_facts(first.card):
             raise ArtefactError(f"{path}: {other.path.name} and {first.path.name} come from different runs")
     return artefacts
 
 
-def located(path: str | os.PathLike[str]) -> Path:
-    """``path``, or the folder that ships under that name if there is nothing of that name here.
+def _autoencoder_facts(card: Card) -> object:
+    """The facts of the run that trained a card's autoencoder, which is what all files of one export have in common."""
+    return card.training.get("autoencoder", card.training)
+
+
+def resolve_path(path: str | os.PathLike[str]) -> Path:
+    """Return ``path``, or the folder that ships under that name if there is nothing of that name here.
 
     Raises:
         UsageError: path is empty.

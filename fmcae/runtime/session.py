@@ -1,22 +1,19 @@
-"""One graph in ONNX Runtime: which provider really runs it, on how many threads.
+"""One graph in ONNX Runtime: the provider that really runs it, and its threads.
 
-ONNX Runtime moves to the CPU by itself when CUDA cannot start. Here "cuda" means CUDA or an error: the provider is
-looked up before the session is created and read back from it afterwards.
+ONNX Runtime moves a graph, or nodes of it, to the CPU by itself when CUDA cannot run them. Here "cuda" means that CUDA
+runs every node, or an error: CUDA is the session's only provider, and it is read back after the session is created.
 """
 
 import contextlib
-import ctypes
 import importlib
 import io
-import math
-import os
-import platform
-import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from fmcae.errors import ArtefactError, FmcaeError, ProviderError, UsageError
+from fmcae.runtime.machine import available_cpus, driver_obstacle
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,6 +22,7 @@ if TYPE_CHECKING:
 Provider = Literal["cpu", "cuda"]
 PROVIDERS: tuple[Provider, ...] = get_args(Provider)
 ORT_NAMES: dict[Provider, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+MAX_THREADS = 1_024  # far above what a graph of this size can use; ONNX Runtime itself starts any number
 
 INSTALL_CUDA = "pip uninstall -y onnxruntime && pip install 'onnxruntime-gpu[cuda,cudnn]'"
 INSTALL_DRIVER = "install NVIDIA's driver, or give the container the GPU (docker run --gpus all)"
@@ -33,14 +31,13 @@ REINSTALL_CPU = "pip install --force-reinstall onnxruntime"
 # Full float32, as on the CPU and as in the parity evidence: TF32 keeps 10 bits of mantissa. The heuristic search,
 # because the exhaustive one times every cuDNN algorithm again for each new batch size and may choose another next time.
 _CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+_NO_CPU_NODES = "session.disable_cpu_ep_fallback"
 # How long a thread looks out for work before it sleeps. If it slept at once, two threads would take longer for one image
 # than one does, because operators follow each other faster than a thread wakes; if it never slept, a CPU would be busy.
 _SPIN_MICROSECONDS = 100
 _SPIN_DURATION_SINCE = (1, 26)  # the version of ONNX Runtime; in older ones spinning has no end
 _LOG_FATAL = 4  # ONNX Runtime's severities: 0 verbose, 1 info, 2 warning, 3 error, 4 fatal
 _LOG_WARNING = 2
-MAX_THREADS = 1_024  # far above what a graph of this size can use; ONNX Runtime itself starts any number
-_CUDA_ERROR_NO_DEVICE = 100
 
 
 class Session:
@@ -48,8 +45,8 @@ class Session:
 
     Attributes:
         provider: "cpu" or "cuda", read back from ONNX Runtime after creation.
-        threads: CPU threads of one operator.
-        input_name, output_name: the graph's own.
+        threads: the CPU threads of one operator.
+        input_name, output_name: the graph's own names.
         metadata: the model's custom metadata.
         raw: the :class:`onnxruntime.InferenceSession` itself.
     """
@@ -65,13 +62,13 @@ class Session:
         """
         Args:
             model: an ONNX file, or its bytes.
-            provider: "cpu" or "cuda"; "cuda" never falls back to the CPU.
+            provider: "cpu" or "cuda"; "cuda" never falls back to the CPU, not even for single nodes.
             threads: None for all that :func:`available_cpus` counts. Between runs they sleep.
-            profile_prefix: where ONNX Runtime's profile goes, written by ``raw.end_profiling()``; None for none.
+            profile_prefix: where ONNX Runtime's profile goes, written by ``raw.end_profiling()``; None for no profile.
 
         Raises:
-            UsageError: an unknown provider, or threads out of range.
-            ProviderError: CUDA cannot run here; the message says what is missing and how to get it.
+            UsageError: the provider is unknown, or threads is out of range.
+            ProviderError: CUDA cannot run here, and the message says how to get it; or it cannot run every node.
             ArtefactError: the model cannot be read, or has not exactly one input and one output.
         """
         wanted = check_provider(provider)
@@ -112,7 +109,7 @@ class Session:
             raise self._explain(x, error) from error
 
     def _explain(self, x: Any, error: Exception) -> FmcaeError:
-        """Looked up only after a failure, so that a run that succeeds pays for no check."""
+        """Find the reason only after a failure, so that a run that succeeds pays for no check."""
         expected = self.raw.get_inputs()[0]
         wanted = f"{self.input_name} must be an array {_shape(expected.shape)} float32"
         shape, dtype = getattr(x, "shape", None), getattr(x, "dtype", None)
@@ -127,7 +124,7 @@ class Session:
 
 
 def check_provider(provider: str) -> Provider:
-    """``provider`` itself.
+    """Return ``provider`` itself.
 
     Raises:
         UsageError: it is neither "cpu" nor "cuda".
@@ -139,7 +136,7 @@ def check_provider(provider: str) -> Provider:
 
 
 def check_threads(threads: int | None) -> int:
-    """``threads`` itself, or :func:`available_cpus` for None.
+    """Return ``threads`` itself, or :func:`available_cpus` for None.
 
     Raises:
         UsageError: it is no integer from 1 to 1,024.
@@ -151,24 +148,11 @@ def check_threads(threads: int | None) -> int:
     return threads
 
 
-def available_cpus(root: Path = Path("/")) -> int:
-    """CPUs that this process may use: its affinity, cut to the container's CPU quota (rounded up), at least 1.
-
-    Args:
-        root: the folder that holds ``proc`` and ``sys``; another one in tests.
-
-    Source: the kernel's documentation, cgroup-v2 "cpu.max" and cgroup-v1 "cpu.cfs_quota_us".
-    """
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _cgroup_quota(root)
-    return max(1, cpus if quota is None else min(cpus, math.ceil(quota)))
-
-
 def import_onnxruntime() -> Any:
     """The ``onnxruntime`` module, imported at the first use because that takes a good part of a cold start.
 
     Raises:
-        FmcaeError: it is missing or broken, with the command that mends it.
+        FmcaeError: it is missing or broken; the message has the command that mends it.
     """
     try:
         with warnings.catch_warnings():
@@ -177,7 +161,7 @@ def import_onnxruntime() -> Any:
     except ImportError as error:
         raise FmcaeError(f"ONNX Runtime cannot be imported ({short_reason(error)}): run  {REINSTALL_CPU}") from error
     if not hasattr(onnxruntime, "InferenceSession"):
-        # pip removes the files that the CPU and the GPU package share when one of the two is uninstalled.
+        # pip removes the files that the CPU and the GPU package have in common when one of the two is uninstalled.
         raise FmcaeError("ONNX Runtime's files are incomplete; fmcae doctor names the command that mends it")
     if hasattr(onnxruntime, "disable_telemetry_events"):
         onnxruntime.disable_telemetry_events()  # nothing that a user did not ask for leaves the machine
@@ -191,53 +175,6 @@ def short_reason(error: BaseException, limit: int = 200) -> str:
     if text.startswith("[ONNXRuntimeError]"):
         text = text.split(" : ", 3)[-1]  # [ONNXRuntimeError] : 7 : INVALID_PROTOBUF : what happened
     return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
-def describe_machine() -> dict[str, Any]:
-    """What a measurement depends on: versions of Python, fmcae and packages, the CPU, and its CPUs' share.
-
-    A package that is not installed is None; torch is looked up, never imported.
-    """
-    from importlib.metadata import PackageNotFoundError, version
-
-    from fmcae import __version__
-
-    def installed(name: str) -> str | None:
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            return None
-
-    ort = import_onnxruntime()
-    return {
-        "fmcae": __version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpu": _cpu_name(),
-        "available_cpus": available_cpus(),
-        "numpy": installed("numpy"),
-        "onnxruntime": ort.__version__,
-        "onnxruntime_build": ort.get_device(),  # "CPU" or "GPU"
-        "onnxruntime_cuda": getattr(ort, "cuda_version", None) or None,
-        "torch": installed("torch"),
-    }
-
-
-def driver_obstacle() -> str | None:
-    """What keeps the NVIDIA driver from giving a GPU, in a few words; None if it has one.
-
-    Source: CUDA Driver API, cuInit and cuDeviceGetCount.
-    """
-    name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
-    try:
-        driver = ctypes.CDLL(name)
-    except OSError:
-        return "no NVIDIA driver is found"
-    count = ctypes.c_int(0)
-    status = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
-    if status == _CUDA_ERROR_NO_DEVICE or (status == 0 and count.value == 0):
-        return "the NVIDIA driver finds no GPU"
-    return f"the NVIDIA driver does not start (CUDA error {status})" if status != 0 else None
 
 
 def _create_on_cpu(ort: Any, model: bytes | str | Path, options: Any) -> Any:
@@ -270,22 +207,42 @@ def _create_on_cuda(ort: Any, model: bytes | str | Path, options: Any) -> Any:
     if driver:
         raise _cuda_error(driver, INSTALL_DRIVER)
 
-    # The CPU stands behind CUDA for the few operators on shapes that ONNX Runtime keeps there by design.
-    providers = [(ORT_NAMES["cuda"], _CUDA_OPTIONS), ORT_NAMES["cpu"]]
+    def create() -> Any:
+        source = model if isinstance(model, bytes) else str(model)
+        providers = [(ORT_NAMES["cuda"], _CUDA_OPTIONS)]
+        return ort.InferenceSession(source, options, providers=providers, enable_fallback=0)
+
     # A CUDA that cannot start is reported by the default logger, not by the session's.
     ort.set_default_logger_severity(_LOG_FATAL)
+    options.add_session_config_entry(_NO_CPU_NODES, "1")
     try:
-        source = model if isinstance(model, bytes) else str(model)
-        session = ort.InferenceSession(source, options, providers=providers, enable_fallback=0)
+        session = create()
     except Exception as error:
+        options.add_session_config_entry(_NO_CPU_NODES, "0")
         _create_on_cpu(ort, model, options)  # raises if it is the model that is broken
-        raise _cuda_error(_library_obstacle(ort) or short_reason(error)) from error
+        fell_back = "fallback to CPU" in str(error)
+        if fell_back and (operators := _cpu_operators(create, options)):
+            reason = f"CUDA has no kernel for {operators}, which would run on the CPU"
+            raise ProviderError(f"{_name_of(model)} does not run on cuda alone: {reason}") from error
+        reason = "ONNX Runtime could not start it" if fell_back else short_reason(error)
+        raise _cuda_error(_library_obstacle(ort) or reason) from error
     finally:
         ort.set_default_logger_severity(_LOG_WARNING)
     session.disable_fallback()
     if session.get_providers()[0] != ORT_NAMES["cuda"]:
         raise _cuda_error(_library_obstacle(ort) or "ONNX Runtime could not start it")
     return session
+
+
+def _cpu_operators(create: Callable[[], Any], options: Any) -> str | None:
+    """The operators that would run on the CPU beside CUDA, if ONNX Runtime tells; None if CUDA does not start at all."""
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    session = create()
+    if session.get_providers()[0] != ORT_NAMES["cuda"]:
+        return None
+    list_parts = getattr(session, "get_provider_graph_assignment_info", list)  # since 1.24
+    nodes = (node.op_type for part in list_parts() if part.ep_name == ORT_NAMES["cpu"] for node in part.get_nodes())
+    return ", ".join(dict.fromkeys(nodes)) or "some of its nodes"
 
 
 def _cuda_error(obstacle: str, remedy: str = f"with an NVIDIA driver, run  {INSTALL_CUDA}") -> ProviderError:
@@ -297,6 +254,8 @@ def _library_obstacle(ort: Any) -> str | None:
 
     Only after ONNX Runtime itself has failed: loaded before that, its library would start without its host and crash.
     """
+    import ctypes
+
     library = Path(ort.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so"
     try:
         if library.exists():
@@ -323,55 +282,3 @@ def _name_of(model: bytes | str | Path) -> str:
 
 def _shape(shape: Any) -> str:
     return "(" + ", ".join(str(size) if isinstance(size, int) else "N" for size in shape) + ")"
-
-
-def _cgroup_quota(root: Path) -> float | None:
-    """The smallest CPU quota of this process's control groups and their parents, in CPUs; None without one."""
-    quotas = []
-    for line in _read(root / "proc/self/cgroup").splitlines():
-        _, _, rest = line.partition(":")
-        controllers, _, group = rest.partition(":")
-        mounts = root / "sys/fs/cgroup"
-        if controllers == "":
-            mount, read = mounts, _quota_v2
-        elif "cpu" in controllers.split(","):
-            mount, read = mounts / "cpu", _quota_v1
-        else:
-            continue
-        # A container often sees its host's path but only its own mount: what is not there is passed over.
-        folder = mount / group.strip("/")
-        for candidate in (folder, *folder.parents):
-            quotas.append(read(candidate))
-            if candidate == mount:
-                break
-    return min((quota for quota in quotas if quota is not None), default=None)
-
-
-def _quota_v2(folder: Path) -> float | None:
-    return _quotient(*_read(folder / "cpu.max").split())
-
-
-def _quota_v1(folder: Path) -> float | None:
-    return _quotient(_read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us"))
-
-
-def _quotient(quota: str = "", period: str = "", *_: str) -> float | None:
-    try:
-        cpus = int(quota) / int(period)
-    except (ValueError, ZeroDivisionError):  # "max" or an absent file: no quota
-        return None
-    return cpus if cpus > 0 else None  # v1 writes -1 for none
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
-        return ""
-
-
-def _cpu_name() -> str:
-    for line in _read(Path("/proc/cpuinfo")).splitlines():
-        if line.lower().startswith(("model name", "hardware")):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

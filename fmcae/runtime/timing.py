@@ -11,9 +11,6 @@ end in host memory; with "-resident" behind its name they stay on the device, an
 """
 
 import json
-import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +23,7 @@ from numpy.typing import NDArray
 
 from fmcae.errors import FmcaeError, ProviderError, UsageError
 from fmcae.runtime.fresh import call_in_fresh_process
+from fmcae.runtime.machine import cpu_times_ns, gpu_facts, peak_memory_mib
 from fmcae.runtime.session import Provider, Session, import_onnxruntime, short_reason
 
 FloatArray = NDArray[np.float32]
@@ -142,7 +140,7 @@ def time_graph(
     threads: int | None = None,
     batch_sizes: Sequence[int] = (1,),
     seconds: float = 1.0,
-    rivals: Callable[[FloatArray], Mapping[str, Runner]] = lambda x: {},
+    baselines: Callable[[FloatArray], Mapping[str, Runner]] = lambda x: {},
     progress: Callable[[str], None] = lambda step: None,
 ) -> GraphTiming:
     """Measure one ONNX file.
@@ -150,7 +148,7 @@ def time_graph(
     Args:
         graph: its name in the result.
         seconds: measuring time of each series at each batch size, warm-up not counted.
-        rivals: gives other engines' runners for an input x, by series name, to be timed in turns with ONNX Runtime.
+        baselines: gives other engines' runners for an input x, by series name, to be timed in turns with ONNX Runtime.
         progress: called with each step's name before it starts.
 
     Raises:
@@ -173,7 +171,7 @@ def time_graph(
         if session.provider == "cuda":
             runners["onnxruntime-cuda-resident"] = resident_runner(session, x)
             runners["onnxruntime-cpu"] = lambda x=x: on_cpu.run(x)  # type: ignore[misc]
-        cases.append(time_in_turns({**runners, **rivals(x)}, size, seconds))
+        cases.append(time_in_turns({**runners, **baselines(x)}, size, seconds))
 
     return GraphTiming(
         graph=graph,
@@ -197,12 +195,12 @@ def time_in_turns(runners: Mapping[str, Runner], batch_size: int, seconds: float
     for run in runners.values():
         _run_for(run, seconds * _WARM_UP_SHARE)
     rounds: dict[str, list[NDArray[np.float64]]] = {name: [] for name in runners}
-    before = _cpu_ns()
+    before = cpu_times_ns()
     for index in range(ROUNDS):
         for name in list(runners)[:: 1 if index % 2 == 0 else -1]:
             runners[name]()  # brings back what the one before pushed out of the caches
             rounds[name].append(_run_for(runners[name], seconds / ROUNDS))
-    ran, waited = (now - then for now, then in zip(_cpu_ns(), before, strict=True))
+    ran, waited = (now - then for now, then in zip(cpu_times_ns(), before, strict=True))
 
     medians = {name: np.array([np.median(times) for times in rounds[name]]) for name in runners}
     first, *others = runners
@@ -322,50 +320,6 @@ def random_input(session: Session, batch_size: int) -> FloatArray:
     if isinstance(batch, int) and batch != batch_size:
         raise UsageError(f"batch (={batch_size}) must be {batch}: this graph's batch size is fixed")
     return np.random.default_rng(0).random((batch_size, *sizes), dtype=np.float32)
-
-
-def peak_memory_mib() -> float | None:
-    """This process's peak resident memory, in MiB; None where the system does not tell."""
-    try:
-        # Not ru_maxrss, which on Linux a child inherits from a larger parent.
-        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 1024
-    except OSError:
-        pass
-    if sys.platform == "darwin":
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return None
-
-
-def gpu_facts() -> dict[str, Any] | None:
-    """Name, driver and used memory of the GPU that CUDA calls device 0, from nvidia-smi; None if that cannot be had."""
-    device = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip() or "0"
-    query = "--query-gpu=name,driver_version,memory.used,memory.total"
-    command = ["nvidia-smi", query, "--format=csv,noheader,nounits", "-i", device]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
-        name, driver, used, total = (field.strip() for field in answer.splitlines()[0].split(","))
-        return {"name": name, "driver": driver, "memory_used_mib": float(used), "memory_total_mib": float(total)}
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
-        return None
-
-
-def _cpu_ns() -> tuple[int, int]:
-    """How long this process's threads have run, and have waited for a CPU; zeros where the system does not tell.
-
-    Source: the kernel's documentation, scheduler/sched-stats, "/proc/<pid>/schedstat".
-    """
-    ran = waited = 0
-    try:
-        for path in Path("/proc/self/task").glob("*/schedstat"):
-            thread_ran, thread_waited, _ = map(int, path.read_text(encoding="ascii").split())
-            ran, waited = ran + thread_ran, waited + thread_waited
-    except (OSError, ValueError):
-        return 0, 0
-    return ran, waited
 
 
 def _run_for(run: Runner, seconds: float) -> NDArray[np.float64]:

@@ -1,11 +1,12 @@
 """Replay an artefact's golden vectors: is this file, on this provider, what it was shipped as?"""
 
+import os
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fmcae.runtime.model import Artefact
+from fmcae.runtime.model import Artefact, read_artefact
 
 RELATIVE_FLOOR = 1e-3
 
@@ -15,8 +16,8 @@ class Difference:
     """How far outputs are from their reference.
 
     Attributes:
-        max_abs: largest absolute difference.
-        max_rel: largest difference relative to the reference, over values of at least RELATIVE_FLOOR in size: below
+        max_abs: the largest absolute difference; infinite if the shapes differ.
+        max_rel: the largest difference relative to the reference, over values of at least RELATIVE_FLOOR in size: below
             it a relative difference says nothing, since a ReLU's output may be any small number.
         within: whether every value is within atol + rtol·|reference|.
     """
@@ -55,13 +56,22 @@ def compare(outputs: NDArray[np.float32], reference: NDArray[np.float32], tolera
     )
 
 
-def verify(artefact: Artefact, provider: str = "cpu", threads: int | None = None) -> Verification:
+def verify(
+    artefact: Artefact | str | os.PathLike[str], provider: str = "cpu", threads: int | None = None
+) -> Verification:
     """Run the golden inputs and compare outputs and labels with what the file says.
 
+    Args:
+        artefact: an exported file's path, or what :func:`fmcae.runtime.model.read_artefact` gave for it.
+        provider: "cpu" or "cuda"; "cuda" never runs on the CPU instead.
+        threads: ONNX Runtime's threads, 1 to 1,024; None takes the CPUs that this process may use.
+
     Raises:
-        ProviderError: ``provider`` is not the one that would run.
-        ArtefactError: ONNX Runtime cannot load the graph.
+        ProviderError: the file is not made for ``provider``, or ``provider`` is not the one that would run.
+        ArtefactError: the file cannot be read, has changed since its export, or does not load in ONNX Runtime.
     """
+    if not isinstance(artefact, Artefact):
+        artefact = read_artefact(artefact)
     card, golden = artefact.card, artefact.golden
     session = artefact.session(provider, threads)
     outputs = session.run(golden.inputs)

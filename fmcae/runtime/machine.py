@@ -1,0 +1,185 @@
+"""The machine: its CPUs and their share, its memory and GPU, and the versions that a measurement depends on.
+
+Nothing heavy is imported with this module; each probe imports what it needs.
+"""
+
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+_CUDA_ERROR_NO_DEVICE = 100
+
+
+def available_cpus(root: Path = Path("/")) -> int:
+    """Count the CPUs that this process may use: its affinity, cut to the container's quota (rounded up), at least 1.
+
+    Args:
+        root: the folder that holds ``proc`` and ``sys``; another one in tests.
+
+    Source: the kernel's documentation, cgroup-v2 "cpu.max" and cgroup-v1 "cpu.cfs_quota_us".
+    """
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _cgroup_quota(root)
+    return max(1, cpus if quota is None else min(cpus, math.ceil(quota)))
+
+
+def describe_hardware() -> dict[str, Any]:
+    """Return the CPU's name, the CPUs that this process may use, the machine's memory in GiB and the platform.
+
+    The memory is None where the system does not tell.
+    """
+    import platform
+
+    return {
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "available_cpus": available_cpus(),
+        "memory_gib": _memory_gib(),
+    }
+
+
+def describe_machine() -> dict[str, Any]:
+    """Return what a measurement depends on: the hardware, and the versions of Python, fmcae and packages.
+
+    A package that is not installed is None; torch is looked up, never imported.
+    """
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    from fmcae import __version__
+    from fmcae.runtime.session import import_onnxruntime
+
+    def installed(name: str) -> str | None:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            return None
+
+    ort = import_onnxruntime()
+    return {
+        "fmcae": __version__,
+        "python": platform.python_version(),
+        **describe_hardware(),
+        "numpy": installed("numpy"),
+        "onnxruntime": ort.__version__,
+        "onnxruntime_build": ort.get_device(),  # "CPU" or "GPU"
+        "onnxruntime_cuda": getattr(ort, "cuda_version", None) or None,
+        "torch": installed("torch"),
+    }
+
+
+def driver_obstacle() -> str | None:
+    """Return what keeps the NVIDIA driver from giving a GPU, in a few words; None if it has one.
+
+    Source: CUDA Driver API, cuInit and cuDeviceGetCount.
+    """
+    import ctypes
+
+    name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+    try:
+        driver = ctypes.CDLL(name)
+    except OSError:
+        return "no NVIDIA driver is found"
+    count = ctypes.c_int(0)
+    status = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
+    if status == _CUDA_ERROR_NO_DEVICE or (status == 0 and count.value == 0):
+        return "the NVIDIA driver finds no GPU"
+    return f"the NVIDIA driver does not start (CUDA error {status})" if status != 0 else None
+
+
+def gpu_facts() -> dict[str, Any] | None:
+    """Return the name, driver and memory of CUDA's device 0, from nvidia-smi; None if they cannot be had."""
+    import subprocess
+
+    device = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip() or "0"
+    query = "--query-gpu=name,driver_version,memory.used,memory.total"
+    command = ["nvidia-smi", query, "--format=csv,noheader,nounits", "-i", device]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
+        name, driver, used, total = (field.strip() for field in answer.splitlines()[0].split(","))
+        return {"name": name, "driver": driver, "memory_used_mib": float(used), "memory_total_mib": float(total)}
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return None
+
+
+def peak_memory_mib() -> float | None:
+    """Return this process's peak resident memory in MiB; None where the system does not tell."""
+    # Not ru_maxrss, which on Linux a child inherits from a larger parent.
+    for line in _read(Path("/proc/self/status")).splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) / 1024
+    if sys.platform == "darwin":
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return None
+
+
+def cpu_times_ns() -> tuple[int, int]:
+    """Return how long this process's threads have run and have waited for a CPU; zeros where the system does not tell.
+
+    Source: the kernel's documentation, scheduler/sched-stats, "/proc/<pid>/schedstat".
+    """
+    ran = waited = 0
+    try:
+        for path in Path("/proc/self/task").glob("*/schedstat"):
+            thread_ran, thread_waited, _ = map(int, path.read_text(encoding="ascii").split())
+            ran, waited = ran + thread_ran, waited + thread_waited
+    except (OSError, ValueError):
+        return 0, 0
+    return ran, waited
+
+
+def _cgroup_quota(root: Path) -> float | None:
+    """Return the smallest CPU quota of this process's control groups and their parents, in CPUs; None without one."""
+    quotas = []
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        controllers, _, group = line.partition(":")[2].partition(":")
+        if controllers == "":
+            mount, is_v2 = root / "sys/fs/cgroup", True
+        elif "cpu" in controllers.split(","):
+            mount, is_v2 = root / "sys/fs/cgroup/cpu", False
+        else:
+            continue
+        # A container often sees its host's path but only its own mount: what is not there is passed over.
+        folder = mount / group.strip("/")
+        for candidate in (folder, *folder.parents):
+            names = ["cpu.max"] if is_v2 else ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
+            quotas.append(_quotient(" ".join(_read(candidate / name) for name in names)))
+            if candidate == mount:
+                break
+    return min((quota for quota in quotas if quota is not None), default=None)
+
+
+def _quotient(quota_and_period: str) -> float | None:
+    try:
+        quota, period = map(int, quota_and_period.split())
+        cpus = quota / period
+    except (ValueError, ZeroDivisionError):  # "max" or an absent file: no quota
+        return None
+    return cpus if cpus > 0 else None  # version 1 writes -1 for none
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def _cpu_name() -> str:
+    import platform
+
+    for line in _read(Path("/proc/cpuinfo")).splitlines():
+        if line.lower().startswith(("model name", "hardware")):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _memory_gib() -> float | None:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
+        return None
