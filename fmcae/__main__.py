@@ -18,7 +18,9 @@ def main() -> None:
 
 
 def _freeze() -> None:
-    if "torch" not in sys.modules:  # whose libraries check at the end that they were cleaned up, and print a page if not
+    if (
+        "torch" not in sys.modules
+    ):  # whose libraries check at the end that they were cleaned up, and print a page if not
         gc.freeze()
 
 

@@ -27,7 +27,13 @@ SCHEMA_VERSION = 1
 CARD_KEY, GOLDEN_KEY, SEAL_KEY = "fmcae.card", "fmcae.golden", "fmcae.seal"
 Kind = Literal["encoder", "decoder", "classifier"]
 KINDS: tuple[Kind, ...] = ("encoder", "decoder", "classifier")
-PRECISION_PROVIDERS = {"fp32": ("cpu", "cuda"), "int8": ("cpu",), "fp16": ("cpu", "cuda")}  # each one is made for
+Precision = Literal["fp32", "int8", "fp16"]
+# What each is made for: CUDA has no kernels for the integer operators of int8.
+PRECISION_PROVIDERS: dict[Precision, tuple[str, ...]] = {
+    "fp32": ("cpu", "cuda"),
+    "int8": ("cpu",),
+    "fp16": ("cpu", "cuda"),
+}
 GRAPH_FIELD, METADATA_FIELD = 7, 14  # of ModelProto in onnx.proto
 
 
@@ -132,6 +138,20 @@ class Golden:
             raise ArtefactError(f"its golden vectors are damaged: {error}") from error
 
 
+def parity_lines(evidence: Mapping[str, Any]) -> str:
+    """The parity evidence of a card as lines of text, one for each output and batch size."""
+    lines = []
+    for item in evidence["comparisons"]:
+        agreement, difference = item["label_agreement"], item["difference"]
+        labels = "" if agreement is None else f"  labels agree {agreement:.2%}"
+        lines.append(
+            f"  {item['output']:<7} batch {item['batch_size']:>4}  max abs {difference['max_abs']:.2e}  "
+            f"max rel {difference['max_rel']:.2e}{labels}"
+        )
+    result = "holds" if evidence["passed"] else "does not hold"
+    return "\n".join([*lines, f"parity {result} on {evidence['images']:,} images, provider {evidence['provider']}"])
+
+
 def seal(model: bytes, card: str, golden: str) -> str:
     """The seal of an ONNX file's bytes with its card and golden vectors: JSON of three SHA-256 digests."""
     return json.dumps(_digests(model, card, golden))
@@ -160,7 +180,11 @@ def check_seal(model: bytes, metadata: Mapping[str, str]) -> None:
         digests = _digests(model, metadata[CARD_KEY], metadata[GOLDEN_KEY])
     except (ValueError, RecursionError) as error:
         raise ArtefactError(f"is damaged: its seal cannot be read: {error}") from error
-    if not isinstance(expected, dict) or {*expected} != {*what} or not all(isinstance(d, str) for d in expected.values()):
+    if (
+        not isinstance(expected, dict)
+        or {*expected} != {*what}
+        or not all(isinstance(d, str) for d in expected.values())
+    ):
         raise ArtefactError("is damaged: its seal is no JSON object of three digests")
     changed = [words for name, words in what.items() if digests[name] != expected[name]]
     if changed:

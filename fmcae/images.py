@@ -28,7 +28,12 @@ IMAGE_SUFFIXES = frozenset(
     ".apng .png .jfif .jpe .jpeg .jpg .gif .bmp .pbm .pfm .pgm .pnm .ppm .webp .tif .tiff .avif .avifs "
     ".j2c .j2k .jp2 .jpc .jpf .jpx .ico".split()
 )
-EXIF_KEYS = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}  # where the common formats keep an orientation
+EXIF_KEYS = {
+    "exif",
+    "Raw profile type exif",
+    "xmp",
+    "XML:com.adobe.xmp",
+}  # where the common formats keep an orientation
 DRAFT_SIZE = 1344  # pixels of an edge that a JPEG is not decoded below: four times what preprocessing works at
 
 

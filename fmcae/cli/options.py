@@ -5,7 +5,8 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,7 +31,9 @@ ProviderOption = Annotated[
 ]
 ThreadsOption = Annotated[
     int | None,
-    typer.Option(metavar="N", min=1, max=MAX_THREADS, help="CPU threads. [default: the CPUs that this process may use]"),
+    typer.Option(
+        metavar="N", min=1, max=MAX_THREADS, help="CPU threads. [default: the CPUs that this process may use]"
+    ),
 ]
 ModelOption = Annotated[
     str | None,
@@ -69,6 +72,18 @@ def _without_what_json_lacks(values: Any) -> Any:
 def note(text: str) -> None:
     """Print a line of progress or advice to stderr."""
     typer.echo(text, err=True)
+
+
+@contextmanager
+def status(text: str) -> Iterator[None]:
+    """Show that something takes its time, on a terminal's stderr only; nothing is left of it at the end."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(text):
+        yield
 
 
 def error_line(text: str) -> None:

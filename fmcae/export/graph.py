@@ -48,7 +48,8 @@ def to_onnx(network: nn.Module, kind: Kind, example: NDArray[np.float32]) -> byt
     if kind != "decoder" and any(isinstance(layer, nn.MaxPool2d) for layer in network.modules()):
         _crop(model, USED_PIXELS)
     onnx.checker.check_model(model, full_check=True)
-    return model.SerializeToString(deterministic=True)
+    content: bytes = model.SerializeToString(deterministic=True)
+    return content
 
 
 def _crop(model: onnx.ModelProto, size: int) -> None:

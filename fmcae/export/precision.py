@@ -68,7 +68,8 @@ def int8_graph(classifier: Classifier, calibration: NDArray[np.uint8]) -> bytes:
     domains = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
     model = helper.make_model(graph, opset_imports=domains, ir_version=8, producer_name="fmcae")
     onnx.checker.check_model(model)
-    return model.SerializeToString(deterministic=True)
+    content: bytes = model.SerializeToString(deterministic=True)
+    return content
 
 
 def latent_units(graph: bytes) -> int:

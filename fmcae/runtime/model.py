@@ -66,7 +66,9 @@ class Artefact:
         if check_provider(provider) not in self.card.providers:
             made_for = " and ".join(self.card.providers)
             precision = self.card.precision["name"]
-            raise ProviderError(f"{self.path}: provider (={provider}) must be {made_for}, which {precision} is made for")
+            raise ProviderError(
+                f"{self.path}: provider (={provider}) must be {made_for}, which {precision} is made for"
+            )
 
     def session(self, provider: str = "cpu", threads: int | None = None) -> Session:
         """Start an ONNX Runtime session for this file.

@@ -15,6 +15,7 @@ from fmcae.data import Dataset, Split, load_dataset
 from fmcae.errors import ArtefactError, GateError, RunError, UsageError
 from fmcae.export import artefacts
 from fmcae.export.artefacts import export_run, golden_vectors, trained_networks
+from fmcae.export.graph import to_onnx
 from fmcae.runtime.model import read_artefact, read_artefacts
 from fmcae.runtime.verify import verify
 from fmcae.train.config import NetworkConfig, TrainConfig
@@ -68,7 +69,9 @@ def test_golden_vectors_are_pytorchs_numbers(exported: Path, trained_run: Path) 
     assert len(golden.labels) == len(golden.inputs) == 10
 
 
-def test_the_same_run_exports_to_the_same_bytes(exported: Path, trained_run: Path, sample: Path, tmp_path: Path) -> None:
+def test_the_same_run_exports_to_the_same_bytes(
+    exported: Path, trained_run: Path, sample: Path, tmp_path: Path
+) -> None:
     export_run(open_run(trained_run), load_dataset(sample), tmp_path)
     for kind in KINDS:
         assert (tmp_path / f"{kind}.onnx").read_bytes() == (exported / f"{kind}.onnx").read_bytes()
@@ -79,7 +82,12 @@ def test_an_adopted_autoencoder_keeps_its_own_facts(trained_run: Path, sample: P
     dataset = load_dataset(sample)
     source = open_run(trained_run)
     config = TrainConfig(
-        source.config.network, learning_rate=0.01, epochs=1, seed=5, stage="classifier", autoencoder_from=str(trained_run)
+        source.config.network,
+        learning_rate=0.01,
+        epochs=1,
+        seed=5,
+        stage="classifier",
+        autoencoder_from=str(trained_run),
     )
     run = create_run(tmp_path / "second", config, dataset, autoencoder_from=trained_run)
     train(run, dataset)
@@ -107,7 +115,7 @@ def test_a_file_is_sealed_once(exported: Path, trained_run: Path, sample: Path) 
     for kind, network in networks.items():
         model = onnx.load(exported / f"{kind}.onnx")
         del model.metadata_props[:]
-        assert model.SerializeToString(deterministic=True) == artefacts.to_onnx(network, kind, golden[kind].inputs)
+        assert model.SerializeToString(deterministic=True) == to_onnx(network, kind, golden[kind].inputs)
 
 
 def test_the_card_for_people_agrees_with_the_cards(exported: Path) -> None:
@@ -118,8 +126,10 @@ def test_the_card_for_people_agrees_with_the_cards(exported: Path) -> None:
     assert f"{(exported / 'encoder.onnx').stat().st_size:,}" in text
 
 
-def test_without_parity_nothing_is_written(trained_run: Path, sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = artefacts.to_onnx
+def test_without_parity_nothing_is_written(
+    trained_run: Path, sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = to_onnx
 
     def wrong(network: nn.Module, kind: Kind, example: NDArray[np.float32]) -> bytes:
         model = onnx.load_from_string(real(network, kind, example))
@@ -127,7 +137,8 @@ def test_without_parity_nothing_is_written(trained_run: Path, sample: Path, tmp_
         values = onnx.numpy_helper.to_array(weight).copy()
         values[0] += 0.01
         weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
-        return model.SerializeToString()
+        content: bytes = model.SerializeToString()
+        return content
 
     monkeypatch.setattr(artefacts, "to_onnx", wrong)
     with pytest.raises(GateError, match="parity does not hold, nothing was written: .* differ"):
@@ -156,7 +167,9 @@ def test_only_an_earlier_export_is_overwritten(exported: Path, trained_run: Path
     export_run(run, dataset, exported)
 
 
-def test_an_export_that_fails_half_way_leaves_the_old_one(exported: Path, trained_run: Path, sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_export_that_fails_half_way_leaves_the_old_one(
+    exported: Path, trained_run: Path, sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     old = shutil.copytree(exported, tmp_path / "old")
     before = {path.name: path.read_bytes() for path in old.iterdir()}
     real, calls = os.fsync, list[int]()

@@ -31,7 +31,7 @@ def sessions(exported: Path) -> Sessions:
 
 
 @pytest.fixture(scope="module")
-def test_split(sample: Path) -> None:
+def test_split(sample: Path) -> Split:
     return load_dataset(sample).test
 
 
