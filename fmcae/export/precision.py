@@ -32,8 +32,8 @@ from fmcae import metrics
 from fmcae.data import Dataset, Split
 from fmcae.errors import UsageError
 from fmcae.preprocess import scale
+from fmcae.runtime.machine import describe_machine
 from fmcae.runtime.model import Artefact, Model
-from fmcae.runtime.session import describe_machine
 from fmcae.runtime.timing import Ratio, random_input, time_in_turns
 from fmcae.train.networks import Classifier
 
