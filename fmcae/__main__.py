@@ -18,9 +18,8 @@ def main() -> None:
 
 
 def _freeze() -> None:
-    if (
-        "torch" not in sys.modules
-    ):  # whose libraries check at the end that they were cleaned up, and print a page if not
+    # A library that PyTorch loads prints all its objects that are not freed in the end.
+    if "torch" not in sys.modules:
         gc.freeze()
 
 

@@ -24,16 +24,11 @@ MAX_PIXELS = 64_000_000  # a larger picture is more likely a decompression bomb 
 COMMON_FORMATS = ("PNG", "JPEG", "GIF", "BMP", "PPM")
 OTHER_FORMATS = ("WEBP", "TIFF", "AVIF", "JPEG2000", "ICO")
 # What Pillow registers for those formats, written down because Image.init() takes as long as it takes to read pictures.
-IMAGE_SUFFIXES = frozenset(
-    ".apng .png .jfif .jpe .jpeg .jpg .gif .bmp .pbm .pfm .pgm .pnm .ppm .webp .tif .tiff .avif .avifs "
-    ".j2c .j2k .jp2 .jpc .jpf .jpx .ico".split()
-)
-EXIF_KEYS = {
-    "exif",
-    "Raw profile type exif",
-    "xmp",
-    "XML:com.adobe.xmp",
-}  # where the common formats keep an orientation
+IMAGE_SUFFIXES = frozenset({
+    ".apng", ".png", ".jfif", ".jpe", ".jpeg", ".jpg", ".gif", ".bmp", ".pbm", ".pfm", ".pgm", ".pnm", ".ppm", ".webp",
+    ".tif", ".tiff", ".avif", ".avifs", ".j2c", ".j2k", ".jp2", ".jpc", ".jpf", ".jpx", ".ico",
+})  # fmt: skip
+EXIF_KEYS = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}  # where an orientation may be
 DRAFT_SIZE = 1344  # pixels of an edge that a JPEG is not decoded below: four times what preprocessing works at
 
 

@@ -1,4 +1,4 @@
-"""What several tests share. Without the [train] extra, everything that needs torch is left out and the rest runs."""
+"""Fixtures of several tests. Without the [train] extra, everything that needs torch is left out and the rest runs."""
 
 import io
 import sys
@@ -6,9 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 import fmcae
@@ -56,7 +58,7 @@ def model() -> fmcae.Model:
 
 
 @pytest.fixture(scope="session")
-def test_images() -> np.ndarray:
+def test_images() -> NDArray[np.uint8]:
     """The sample's 400 test images, (400, 28, 28) uint8."""
     from fmcae.data import load_dataset
 
@@ -67,7 +69,7 @@ def test_images() -> np.ndarray:
 def encoded() -> Callable[..., bytes]:
     """A PIL image as a file's bytes: ``encoded(image, "JPEG", quality=85)``."""
 
-    def encode(image: Image.Image, file_format: str = "PNG", **options: object) -> bytes:
+    def encode(image: Image.Image, file_format: str = "PNG", **options: Any) -> bytes:
         buffer = io.BytesIO()
         image.save(buffer, file_format, **options)
         return buffer.getvalue()
@@ -90,8 +92,11 @@ class Result:
     stderr: str
 
 
+Cli: TypeAlias = Callable[..., Result]
+
+
 @pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Cli:
     """Run ``fmcae`` in this process: ``cli("predict", path, stdin=b"...")``."""
 
     def run(*arguments: object, stdin: bytes = b"") -> Result:
@@ -101,7 +106,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> C
         with pytest.raises(SystemExit) as exit_info:
             main()
         captured = capfd.readouterr()
-        return Result(exit_info.value.code or 0, captured.out, captured.err)
+        return Result(int(exit_info.value.code or 0), captured.out, captured.err)
 
     return run
 

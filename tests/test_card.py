@@ -1,4 +1,6 @@
 import json
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,29 +13,29 @@ from fmcae.errors import ArtefactError
 
 
 @pytest.fixture(scope="module")
-def content(shipped):
+def content(shipped: Path) -> Any:
     return (shipped / "classifier.onnx").read_bytes()
 
 
-def test_a_card_survives_json(content):
+def test_a_card_survives_json(content: bytes) -> None:
     card = Card.from_json(read_metadata(content)[CARD_KEY])
     assert Card.from_json(card.to_json()) == card
     assert card.kind == "classifier"
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema_version": 1}', '{"schema_version": 1, "kind": "x"}'])
-def test_a_damaged_card_is_named(text):
+def test_a_damaged_card_is_named(text: str) -> None:
     with pytest.raises(ArtefactError, match="its card is damaged"):
         Card.from_json(text)
 
 
-def test_a_card_of_the_future_is_named():
+def test_a_card_of_the_future_is_named() -> None:
     with pytest.raises(ArtefactError, match=r"schema_version \(=99\) must be 1: update fmcae"):
         Card.from_json(json.dumps({"schema_version": 99}))
 
 
 @given(arrays(np.float32, (2, 3)), arrays(np.float32, (2, 4)), st.lists(st.text(), max_size=3))
-def test_golden_vectors_survive_their_text(inputs, outputs, labels):
+def test_golden_vectors_survive_their_text(inputs: Any, outputs: Any, labels: Any) -> None:
     golden = Golden.from_text(Golden(inputs, outputs, tuple(labels)).to_text())
     assert np.array_equal(golden.inputs, inputs, equal_nan=True)
     assert np.array_equal(golden.outputs, outputs, equal_nan=True)
@@ -41,17 +43,17 @@ def test_golden_vectors_survive_their_text(inputs, outputs, labels):
 
 
 @pytest.mark.parametrize("text", ["", "?", "0" * 50])
-def test_damaged_golden_vectors_are_named(text):
+def test_damaged_golden_vectors_are_named(text: Any) -> None:
     with pytest.raises(ArtefactError, match="its golden vectors are damaged"):
         Golden.from_text(text)
 
 
-def test_the_seal_of_an_untouched_file_holds(content):
+def test_the_seal_of_an_untouched_file_holds(content: bytes) -> None:
     check_seal(content, read_metadata(content))
 
 
 @given(st.data())
-def test_any_flipped_byte_is_found(content, data):
+def test_any_flipped_byte_is_found(content: bytes, data: st.DataObject) -> None:
     damaged = bytearray(content)
     damaged[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
     with pytest.raises(ArtefactError):
@@ -59,13 +61,13 @@ def test_any_flipped_byte_is_found(content, data):
 
 
 @given(st.data())
-def test_any_cut_is_found(content, data):
+def test_any_cut_is_found(content: bytes, data: st.DataObject) -> None:
     cut = content[: data.draw(st.integers(0, len(content) - 1))]
     with pytest.raises(ArtefactError):
         check_seal(cut, read_metadata(cut))
 
 
-def test_what_changed_is_named(content):
+def test_what_changed_is_named(content: bytes) -> None:
     metadata = read_metadata(content)
     with pytest.raises(ArtefactError, match=r"its card \(labels, metrics, ...\) changed"):
         check_seal(content, metadata | {CARD_KEY: metadata[CARD_KEY].replace("Bag", "Hat")})
@@ -78,18 +80,18 @@ def test_what_changed_is_named(content):
         check_seal(content, {key: value for key, value in metadata.items() if key != SEAL_KEY})
 
 
-def test_the_seal_does_not_cover_itself_and_covers_the_rest(content):
+def test_the_seal_does_not_cover_itself_and_covers_the_rest(content: bytes) -> None:
     metadata = read_metadata(content)
     assert seal(content, metadata[CARD_KEY], metadata[GOLDEN_KEY]) == metadata[SEAL_KEY]
 
 
-def test_metadata_that_are_no_text_are_named(content):
+def test_metadata_that_are_no_text_are_named(content: bytes) -> None:
     key = content.index(CARD_KEY.encode())
     with pytest.raises(ArtefactError, match="^is not an ONNX model: its metadata is not text$"):
         read_metadata(content[:key] + b"\xff" + content[key + 1 :])
 
 
 @given(st.binary(max_size=300))
-def test_any_other_bytes_are_told_apart(content):
+def test_any_other_bytes_are_told_apart(content: bytes) -> None:
     with pytest.raises(ArtefactError, match="is not an ONNX model|not one that fmcae exported"):
         check_seal(content, read_metadata(content))

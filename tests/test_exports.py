@@ -1,29 +1,31 @@
 """What ships, measured again on all of Fashion-MNIST; skipped where the data set is not installed."""
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 import fmcae
-from fmcae import metrics
+from fmcae import Model, metrics
 from fmcae.data import DEBIAN_FOLDER, load_dataset
 from fmcae.preprocess import scale
 
 
 @pytest.fixture(scope="module")
-def dataset():
+def dataset() -> Any:
     if not DEBIAN_FOLDER.is_dir():
         pytest.skip("Fashion-MNIST is not installed (apt-get install dataset-fashion-mnist)")
     return load_dataset(DEBIAN_FOLDER)
 
 
-def test_the_data_are_the_ones_it_was_trained_on(dataset, shipped):
+def test_the_data_are_the_ones_it_was_trained_on(dataset: Dataset, shipped: Path) -> None:
     config = json.loads((shipped / "config.json").read_text())
     assert config["data"]["name"] == dataset.name == "Fashion-MNIST"
     assert config["data"]["fingerprint"] == dataset.fingerprint
 
 
-def test_int8_is_as_accurate_as_its_card_says(dataset):
+def test_int8_is_as_accurate_as_its_card_says(dataset: Dataset) -> None:
     model = fmcae.load("fashion-mnist-int8")
     artefact = model.artefacts["classifier"]
     logits = model.classify(scale(dataset.test.images))
@@ -34,7 +36,7 @@ def test_int8_is_as_accurate_as_its_card_says(dataset):
     assert len(artefact.content) <= 114_000
 
 
-def test_accuracy_and_error_are_what_the_cards_say(dataset, model):
+def test_accuracy_and_error_are_what_the_cards_say(dataset: Dataset, model: Model) -> None:
     x, labels = scale(dataset.test.images), dataset.test.labels
     logits = model.classify(x)
     card = model.artefacts["classifier"].card.metrics

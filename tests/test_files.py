@@ -1,13 +1,15 @@
 import io
 import os
 import stat
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fmcae.files import read_at_most, write_atomic
 
 
-def test_writes_and_replaces(tmp_path):
+def test_writes_and_replaces(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     write_atomic(path, "one")
     write_atomic(path, b"two")
@@ -16,11 +18,11 @@ def test_writes_and_replaces(tmp_path):
     assert stat.S_IMODE(path.stat().st_mode) & 0o400
 
 
-def test_a_failed_write_keeps_the_old_file_and_leaves_nothing(tmp_path, monkeypatch):
+def test_a_failed_write_keeps_the_old_file_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.txt"
     write_atomic(path, "old")
 
-    def fail(_):
+    def fail(_: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fail)
@@ -30,12 +32,12 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_nothing(tmp_path, monkeypa
     assert os.listdir(tmp_path) == ["a.txt"]
 
 
-def test_missing_folder_names_the_file_asked_for(tmp_path):
+def test_missing_folder_names_the_file_asked_for(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"nowhere/a\.txt"):
         write_atomic(tmp_path / "nowhere" / "a.txt", "x")
 
 
-def test_reads_up_to_the_limit(tmp_path):
+def test_reads_up_to_the_limit(tmp_path: Path) -> None:
     path = tmp_path / "a.bin"
     content = bytes(3 << 20)
     path.write_bytes(content)
@@ -47,7 +49,7 @@ def test_reads_up_to_the_limit(tmp_path):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="no such device")
-def test_what_has_no_end_is_not_read():
+def test_what_has_no_end_is_not_read() -> None:
     with pytest.raises(OSError, match="it is a device, not a file"):
         read_at_most("/dev/zero", 1 << 20)
     with open("/dev/zero", "rb") as stream, pytest.raises(OSError, match="it has more than 1 MiB"):

@@ -1,5 +1,7 @@
 import gzip
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,7 +34,7 @@ MODES = (
 )
 
 
-def check_form(result):
+def check_form(result: Any) -> None:
     assert result.shape == (1, SIZE, SIZE)
     assert result.dtype == np.float32
     assert 0 <= result.min() <= result.max() <= 1
@@ -43,14 +45,16 @@ def check_form(result):
 
 @settings(deadline=None, max_examples=60)
 @given(st.sampled_from(FORMATS), st.integers(1, 70), st.integers(1, 70), st.integers(0, 2**32 - 1))
-def test_any_format_and_size(encoded, file_format, width, height, seed):
+def test_any_format_and_size(
+    encoded: Callable[..., bytes], file_format: Any, width: Any, height: Any, seed: Any
+) -> None:
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     check_form(preprocess(encoded(Image.fromarray(pixels), file_format)))
 
 
 @settings(deadline=None, max_examples=60)
 @given(st.sampled_from(MODES), st.integers(1, 70), st.integers(1, 70), st.integers(0, 2**32 - 1))
-def test_any_mode(mode, width, height, seed):
+def test_any_mode(mode: Any, width: Any, height: Any, seed: Any) -> None:
     source = np.random.default_rng(seed).integers(0, 256, (height, width), dtype=np.uint8)
     if mode.startswith("I;16"):
         image = Image.frombytes(mode, (width, height), source.astype("<u2" if mode == "I;16" else ">u2").tobytes())
@@ -66,12 +70,12 @@ def test_any_mode(mode, width, height, seed):
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 5000), (5000, 1), (2, 3), (28, 27), (3000, 2000)])
 @pytest.mark.parametrize("value", [0, 128, 255])
-def test_a_blank_picture_gives_zeros(shape, value):
+def test_a_blank_picture_gives_zeros(shape: tuple[int, ...], value: int) -> None:
     assert not to_uint8(np.full((*shape, 3), value, np.uint8)).any()
 
 
 @pytest.mark.parametrize("background", [(255, 255, 255), (245, 243, 238), (225, 225, 225), (200, 230, 255)])
-def test_an_item_is_centred_and_its_longest_edge_is_28(background):
+def test_an_item_is_centred_and_its_longest_edge_is_28(background: tuple[int, ...]) -> None:
     image = Image.new("RGB", (700, 500), background)
     image.paste((50, 40, 30), (33, 190, 133, 490))  # 100 x 300
     result = to_uint8(image)
@@ -85,7 +89,7 @@ def test_an_item_is_centred_and_its_longest_edge_is_28(background):
 
 @settings(deadline=None, max_examples=60)
 @given(st.integers(29, 300), st.integers(1, 60), st.integers(0, 9), st.integers(0, 2**32 - 1))
-def test_noise_is_no_obstacle(size, sigma, index, seed):
+def test_noise_is_no_obstacle(size: Any, sigma: Any, index: Any, seed: Any) -> None:
     with gzip.open(SAMPLE) as file:
         raw = np.frombuffer(file.read(), np.uint8, offset=16).reshape(-1, 28, 28)[index]
     photo = 255 - np.asarray(Image.fromarray(raw).resize((size, size), Image.Resampling.BICUBIC)).astype(float)
@@ -94,21 +98,21 @@ def test_noise_is_no_obstacle(size, sigma, index, seed):
 
 
 @pytest.mark.parametrize("height, width", [(1, 500), (500, 1), (20, 3000)])
-def test_thin_items(height, width):
+def test_thin_items(height: Any, width: Any) -> None:
     image = np.full((height + 40, width + 40), 255, np.uint8)
     image[20:-20, 20:-20] = 0
     result = to_uint8(image)
     assert max(result.max(axis=0).astype(bool).sum(), result.max(axis=1).astype(bool).sum()) == 28
 
 
-def test_transparent_white_and_black_items_both_show():
+def test_transparent_white_and_black_items_both_show() -> None:
     for colour in ("white", "black"):
         image = Image.new("RGBA", (100, 100), (0, 0, 0, 0))
         image.paste(Image.new("RGBA", (40, 60), colour), (10, 20))
         assert (to_uint8(image)[:, 10:18] == 255).all()
 
 
-def test_a_light_item_on_dark_is_bright():
+def test_a_light_item_on_dark_is_bright() -> None:
     image = Image.new("L", (100, 100), 10)
     image.paste(200, (30, 20, 70, 80))
     assert to_uint8(image)[14, 14] > 200
@@ -119,7 +123,7 @@ def test_a_light_item_on_dark_is_bright():
 
 @settings(deadline=None)
 @given(st.integers(0, 2**32 - 1), st.sampled_from(["array", "L", "RGB", "RGBA", "PNG", "WEBP", "GIF", "16-bit"]))
-def test_28x28_grey_is_taken_exactly_as_it_is(encoded, seed, kind):
+def test_28x28_grey_is_taken_exactly_as_it_is(encoded: Callable[..., bytes], seed: Any, kind: Any) -> None:
     pixels = np.random.default_rng(seed).integers(0, 256, (28, 28), dtype=np.uint8)
     image = Image.fromarray(pixels)
     source = {
@@ -136,13 +140,15 @@ def test_28x28_grey_is_taken_exactly_as_it_is(encoded, seed, kind):
     assert np.array_equal(preprocess(source), pixels[None].astype(np.float32) / np.float32(255))
 
 
-def test_scale_is_a_division_by_255():
+def test_scale_is_a_division_by_255() -> None:
     images = np.arange(2 * 784).reshape(2, 28, 28).astype(np.uint8)
     assert np.array_equal(scale(images), images[:, None].astype(np.float32) / np.float32(255))
     assert scale(images[0]).shape == (1, 28, 28)
 
 
-def test_a_file_bytes_an_image_and_an_array_are_the_same(encoded, item_on_white, tmp_path):
+def test_a_file_bytes_an_image_and_an_array_are_the_same(
+    encoded: Callable[..., bytes], item_on_white: Image.Image, tmp_path: Path
+) -> None:
     image = item_on_white
     image.save(tmp_path / "item.png")
     expected = to_uint8(image)
@@ -156,7 +162,7 @@ def test_a_file_bytes_an_image_and_an_array_are_the_same(encoded, item_on_white,
 @pytest.mark.parametrize(
     "background, ink", [((255,) * 3, (0,) * 3), ((245, 243, 238), (90, 10, 20)), ((20, 20, 25), (240,) * 3)]
 )
-def test_undone_images_come_back(background, ink):
+def test_undone_images_come_back(background: Any, ink: Any) -> None:
     with gzip.open(SAMPLE) as file:
         images = np.frombuffer(file.read(), np.uint8, offset=16).reshape(-1, 28, 28)[:40]
     differences = []

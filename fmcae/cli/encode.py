@@ -18,8 +18,8 @@ def encode(
 ) -> None:
     """Write the latents of images to a .npy file.
 
-    They are float32 (N, latent_dim); which row is which image is printed. Rows must match images, so one image that
-    cannot be read stops it and nothing is written.
+    They are float32 (N, latent_dim), a row for each image; the rows are printed with the images' names. Nothing is
+    written if one image cannot be read.
     """
     import io
 

@@ -24,25 +24,21 @@ def info(
     """
     import json
 
-    from fmcae.runtime.model import file_name, located, read_artefact, shipped_folder
+    from fmcae.cli.parity_text import parity_lines
+    from fmcae.runtime.model import file_name, read_artefact, resolve_path, shipped_folder
 
-    path = shipped_folder() if file is None else located(file)
+    path = shipped_folder() if file is None else resolve_path(file)
     artefact = read_artefact(Path(path) / file_name("classifier") if os.path.isdir(path) else path)
+    facts = {"size_bytes": len(artefact.content), "made_for": list(artefact.card.providers)}
     card = json.loads(artefact.card.to_json())
     if as_json:
-        print_json({"file": str(artefact.path), "size_bytes": len(artefact.content), "card": card})
+        print_json({"file": str(artefact.path), **facts, "card": card})
         return
     typer.echo(f"{printable(str(artefact.path))}  {len(artefact.content):,} bytes, seal holds")
-    confusion = card["metrics"].pop("confusion", None)
-    comparisons = card["parity"].pop("comparisons", [])
-    _echo(card, indent=0)
-    for item in comparisons:
-        if item["output"] == artefact.card.output["name"] or artefact.card.kind == "decoder":
-            difference = item["difference"]
-            typer.echo(
-                f"  {item['output']} at batch size {item['batch_size']}: largest difference "
-                f"{difference['max_abs']:.2e} absolute, {difference['max_rel']:.2e} relative"
-            )
+    confusion, parity = card["metrics"].pop("confusion", None), card.pop("parity")
+    _echo({"made for": facts["made_for"], **card}, indent=0)
+    if parity:
+        typer.echo(parity_lines(parity))
     if confusion:
         typer.echo("confusion (rows: true class, columns: predicted)")
         width = max(len(name) for name in card["class_names"])

@@ -31,9 +31,7 @@ ProviderOption = Annotated[
 ]
 ThreadsOption = Annotated[
     int | None,
-    typer.Option(
-        metavar="N", min=1, max=MAX_THREADS, help="CPU threads. [default: the CPUs that this process may use]"
-    ),
+    typer.Option(metavar="N", min=1, max=MAX_THREADS, help="CPU threads. [default: all that this process may use]"),
 ]
 ModelOption = Annotated[
     str | None,

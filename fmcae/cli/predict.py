@@ -1,6 +1,7 @@
 """``fmcae predict``: a label and a probability for each image."""
 
 import sys
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -25,12 +26,13 @@ if TYPE_CHECKING:
 PathsArgument = Annotated[
     list[str], typer.Argument(metavar="PATH", help="Image files, folders, globs, or - for an image on stdin.")
 ]
+_RANK_COLUMNS = ("label", "index", "probability")
 
 
 def predict(
     paths: PathsArgument,
     model: ModelOption = None,
-    top_k: Annotated[int, typer.Option("--top-k", metavar="K", help="Print the K most probable labels.")] = 1,
+    top_k: Annotated[int, typer.Option(metavar="K", min=1, help="Print the K most probable labels.")] = 1,
     as_json: JsonOption = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV with a header.")] = False,
     provider: ProviderOption = "cpu",
@@ -48,65 +50,63 @@ def predict(
         raise UsageError("json (=True) must not come with csv: choose one")
     loaded = load(model, provider=provider, threads=threads, only="classifier")
     class_count = len(loaded.class_names)
-    if not 1 <= top_k <= class_count:
+    if top_k > class_count:
         raise UsageError(f"top_k (={top_k}) must be an integer from 1 to {class_count}, the number of classes")
     session = loaded.session("classifier")
     facts = {"provider": session.provider, "model": str(loaded.artefacts["classifier"].path)}
     write = _write_json if as_json else _write_csv if as_csv else _write_lines
-    outcomes = predict_images(loaded, paths, read_stdin(paths))
-    if not write(outcomes, loaded.class_names, top_k, facts):
+    failed: list[str] = []
+    outcomes = _with_errors_reported(predict_images(loaded, paths, read_stdin(paths)), failed)
+    write(outcomes, loaded.class_names, top_k, facts)
+    if failed:
         raise typer.Exit(1)
 
 
-def _write_lines(outcomes: Any, class_names: tuple[str, ...], top_k: int, facts: dict[str, str]) -> bool:
-    done = True
+def _with_errors_reported(outcomes: "Iterable[Outcome]", failed: list[str]) -> "Iterator[Outcome]":
     for outcome in outcomes:
-        if outcome.prediction is None:
-            done = False
+        if outcome.error is not None:
             error_line(str(outcome.error))
-            continue
+            failed.append(outcome.path)
+        yield outcome
+
+
+def _write_lines(
+    outcomes: "Iterable[Outcome]", class_names: tuple[str, ...], top_k: int, facts: dict[str, str]
+) -> None:
+    for outcome in outcomes:
         best = outcome.prediction
-        ranked = f"{best.label} {best.probability:.4f}"
+        if best is None:
+            continue
+        labels = f"{best.label} {best.probability:.4f}"
         if top_k > 1:
-            ranked = "  ".join(
-                f"{item['label']} {item['probability']:.4f}" for item in _ranked(best, class_names, top_k)
-            )
-        print(f"{printable(outcome.path)}: {ranked}")  # typer.echo would flush each line
-    return done
+            ranked = _ranked(best, class_names, top_k)
+            labels = "  ".join(f"{item['label']} {item['probability']:.4f}" for item in ranked)
+        print(f"{printable(outcome.path)}: {labels}")  # typer.echo would flush each line
 
 
-def _write_csv(outcomes: Any, class_names: tuple[str, ...], top_k: int, facts: dict[str, str]) -> bool:
+def _write_csv(outcomes: "Iterable[Outcome]", class_names: tuple[str, ...], top_k: int, facts: dict[str, str]) -> None:
     import csv
 
-    done = True
     writer = csv.writer(sys.stdout, lineterminator="\n")
     ranks = [f"{name}{'' if rank == 1 else f'_{rank}'}" for rank in range(1, top_k + 1) for name in _RANK_COLUMNS]
     writer.writerow(["path", *ranks, *facts, "error"])
     for outcome in outcomes:
         if outcome.prediction is None:
-            done = False
-            error_line(str(outcome.error))
             writer.writerow([outcome.path, *[""] * (len(ranks) + len(facts)), str(outcome.error)])
             continue
         ranked = _ranked(outcome.prediction, class_names, top_k)
         cells = [item[name] for item in ranked for name in _RANK_COLUMNS]
         writer.writerow([outcome.path, *cells, *facts.values(), ""])
-    return done
 
 
-def _write_json(outcomes: Any, class_names: tuple[str, ...], top_k: int, facts: dict[str, str]) -> bool:
+def _write_json(outcomes: "Iterable[Outcome]", class_names: tuple[str, ...], top_k: int, facts: dict[str, str]) -> None:
     """One object per image, written as it comes, so that memory stays flat over any number of images."""
-    done, separator = True, "\n"
+    separator = "\n"
     print(f'{{"schema_version": {JSON_SCHEMA_VERSION}, "predictions": [', end="")
     for outcome in outcomes:
-        if outcome.prediction is None:
-            done = False
-            error_line(str(outcome.error))
-        text = json_text(_as_json(outcome, class_names, top_k, facts))
-        print(f"{separator}  {text}", end="")
+        print(f"{separator}  {json_text(_as_json(outcome, class_names, top_k, facts))}", end="")
         separator = ",\n"
     print("\n]}")
-    return done
 
 
 def _as_json(outcome: "Outcome", class_names: tuple[str, ...], top_k: int, facts: dict[str, str]) -> dict[str, Any]:
@@ -124,9 +124,6 @@ def _as_json(outcome: "Outcome", class_names: tuple[str, ...], top_k: int, facts
     if top_k > 1:
         values["top_k"] = _ranked(prediction, class_names, top_k)
     return values
-
-
-_RANK_COLUMNS = ("label", "index", "probability")
 
 
 def _ranked(prediction: "Prediction", class_names: tuple[str, ...], top_k: int) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""``fmcae reconstruct``: an image as the networks see it, beside what the autoencoder makes of it."""
+"""``fmcae reconstruct``: an image as the networks see it, beside the autoencoder's reconstruction."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,8 +8,8 @@ import typer
 from fmcae.cli.options import ModelOption, ProviderOption, ThreadsOption, check_is_no_input, printable, read_stdin
 from fmcae.errors import UsageError
 
-ZOOM = 10  # screen pixels a pixel
-GAP = 1  # pixels between the two
+ZOOM = 10  # pixels of the picture for each pixel of the image
+GAP = 1  # pixels between image and reconstruction
 
 
 def reconstruct(

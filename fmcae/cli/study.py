@@ -185,7 +185,7 @@ def _tasks(only: list[str] | None, seeds: int, epochs: int) -> "list[Task]":
 
 
 def _workers(workers: int | None, device: str) -> int:
-    from fmcae.runtime.session import available_cpus
+    from fmcae.runtime.machine import available_cpus
 
     if workers is not None and workers < 1:
         raise UsageError(f"workers (={workers}) must be at least 1")

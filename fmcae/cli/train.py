@@ -80,7 +80,7 @@ def train(
     run: Run | None = None
     try:  # from here on: importing torch takes seconds, and a user may stop that too
         from fmcae.data import load_dataset
-        from fmcae.runtime.session import available_cpus
+        from fmcae.runtime.machine import available_cpus
         from fmcae.train.config import NetworkConfig, TrainConfig
         from fmcae.train.loop import adopt_autoencoder, resolve_device
         from fmcae.train.loop import train as train_run

@@ -2,11 +2,11 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from fmcae.cli.options import JsonOption, ProviderOption, ThreadsOption, print_json, printable
+from fmcae.cli.options import JsonOption, ProviderOption, ThreadsOption, note, print_json, printable
 from fmcae.errors import ArtefactError, GateError
 
 
@@ -26,30 +26,22 @@ def verify(
     Seal, card and graph are checked, and the golden vectors are run, with no torch and no data set; exit code 5 if
     anything fails.
     """
-    from fmcae.runtime.model import SHIPPED, artefact_files, located
+    from fmcae.runtime.model import SHIPPED, artefact_files, resolve_path
 
-    results: list[dict[str, object]] = []
+    results: list[dict[str, Any]] = []
     for name in files or SHIPPED:
         try:
-            is_folder = name != "" and os.path.isdir(located(name))
+            is_folder = name != "" and os.path.isdir(resolve_path(name))
             paths = [str(path) for path in artefact_files(name).values()] if is_folder else [name]
         except ArtefactError as error:
             results.append(_failed(name, error))
         else:
-            results += [_replayed(path, provider, threads) for path in paths]
+            results += [_replayed(path, provider, threads) for path in paths if files or _is_made_for(path, provider)]
     if as_json:
         print_json({"results": results})
     else:
         for result in results:
-            verdict = f"{'pass' if result['passed'] else 'FAIL'}  {printable(str(result['file']))}"
-            if "kind" not in result:
-                typer.echo(f"{verdict}: {printable(str(result['failure']))}")
-                continue
-            typer.echo(
-                f"{verdict}: {result['kind']} on {result['provider']}, {result['vectors']} golden "
-                f"vectors, largest difference {result['max_abs']:.2e} absolute, {result['max_rel']:.2e} relative"
-                + (f": {result['failure']}" if result["failure"] else "")
-            )
+            typer.echo(_line(result))
     failed = [result for result in results if not result["passed"]]
     if failed:
         raise GateError(
@@ -57,12 +49,24 @@ def verify(
         )
 
 
-def _replayed(file: str, provider: str, threads: int | None) -> dict[str, object]:
+def _is_made_for(file: str, provider: str) -> bool:
+    """Whether the file's precision is made for a provider; a damaged file is not left out."""
     from fmcae.runtime.model import read_artefact
+
+    try:
+        providers = read_artefact(file).card.providers
+    except ArtefactError:
+        return True
+    if provider not in providers:
+        note(f"{printable(file)}: left out, because it is made for {' and '.join(providers)}")
+    return provider in providers
+
+
+def _replayed(file: str, provider: str, threads: int | None) -> dict[str, Any]:
     from fmcae.runtime.verify import verify as verify_artefact
 
     try:
-        outcome = verify_artefact(read_artefact(file), provider, threads)
+        outcome = verify_artefact(file, provider, threads)
     except ArtefactError as error:
         return _failed(file, error)
     return {
@@ -77,5 +81,15 @@ def _replayed(file: str, provider: str, threads: int | None) -> dict[str, object
     }
 
 
-def _failed(file: str, error: ArtefactError) -> dict[str, object]:
+def _failed(file: str, error: ArtefactError) -> dict[str, Any]:
     return {"file": file, "passed": False, "failure": str(error).removeprefix(f"{Path(file)}: ")}
+
+
+def _line(result: dict[str, Any]) -> str:
+    line = f"{'pass' if result['passed'] else 'FAIL'}  {printable(result['file'])}"
+    if "kind" in result:
+        line += (
+            f": {result['kind']} on {result['provider']}, {result['vectors']} golden vectors, largest difference "
+            f"{result['max_abs']:.2e} absolute, {result['max_rel']:.2e} relative"
+        )
+    return line + (f": {printable(result['failure'])}" if result["failure"] else "")

@@ -64,11 +64,8 @@ class Artefact:
             UsageError: the provider is unknown.
         """
         if check_provider(provider) not in self.card.providers:
-            made_for = " and ".join(self.card.providers)
-            precision = self.card.precision["name"]
-            raise ProviderError(
-                f"{self.path}: provider (={provider}) must be {made_for}, which {precision} is made for"
-            )
+            rule = f"must be {' or '.join(self.card.providers)}, which {self.card.precision['name']} is made for"
+            raise ProviderError(f"{self.path}: provider (={provider}) {rule}")
 
     def session(self, provider: str = "cpu", threads: int | None = None) -> Session:
         """Start an ONNX Runtime session for this file.

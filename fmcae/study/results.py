@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fmcae.errors import RunError
 from fmcae.files import write_atomic
-from fmcae.runtime.session import describe_machine
+from fmcae.runtime.machine import describe_machine
 from fmcae.study.grid import Task, autoencoder
 
 SCHEMA_VERSION = 1

@@ -1,25 +1,29 @@
 import os
 import subprocess
 import sys
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import fmcae
 from fmcae.cli import VERBS
 
+if TYPE_CHECKING:
+    from tests.conftest import Cli
 
-def test_version(cli):
+
+def test_version(cli: "Cli") -> None:
     assert cli("--version").stdout == f"fmcae {fmcae.__version__}\n"
 
 
 @pytest.mark.parametrize("verb", ["", *VERBS])
-def test_every_verb_explains_itself(cli, verb):
+def test_every_verb_explains_itself(cli: "Cli", verb: Any) -> None:
     result = cli(*filter(None, [verb, "--help"]))
     assert result.exit_code == 0
     assert "Usage:" in result.stdout and "--help" in result.stdout
 
 
-def test_a_verb_imports_no_other(cli):
+def test_a_verb_imports_no_other(cli: "Cli") -> None:
     code = "import sys; sys.argv = ['fmcae', 'info', '--help']; from fmcae.cli import main\n"
     code += "try: main()\nfinally: print(sorted(n for n in sys.modules if n.startswith('fmcae.cli.')))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -27,24 +31,24 @@ def test_a_verb_imports_no_other(cli):
 
 
 @pytest.mark.parametrize("of", [(), ("study",)])
-def test_every_summary_is_whole(cli, of):
+def test_every_summary_is_whole(cli: "Cli", of: tuple[Any, ...]) -> None:
     assert "..." not in cli(*of, "--help").stdout.partition("Commands:")[2]
 
 
 @pytest.mark.parametrize("of", [(), ("study",)])
-def test_no_arguments_print_the_help(cli, of):
+def test_no_arguments_print_the_help(cli: "Cli", of: tuple[Any, ...]) -> None:
     result = cli(*of)
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr.rstrip("\n") == cli(*of, "--help").stdout.rstrip("\n")
 
 
-def test_debug_behind_two_dashes_is_a_file(cli):
+def test_debug_behind_two_dashes_is_a_file(cli: "Cli") -> None:
     result = cli("predict", "--", "--debug")
     assert (result.exit_code, result.stderr) == (1, "error: --debug: cannot be read: No such file or directory\n")
 
 
-def test_ctrl_c_exits_130(cli, monkeypatch):
-    def stop(*_, **__):
+def test_ctrl_c_exits_130(cli: "Cli", monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object, **__: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("fmcae.runtime.model.load", stop)
@@ -52,8 +56,8 @@ def test_ctrl_c_exits_130(cli, monkeypatch):
     assert (result.exit_code, result.stdout) == (130, "")
 
 
-def test_the_shell_completes_verbs_and_providers():
-    def completions(words):
+def test_the_shell_completes_verbs_and_providers() -> None:
+    def completions(words: Any) -> Any:
         environment = {
             **os.environ, "_FMCAE_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" ")),
         }  # fmt: skip
@@ -64,13 +68,13 @@ def test_the_shell_completes_verbs_and_providers():
     assert completions("fmcae predict --provider ") == ["cpu", "cuda"]
 
 
-def test_debug_shows_the_traceback_on_either_side_of_the_verb():
+def test_debug_shows_the_traceback_on_either_side_of_the_verb() -> None:
     for arguments in (["--debug", "info", "missing.onnx"], ["info", "missing.onnx", "--debug"]):
         result = subprocess.run([sys.executable, "-m", "fmcae", *arguments], capture_output=True, text=True)
         assert "Traceback" in result.stderr and "ArtefactError" in result.stderr
 
 
-def test_help_imports_nothing_heavy():
+def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys; sys.argv = ['fmcae', '--help']\n"
         "from fmcae.cli import main\n"
@@ -82,7 +86,7 @@ def test_help_imports_nothing_heavy():
     assert result.stdout.splitlines()[-1] == "[]"
 
 
-def test_without_the_train_extra_the_command_to_run_is_named(cli, monkeypatch):
+def test_without_the_train_extra_the_command_to_run_is_named(cli: "Cli", monkeypatch: pytest.MonkeyPatch) -> None:
     import importlib.util
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)

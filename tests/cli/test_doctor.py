@@ -1,12 +1,16 @@
 import json
+from typing import TYPE_CHECKING
 
 import pytest
 
 from fmcae.runtime import doctor
 from fmcae.runtime.doctor import Probe
 
+if TYPE_CHECKING:
+    from tests.conftest import Cli
 
-def test_a_good_installation(cli):
+
+def test_a_good_installation(cli: "Cli") -> None:
     result = cli("doctor")
     assert result.exit_code == 0
     assert "works: CPUExecutionProvider gives the golden output" in result.stdout
@@ -15,7 +19,7 @@ def test_a_good_installation(cli):
     assert "\x1b" not in result.stdout and result.stderr == ""
 
 
-def test_json_for_machines(cli):
+def test_json_for_machines(cli: "Cli") -> None:
     result = cli("doctor", "--json")
     values = json.loads(result.stdout)
     assert (result.exit_code, values["schema_version"], values["usable"]) == (0, 1, True)
@@ -24,7 +28,9 @@ def test_json_for_machines(cli):
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]])
-def test_a_broken_cpu_runtime_exits_1_and_names_the_command(cli, monkeypatch, options):
+def test_a_broken_cpu_runtime_exits_1_and_names_the_command(
+    cli: "Cli", monkeypatch: pytest.MonkeyPatch, options: list[str]
+) -> None:
     broken = Probe("cpu", False, "its process crashed (exit code -11): no message")
     monkeypatch.setattr(doctor, "probe_provider", lambda provider: broken)
     result = cli("doctor", *options)

@@ -1,29 +1,38 @@
+# mypy: disable-error-code="import-untyped"
 import csv
 import io
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
+
+from fmcae import Model
+
+if TYPE_CHECKING:
+    from tests.conftest import Cli
 
 
 @pytest.fixture
-def image(tmp_path, test_images):
+def image(tmp_path: Path, test_images: NDArray[np.uint8]) -> Any:
     path = tmp_path / "item.png"
     Image.fromarray(test_images[0]).save(path)
     return path
 
 
-def test_a_line_per_image(cli, image, model):
+def test_a_line_per_image(cli: "Cli", image: Path, model: Model) -> None:
     result = cli("predict", image)
     prediction = model.predict(image)
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout == f"{image}: {prediction.label} {prediction.probability:.4f}\n"
 
 
-def test_the_shipped_samples_get_their_names(cli, shipped):
+def test_the_shipped_samples_get_their_names(cli: "Cli", shipped: Path) -> None:
     folder = shipped.parent / "samples"
     paths = sorted(folder.glob("*.png"))
     assert len(paths) == 10
@@ -33,7 +42,7 @@ def test_the_shipped_samples_get_their_names(cli, shipped):
         assert item["label"].lower().replace("/", "-").replace(" ", "-") == stem
 
 
-def test_json_has_the_promised_keys(cli, image, shipped):
+def test_json_has_the_promised_keys(cli: "Cli", image: Path, shipped: Path) -> None:
     result = cli("predict", "--json", "--top-k", "3", image, image)
     values = json.loads(result.stdout)
     assert values["schema_version"] == 1
@@ -47,7 +56,7 @@ def test_json_has_the_promised_keys(cli, image, shipped):
     assert len(values["predictions"]) == 2
 
 
-def test_csv(cli, image, tmp_path):
+def test_csv(cli: "Cli", image: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_bytes(b"")
     result = cli("predict", "--csv", "--top-k", "2", image, tmp_path / "bad.png")
     good, bad = csv.DictReader(io.StringIO(result.stdout))
@@ -56,7 +65,7 @@ def test_csv(cli, image, tmp_path):
     assert result.exit_code == 1
 
 
-def test_one_unreadable_file_gets_its_line_and_the_rest_goes_on(cli, image, tmp_path):
+def test_one_unreadable_file_gets_its_line_and_the_rest_goes_on(cli: "Cli", image: Path, tmp_path: Path) -> None:
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"not a picture")
     result = cli("predict", bad, image)
@@ -69,14 +78,14 @@ def test_one_unreadable_file_gets_its_line_and_the_rest_goes_on(cli, image, tmp_
     assert result.exit_code == 1
 
 
-def test_stdin(cli, image):
+def test_stdin(cli: "Cli", image: Path) -> None:
     by_path = cli("predict", image).stdout.removeprefix(str(image))
     assert cli("predict", "-", stdin=image.read_bytes()).stdout == "-" + by_path
     empty = cli("predict", "-")
     assert (empty.exit_code, empty.stdout, empty.stderr) == (1, "", "error: stdin: is empty\n")
 
 
-def test_stdin_that_is_closed_or_has_no_end(cli, monkeypatch):
+def test_stdin_that_is_closed_or_has_no_end(cli: "Cli", monkeypatch: pytest.MonkeyPatch) -> None:
     closed = subprocess.run(["sh", "-c", '"$0" -m fmcae predict - <&-', sys.executable], capture_output=True, text=True)
     assert (closed.returncode, closed.stdout, closed.stderr) == (1, "", "error: stdin: is closed\n")
     monkeypatch.setattr("fmcae.images.MAX_FILE_BYTES", 1 << 20)
@@ -89,11 +98,11 @@ ODD_NAMES = ("two\nlines.png", "\N{DRESS}.png", "\udcff.png")  # the last is no 
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "ascii"])
-def test_any_name_can_be_printed_in_any_encoding(image, tmp_path, encoding):
+def test_any_name_can_be_printed_in_any_encoding(image: Path, tmp_path: Path, encoding: str) -> None:
     for name in ODD_NAMES:
         (tmp_path / name).write_bytes(image.read_bytes())
 
-    def printed(*options):
+    def printed(*options: object) -> Any:
         command = [sys.executable, "-m", "fmcae", "predict", *options, "missing.png", *ODD_NAMES]
         environment = {**os.environ, "PYTHONIOENCODING": encoding}
         result = subprocess.run(command, capture_output=True, cwd=tmp_path, env=environment)
@@ -109,7 +118,7 @@ def test_any_name_can_be_printed_in_any_encoding(image, tmp_path, encoding):
     assert [row["path"] for row in rows[:2]] == ["missing.png", "two\nlines.png"] and len(rows) == 4
 
 
-def test_an_empty_path_is_named(cli, image):
+def test_an_empty_path_is_named(cli: "Cli", image: Path) -> None:
     result = cli("predict", "", image)
     assert (result.exit_code, result.stderr) == (1, "error: path (=) must not be empty\n")
     assert result.stdout.startswith(str(image))
@@ -128,13 +137,15 @@ def test_an_empty_path_is_named(cli, image):
         (["--model", "missing.onnx"], 1, "missing.onnx: cannot be read: No such file"),
     ],
 )
-def test_bad_options_are_named_in_one_line(cli, image, arguments, exit_code, message):
+def test_bad_options_are_named_in_one_line(
+    cli: "Cli", image: Path, arguments: list[str], exit_code: int, message: str
+) -> None:
     result = cli("predict", image, *arguments)
     assert (result.exit_code, result.stdout) == (exit_code, "")
     assert message in result.stderr and result.stderr.count("\n") == 1
 
 
-def test_cuda_without_cuda_exits_4(cli, image):
+def test_cuda_without_cuda_exits_4(cli: "Cli", image: Path) -> None:
     import onnxruntime
 
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
@@ -144,7 +155,7 @@ def test_cuda_without_cuda_exits_4(cli, image):
     assert "onnxruntime-gpu" in result.stderr
 
 
-def test_reconstruct_draws_both(cli, image, tmp_path):
+def test_reconstruct_draws_both(cli: "Cli", image: Path, tmp_path: Path) -> None:
     out = tmp_path / "pair.png"
     result = cli("reconstruct", image, "-o", out)
     assert result.exit_code == 0 and "mean squared error 0.0" in result.stdout
@@ -159,7 +170,7 @@ def test_reconstruct_draws_both(cli, image, tmp_path):
     assert result.exit_code == 1 and "pair.png: No such file" in result.stderr
 
 
-def test_the_input_is_not_overwritten(cli, image, tmp_path):
+def test_the_input_is_not_overwritten(cli: "Cli", image: Path, tmp_path: Path) -> None:
     content = image.read_bytes()
     (tmp_path / "link.png").symlink_to(image)
     for out in (image, tmp_path / "link.png"):
@@ -171,13 +182,13 @@ def test_the_input_is_not_overwritten(cli, image, tmp_path):
     assert image.read_bytes() == array.read_bytes() == content
 
 
-def test_reconstruct_reads_stdin(cli, image, tmp_path):
+def test_reconstruct_reads_stdin(cli: "Cli", image: Path, tmp_path: Path) -> None:
     result = cli("reconstruct", "-", "-o", tmp_path / "pair.png", stdin=image.read_bytes())
     assert result.exit_code == 0 and (tmp_path / "pair.png").exists()
     assert cli("reconstruct", "-", "-o", tmp_path / "pair.png").stderr == "error: stdin: is empty\n"
 
 
-def test_encode_writes_latents(cli, image, tmp_path, model):
+def test_encode_writes_latents(cli: "Cli", image: Path, tmp_path: Path, model: Model) -> None:
     import numpy as np
 
     out = tmp_path / "z.npy"

@@ -1,10 +1,15 @@
 import json
 import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
+if TYPE_CHECKING:
+    from tests.conftest import Cli
 
-def test_what_ships_passes(cli, shipped):
+
+def test_what_ships_passes(cli: "Cli", shipped: Path) -> None:
     result = cli("verify")
     assert result.exit_code == 0
     assert result.stdout.count("pass") == 4
@@ -13,7 +18,7 @@ def test_what_ships_passes(cli, shipped):
     assert cli("verify", "fashion-mnist-int8").stdout.count("pass") == 1
 
 
-def test_a_folder_stands_for_the_files_in_it(cli, shipped, tmp_path):
+def test_a_folder_stands_for_the_files_in_it(cli: "Cli", shipped: Path, tmp_path: Path) -> None:
     result = cli("verify", shipped, shipped / "encoder.onnx")
     assert (result.exit_code, result.stdout.count("pass")) == (0, 4)
     result = cli("verify", "--json", tmp_path, shipped)
@@ -28,12 +33,12 @@ def test_a_folder_stands_for_the_files_in_it(cli, shipped, tmp_path):
 
 
 @pytest.mark.parametrize("verb", ["verify", "info"])
-def test_an_empty_path_is_named(cli, verb):
+def test_an_empty_path_is_named(cli: "Cli", verb: str) -> None:
     result = cli(verb, "")
     assert (result.exit_code, result.stdout, result.stderr) == (2, "", "error: path (=) must not be empty\n")
 
 
-def test_a_flipped_weight_byte_a_foreign_file_and_a_missing_one_fail(cli, shipped, tmp_path):
+def test_a_flipped_weight_byte_a_foreign_file_and_a_missing_one_fail(cli: "Cli", shipped: Path, tmp_path: Path) -> None:
     content = bytearray((shipped / "classifier.onnx").read_bytes())
     content[len(content) // 3] ^= 0x10
     (tmp_path / "flipped.onnx").write_bytes(content)
@@ -50,7 +55,7 @@ def test_a_flipped_weight_byte_a_foreign_file_and_a_missing_one_fail(cli, shippe
 
 
 @pytest.mark.train
-def test_a_swapped_label_list_and_a_model_of_others_are_named(cli, shipped, tmp_path):
+def test_a_swapped_label_list_and_a_model_of_others_are_named(cli: "Cli", shipped: Path, tmp_path: Path) -> None:
     import onnx
 
     model = onnx.load(shipped / "classifier.onnx")
@@ -67,7 +72,7 @@ def test_a_swapped_label_list_and_a_model_of_others_are_named(cli, shipped, tmp_
 
 
 @pytest.mark.train
-def test_a_resealed_label_swap_is_caught_by_the_golden_labels(cli, shipped, tmp_path):
+def test_a_resealed_label_swap_is_caught_by_the_golden_labels(cli: "Cli", shipped: Path, tmp_path: Path) -> None:
     import onnx
 
     from fmcae.card import CARD_KEY, GOLDEN_KEY, SEAL_KEY, seal
@@ -82,7 +87,7 @@ def test_a_resealed_label_swap_is_caught_by_the_golden_labels(cli, shipped, tmp_
     assert result.exit_code == 5 and "labels differ from the golden ones" in result.stdout
 
 
-def test_info_prints_the_card(cli, shipped):
+def test_info_prints_the_card(cli: "Cli", shipped: Path) -> None:
     result = cli("info", shipped / "classifier.onnx")
     assert result.exit_code == 0
     for words in ("kind: classifier", "Ankle boot", "test_accuracy", "latent_dim: 128", "seal holds"):
@@ -91,7 +96,7 @@ def test_info_prints_the_card(cli, shipped):
     assert values["card"]["kind"] == "classifier" and values["schema_version"] == 1
 
 
-def test_info_on_what_is_no_artefact(cli, tmp_path):
+def test_info_on_what_is_no_artefact(cli: "Cli", tmp_path: Path) -> None:
     result = cli("info", tmp_path / "missing.onnx")
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr == f"error: {tmp_path}/missing.onnx: cannot be read: No such file or directory\n"

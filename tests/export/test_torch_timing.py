@@ -1,31 +1,33 @@
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from fmcae.errors import ArtefactError
-from fmcae.export.torch_timing import has_provider, load_network, pytorch_rivals
+from fmcae.export.torch_timing import has_provider, load_network, pytorch_baselines
 from fmcae.runtime.model import read_artefacts
 
 
 @pytest.fixture(scope="module")
-def artefacts(shipped):
+def artefacts(shipped: Path) -> Any:
     return read_artefacts(shipped)
 
 
 @pytest.mark.parametrize("kind", ["encoder", "decoder", "classifier"])
-def test_the_network_in_pytorch_gives_the_artefacts_outputs(artefacts, kind):
+def test_the_network_in_pytorch_gives_the_artefacts_outputs(artefacts: dict[Kind, Artefact], kind: str) -> None:
     golden = artefacts[kind].golden
     threads = torch.get_num_threads()
-    runners = pytorch_rivals(artefacts[kind], "cpu", threads)(golden.inputs)
+    runners = pytorch_baselines(artefacts[kind], "cpu", threads)(golden.inputs)
     assert list(runners) == ["pytorch-cpu"]
     outputs = runners["pytorch-cpu"]()
     assert isinstance(outputs, np.ndarray)
     np.testing.assert_allclose(outputs, golden.outputs, rtol=1e-4, atol=1e-4)
 
 
-def test_weights_that_are_not_the_cards_are_not_timed(artefacts):
+def test_weights_that_are_not_the_cards_are_not_timed(artefacts: dict[Kind, Artefact]) -> None:
     encoder = artefacts["encoder"]
     training = encoder.card.training
     network = training["config"]["network"]
@@ -42,6 +44,6 @@ def test_weights_that_are_not_the_cards_are_not_timed(artefacts):
             load_network(broken)
 
 
-def test_the_cpu_is_always_there():
+def test_the_cpu_is_always_there() -> None:
     assert has_provider("cpu")
     assert has_provider("cuda") == torch.cuda.is_available()

@@ -1,7 +1,9 @@
+# mypy: disable-error-code="import-untyped"
 import json
 import subprocess
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -23,7 +25,7 @@ from fmcae.runtime.session import Session
 WORKS = Probe("cpu", True, None, "1.30.0", "onnxruntime", ("CPUExecutionProvider",))
 
 
-def test_a_fresh_process_creates_a_session_on_the_cpu():
+def test_a_fresh_process_creates_a_session_on_the_cpu() -> None:
     probe = probe_provider("cpu")
     assert probe.works and probe.reason is None
     assert probe.version == onnxruntime.__version__
@@ -31,19 +33,19 @@ def test_a_fresh_process_creates_a_session_on_the_cpu():
 
 
 @pytest.mark.skipif("CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="this is a GPU build")
-def test_a_provider_that_is_not_there_says_how_to_get_it():
+def test_a_provider_that_is_not_there_says_how_to_get_it() -> None:
     probe = probe_provider("cuda")
     assert not probe.works
     assert "only the CPU build of ONNX Runtime is installed" in probe.reason and "pip install" in probe.reason
 
 
-def test_the_probe_gives_its_golden_output():
+def test_the_probe_gives_its_golden_output() -> None:
     y = Session(PROBE_MODEL).run(np.array(PROBE_X, np.float32))
     assert y.tolist() == PROBE_Y
 
 
 @pytest.mark.train
-def test_the_probe_is_made_as_its_comment_says():
+def test_the_probe_is_made_as_its_comment_says() -> None:
     from onnx import TensorProto, helper, numpy_helper
 
     weights = {"k": [[[[1, -1], [0.5, 2]]]], "m": [[1, -1], [0, 1], [2, 3], [-1, -2]]}
@@ -108,7 +110,9 @@ def test_the_probe_is_made_as_its_comment_says():
         ),
     ],
 )
-def test_a_bad_installation_is_named_with_the_command_that_mends_it(distributions, cpu, has_gpu, what, command):
+def test_a_bad_installation_is_named_with_the_command_that_mends_it(
+    distributions: dict[str, Any], cpu: Any, has_gpu: bool, what: str, command: str
+) -> None:
     (problem,) = onnxruntime_problems(distributions, cpu, has_gpu)
     assert what in problem.what
     assert problem.command == command
@@ -123,12 +127,12 @@ def test_a_bad_installation_is_named_with_the_command_that_mends_it(distribution
         ({"onnxruntime": "1.31.0.dev1"}, Probe("cpu", True, None, "1.31.0.dev1", "onnxruntime")),
     ],
 )
-def test_a_good_installation_has_no_problem(distributions, cpu):
+def test_a_good_installation_has_no_problem(distributions: dict[str, Any], cpu: Any) -> None:
     assert onnxruntime_problems(distributions, cpu, False) == []
 
 
-def test_only_distributions_that_bring_the_module_count(monkeypatch):
-    def distribution(name, version, *files):
+def test_only_distributions_that_bring_the_module_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    def distribution(name: Any, version: Any, *files: object) -> Any:
         return SimpleNamespace(metadata={"Name": name}, version=version, files=[PurePosixPath(file) for file in files])
 
     installed = [
@@ -142,12 +146,12 @@ def test_only_distributions_that_bring_the_module_count(monkeypatch):
     assert onnxruntime_distributions() == {"onnxruntime": "1.30.0", "onnxruntime-gpu": "1.31.1"}
 
 
-def test_a_probe_that_crashes_or_hangs_is_a_finding(monkeypatch):
+def test_a_probe_that_crashes_or_hangs_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
     crashed = subprocess.CompletedProcess([], -11, stdout="", stderr="")
     monkeypatch.setattr(doctor, "call_in_fresh_process", lambda *_: crashed)
     assert probe_provider("cuda") == Probe("cuda", False, "its process crashed (exit code -11): no message")
 
-    def hang(*_):
+    def hang(*_: object) -> None:
         raise subprocess.TimeoutExpired("python", 120)
 
     monkeypatch.setattr(doctor, "call_in_fresh_process", hang)
@@ -162,7 +166,9 @@ def test_a_probe_that_crashes_or_hangs_is_a_finding(monkeypatch):
         ({"import_onnxruntime": lambda: 1 / 0}, "ZeroDivisionError: division by zero"),
     ],
 )
-def test_what_goes_wrong_in_the_fresh_process_is_reported(monkeypatch, capsys, wrong, reason):
+def test_what_goes_wrong_in_the_fresh_process_is_reported(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any, wrong: dict[str, Any], reason: str
+) -> None:
     for name, value in wrong.items():
         monkeypatch.setattr(doctor, name, value)
     doctor._probe_child("cpu")
@@ -170,7 +176,7 @@ def test_what_goes_wrong_in_the_fresh_process_is_reported(monkeypatch, capsys, w
     assert facts["works"] is False and reason in facts["reason"]
 
 
-def test_the_diagnosis_has_everything(shipped):
+def test_the_diagnosis_has_everything(shipped: Path) -> None:
     diagnosis = diagnose(lambda provider: Probe(provider, provider == "cpu", None, onnxruntime.__version__))
     assert diagnosis.usable
     assert [probe.provider for probe in diagnosis.probes] == ["cpu", "cuda"]
@@ -185,11 +191,11 @@ def test_the_diagnosis_has_everything(shipped):
     assert json.loads(json.dumps(diagnosis.to_json()))["usable"] is True
 
 
-def test_without_the_cpu_it_is_not_usable():
+def test_without_the_cpu_it_is_not_usable() -> None:
     assert not diagnose(lambda provider: Probe(provider, provider == "cuda")).usable
 
 
-def test_missing_artefacts_are_one_problem(monkeypatch, tmp_path):
+def test_missing_artefacts_are_one_problem(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("fmcae.runtime.model.shipped_folder", lambda name: tmp_path / name)
     diagnosis = diagnose(lambda provider: Probe(provider, True, None, onnxruntime.__version__))
     assert all("No such file" in item.problem for item in diagnosis.artefacts)

@@ -2,23 +2,27 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 import fmcae
+from fmcae import Model
 from fmcae.errors import ArtefactError, ImageError, UsageError
 from fmcae.metrics import softmax
 from fmcae.preprocess import scale
 
 
 @pytest.fixture(scope="module")
-def x(test_images):
+def x(test_images: NDArray[np.uint8]) -> Any:
     return scale(test_images[:8])
 
 
-def test_the_shipped_model_is_the_papers(model, shipped):
+def test_the_shipped_model_is_the_papers(model: Model, shipped: Path) -> None:
     card = model.artefacts["classifier"].card
     assert set(model.artefacts) == {"encoder", "decoder", "classifier"}
     assert card.training["config"]["network"]["latent_dim"] == 128
@@ -27,14 +31,14 @@ def test_the_shipped_model_is_the_papers(model, shipped):
     assert (shipped / "config.json").is_file() and (shipped / "metrics.jsonl").is_file()
 
 
-def test_the_shipped_model_recognizes_real_images(model, sample):
+def test_the_shipped_model_recognizes_real_images(model: Model, sample: Path) -> None:
     from fmcae.data import load_dataset
 
     test = load_dataset(sample).test
     assert (model.classify(scale(test.images)).argmax(axis=1) == test.labels).mean() > 0.85
 
 
-def test_shapes_and_one_image_without_a_batch_axis(model, x):
+def test_shapes_and_one_image_without_a_batch_axis(model: Model, x: Any) -> None:
     assert model.classify(x).shape == (8, 10)
     assert model.encode(x).shape == (8, 128)
     assert model.decode(model.encode(x)).shape == (8, 1, 28, 28)
@@ -48,13 +52,13 @@ def test_shapes_and_one_image_without_a_batch_axis(model, x):
     assert model.classify(x[:0]).shape == (0, 10)
 
 
-def test_reconstructions_resemble_their_inputs(model, x):
+def test_reconstructions_resemble_their_inputs(model: Model, x: Any) -> None:
     own = ((model.reconstruct(x) - x) ** 2).mean()
     other = ((model.reconstruct(x) - x[::-1]) ** 2).mean()
     assert own < 0.05 and own < other / 2
 
 
-def test_predict_takes_every_kind_of_image(model, test_images, tmp_path):
+def test_predict_takes_every_kind_of_image(model: Model, test_images: NDArray[np.uint8], tmp_path: Path) -> None:
     image = test_images[0]
     path = tmp_path / "a.png"
     Image.fromarray(image).save(path)
@@ -66,7 +70,7 @@ def test_predict_takes_every_kind_of_image(model, test_images, tmp_path):
         assert model.predict(source).probabilities == pytest.approx(expected.probabilities, abs=1e-5)
 
 
-def test_predict_takes_many(model, test_images):
+def test_predict_takes_many(model: Model, test_images: NDArray[np.uint8]) -> None:
     logits = model.classify(scale(test_images[:5]))
     for images in (list(test_images[:5]), test_images[:5], scale(test_images[:5])):
         predictions = model.predict(images)
@@ -84,31 +88,31 @@ def test_predict_takes_many(model, test_images):
         (np.zeros((2, 3, 28, 28), np.float32), r"x's shape \(=\(2, 3, 28, 28\)\)"),
     ],
 )
-def test_a_wrong_input_is_named(model, value, message):
+def test_a_wrong_input_is_named(model: Model, value: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         model.classify(value)
     with pytest.raises(ValueError, match=message):
         model.encode(value)
 
 
-def test_a_wrong_latent_is_named(model):
+def test_a_wrong_latent_is_named(model: Model) -> None:
     with pytest.raises(UsageError, match=r"z's shape \(=\(2, 64\)\) must be \(N, 128\) or \(128,\)"):
         model.decode(np.zeros((2, 64), np.float32))
 
 
-def test_an_unreadable_image_is_named(model):
+def test_an_unreadable_image_is_named(model: Model) -> None:
     with pytest.raises(ImageError):
         model.predict(b"nothing")
 
 
-def test_one_file_runs_alone_and_says_what_it_lacks(shipped, x):
+def test_one_file_runs_alone_and_says_what_it_lacks(shipped: Path, x: Any) -> None:
     model = fmcae.load(shipped / "classifier.onnx")
     assert model.classify(x).shape == (8, 10)
     with pytest.raises(ArtefactError, match=r"needs encoder\.onnx; the model was loaded with .*classifier\.onnx only"):
         model.encode(x)
 
 
-def test_one_of_a_folder_runs_whatever_the_others_are(shipped, x, tmp_path):
+def test_one_of_a_folder_runs_whatever_the_others_are(shipped: Path, x: Any, tmp_path: Path) -> None:
     shutil.copy(shipped / "classifier.onnx", tmp_path)
     (tmp_path / "encoder.onnx").write_text("damaged")
     assert fmcae.load(tmp_path, only="classifier").classify(x).shape == (8, 10)
@@ -121,7 +125,7 @@ def test_one_of_a_folder_runs_whatever_the_others_are(shipped, x, tmp_path):
         fmcae.load(only="head")
 
 
-def test_missing_and_foreign_and_misnamed_models_are_named(shipped, tmp_path):
+def test_missing_and_foreign_and_misnamed_models_are_named(shipped: Path, tmp_path: Path) -> None:
     with pytest.raises(ArtefactError, match=r"missing\.onnx: cannot be read: No such file"):
         fmcae.load(tmp_path / "missing.onnx")
     with pytest.raises(ArtefactError, match="holds none of encoder.onnx, decoder.onnx, classifier.onnx"):
@@ -144,12 +148,12 @@ def test_missing_and_foreign_and_misnamed_models_are_named(shipped, tmp_path):
         ({"threads": "x"}, r"threads \(=x\) must be an integer from 1 to 1,024"),
     ],
 )
-def test_a_wrong_option_is_named_at_load(option, message):
+def test_a_wrong_option_is_named_at_load(option: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         fmcae.load(**option)
 
 
-def test_threads_can_share_a_model(test_images):
+def test_threads_can_share_a_model(test_images: NDArray[np.uint8]) -> None:
     model = fmcae.load()
     x = scale(test_images)
     expected = model.classify(x)
@@ -159,7 +163,7 @@ def test_threads_can_share_a_model(test_images):
     np.testing.assert_allclose(np.concatenate(rows), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_the_runtime_never_imports_torch(shipped):
+def test_the_runtime_never_imports_torch(shipped: Path) -> None:
     code = (
         "import sys, fmcae, numpy as np; m = fmcae.load(); m.predict(np.zeros((28, 28), np.uint8)); "
         "import fmcae.cli; m.reconstruct(np.zeros((1, 28, 28), np.float32)); "
@@ -169,7 +173,7 @@ def test_the_runtime_never_imports_torch(shipped):
     assert output.strip() == "[]"
 
 
-def test_the_public_names_exist():
+def test_the_public_names_exist() -> None:
     assert set(fmcae.__all__) <= set(dir(fmcae))
     for name in fmcae.__all__:
         assert getattr(fmcae, name) is not None

@@ -1,15 +1,21 @@
 import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
+from fmcae import Model
 from fmcae.errors import ImageError
 from fmcae.runtime import predict
 from fmcae.runtime.predict import find_images, predict_images, read_pixels
 
 
 @pytest.fixture
-def folder(tmp_path, test_images):
+def folder(tmp_path: Path, test_images: NDArray[np.uint8]) -> Any:
     for name in ("b.png", "a.PNG", "sub/c.jpg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.fromarray(test_images[0]).save(tmp_path / name)
@@ -17,26 +23,26 @@ def folder(tmp_path, test_images):
     return tmp_path
 
 
-def _paths(*names):
+def _paths(*names: object) -> Any:
     found = list(find_images(names))
     assert all(error is None for _, error in found)
     return [path for path, _ in found]
 
 
-def test_folders_globs_and_files_are_found_in_order(folder):
+def test_folders_globs_and_files_are_found_in_order(folder: Path) -> None:
     everything = [str(folder / name) for name in ("a.PNG", "b.png", "sub/c.jpg")]
     assert _paths(str(folder)) == everything
     assert _paths(str(folder / "*.png"), str(folder / "**" / "*.jpg")) == everything[1:]
     assert _paths("-", "missing.png") == ["-", "missing.png"]
 
 
-def test_a_file_whose_name_looks_like_a_glob_is_a_file(folder):
+def test_a_file_whose_name_looks_like_a_glob_is_a_file(folder: Path) -> None:
     odd = folder / "a[1].png"
     (folder / "b.png").rename(odd)
     assert _paths(str(odd)) == [str(odd)]
 
 
-def test_what_stands_for_nothing_is_named(tmp_path):
+def test_what_stands_for_nothing_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     names = [str(tmp_path / "empty"), str(tmp_path / "*.png")]
     (first, folder_error), (second, glob_error) = find_images(names)
@@ -45,7 +51,7 @@ def test_what_stands_for_nothing_is_named(tmp_path):
     assert isinstance(glob_error, ImageError) and "matches no file" in str(glob_error)
 
 
-def test_one_bad_image_does_not_stop_the_rest(model, folder):
+def test_one_bad_image_does_not_stop_the_rest(model: Model, folder: Path) -> None:
     (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     names = [str(folder / "b.png"), str(folder / "broken.png"), str(folder / "nothing*"), str(folder / "sub")]
     outcomes = list(predict_images(model, names))
@@ -54,10 +60,10 @@ def test_one_bad_image_does_not_stop_the_rest(model, folder):
     assert outcomes[2].path == str(folder / "nothing*")
 
 
-def test_nor_does_one_that_breaks_preprocessing(model, folder, monkeypatch):
+def test_nor_does_one_that_breaks_preprocessing(model: Model, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     to_uint8 = predict.to_uint8
 
-    def fail(source):
+    def fail(source: Any) -> Any:
         if source == str(folder / "a.PNG"):
             raise ZeroDivisionError("division by zero")
         return to_uint8(source)
@@ -68,8 +74,8 @@ def test_nor_does_one_that_breaks_preprocessing(model, folder, monkeypatch):
     assert str(first.error) == f"{folder}/a.PNG: cannot be preprocessed: ZeroDivisionError: division by zero"
 
 
-def test_memory_that_is_gone_stops_it(model, folder, monkeypatch):
-    def fail(_):
+def test_memory_that_is_gone_stops_it(model: Model, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: Any) -> None:
         raise MemoryError
 
     monkeypatch.setattr(predict, "to_uint8", fail)
@@ -78,12 +84,12 @@ def test_memory_that_is_gone_stops_it(model, folder, monkeypatch):
 
 
 @pytest.fixture
-def unreadable(monkeypatch):
+def unreadable(monkeypatch: pytest.MonkeyPatch) -> Any:
     """``unreadable(path)``: from now on that folder cannot be listed, as for a user without the right."""
     scandir = os.scandir
 
-    def deny(denied):
-        def scan(path):
+    def deny(denied: Any) -> None:
+        def scan(path: Path) -> Any:
             if os.fspath(path) == str(denied):
                 raise PermissionError(13, "Permission denied", str(denied))
             return scandir(path)
@@ -93,7 +99,7 @@ def unreadable(monkeypatch):
     return deny
 
 
-def test_a_folder_that_cannot_be_read_is_named_in_its_place(folder, unreadable):
+def test_a_folder_that_cannot_be_read_is_named_in_its_place(folder: Path, unreadable: Callable[[Path], None]) -> None:
     (folder / "z").mkdir()
     Image.new("L", (28, 28)).save(folder / "z" / "d.png")
     unreadable(folder / "sub")
@@ -107,20 +113,20 @@ def test_a_folder_that_cannot_be_read_is_named_in_its_place(folder, unreadable):
     assert (path, str(error)) == (str(folder), f"{folder}: cannot be read: Permission denied")
 
 
-def test_what_is_no_file_is_left_out_and_a_broken_link_is_not(folder):
+def test_what_is_no_file_is_left_out_and_a_broken_link_is_not(folder: Path) -> None:
     os.mkfifo(folder / "sub" / "pipe.png")
     (folder / "sub" / "link.png").symlink_to("nowhere")
     assert _paths(str(folder / "sub")) == [str(folder / "sub" / name) for name in ("c.jpg", "link.png")]
 
 
-def test_stdin_is_named():
+def test_stdin_is_named() -> None:
     with pytest.raises(ImageError, match="^stdin: is empty$"):
         read_pixels("-", b"")
     with pytest.raises(ImageError, match="^stdin: is not an image"):
         read_pixels("-", b"hello")
 
 
-def test_stdin(model, folder):
+def test_stdin(model: Model, folder: Path) -> None:
     content = (folder / "b.png").read_bytes()
     (from_stdin,), (from_file,) = (
         list(predict_images(model, [name], content)) for name in ("-", str(folder / "b.png"))
@@ -129,7 +135,7 @@ def test_stdin(model, folder):
     assert from_stdin.path == "-"
 
 
-def test_more_images_than_one_batch(model, tmp_path, test_images):
+def test_more_images_than_one_batch(model: Model, tmp_path: Path, test_images: NDArray[np.uint8]) -> None:
     for number in range(150):
         Image.fromarray(test_images[number]).save(tmp_path / f"{number:03}.png")
     outcomes = list(predict_images(model, [str(tmp_path)]))

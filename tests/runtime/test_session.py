@@ -1,16 +1,19 @@
-import os
+# mypy: disable-error-code="import-untyped"
+import ctypes
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnxruntime
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 import fmcae
+from fmcae import Model
 from fmcae.errors import ArtefactError, FmcaeError, ProviderError, UsageError
 from fmcae.runtime import session as session_module
 from fmcae.runtime.doctor import PROBE_MODEL, PROBE_X, PROBE_Y
@@ -19,7 +22,6 @@ from fmcae.runtime.session import (
     ORT_NAMES,
     Session,
     available_cpus,
-    describe_machine,
     import_onnxruntime,
     short_reason,
 )
@@ -33,7 +35,7 @@ def part(number: int, content: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("as_file", [False, True])
-def test_a_model_runs_from_bytes_and_from_a_file(tmp_path, as_file):
+def test_a_model_runs_from_bytes_and_from_a_file(tmp_path: Path, as_file: bool) -> None:
     path = tmp_path / "probe.onnx"
     path.write_bytes(PROBE_MODEL)
     session = Session(path if as_file else PROBE_MODEL, threads=3)
@@ -43,18 +45,18 @@ def test_a_model_runs_from_bytes_and_from_a_file(tmp_path, as_file):
     assert session.metadata == {}
 
 
-def test_metadata_is_read():
+def test_metadata_is_read() -> None:
     model = PROBE_MODEL + part(14, part(1, b"a.key") + part(2, b"a value"))
     assert Session(model).metadata == {"a.key": "a value"}
 
 
-def test_threads_reach_onnx_runtime():
+def test_threads_reach_onnx_runtime() -> None:
     options = Session(PROBE_MODEL, threads=2).raw.get_session_options()
     assert (options.intra_op_num_threads, options.inter_op_num_threads) == (2, 1)
     assert Session(PROBE_MODEL).threads == available_cpus()
 
 
-def test_threads_sleep_between_runs():
+def test_threads_sleep_between_runs() -> None:
     model = fmcae.load(threads=4)
     model.classify(np.zeros((64, 1, 28, 28), np.float32))
     began = time.process_time()
@@ -71,7 +73,9 @@ def test_threads_sleep_between_runs():
         ("2.0.0", "spin_duration_us", "100"),
     ],
 )
-def test_threads_of_an_onnx_runtime_that_would_spin_for_ever_do_not_spin(monkeypatch, version, key, value):
+def test_threads_of_an_onnx_runtime_that_would_spin_for_ever_do_not_spin(
+    monkeypatch: pytest.MonkeyPatch, version: str, key: str, value: str
+) -> None:
     monkeypatch.setattr(onnxruntime, "__version__", version)
     options = Session(PROBE_MODEL).raw.get_session_options()
     assert options.get_session_config_entry(f"session.intra_op.{key}") == value
@@ -88,12 +92,12 @@ def test_threads_of_an_onnx_runtime_that_would_spin_for_ever_do_not_spin(monkeyp
         ({"provider": "CUDA"}, r"provider \(=CUDA\) must be one of cpu, cuda"),
     ],
 )
-def test_options_out_of_range_are_named(options, message):
+def test_options_out_of_range_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         Session(PROBE_MODEL, **options)
 
 
-def test_files_that_cannot_be_run_are_named(tmp_path, capfd):
+def test_files_that_cannot_be_run_are_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     text = tmp_path / "text.onnx"
     text.write_text("hello")
     with pytest.raises(
@@ -122,15 +126,15 @@ def test_files_that_cannot_be_run_are_named(tmp_path, capfd):
         (None, "NoneType"),
     ],
 )
-def test_inputs_that_do_not_fit_are_named(x, found):
+def test_inputs_that_do_not_fit_are_named(x: Any, found: str) -> None:
     with pytest.raises(UsageError, match=r"x must be an array \(N, 1, 3, 3\) float32, not " + found):
         Session(PROBE_MODEL).run(x)
 
 
-def test_other_failures_of_a_run_keep_their_reason():
+def test_other_failures_of_a_run_keep_their_reason() -> None:
     session = Session(PROBE_MODEL)
 
-    def fail(*_):
+    def fail(*_: object) -> None:
         raise RuntimeError("[ONNXRuntimeError] : 1 : FAIL : out of device memory")
 
     session._run = fail
@@ -144,7 +148,7 @@ def test_other_failures_of_a_run_keep_their_reason():
 class FakeOrt(SimpleNamespace):
     """onnxruntime with CUDA in its list, whose sessions run on the CPU and say ``says`` of their provider."""
 
-    def __init__(self, says=None, error=None):
+    def __init__(self, says: Any = None, error: Any = None) -> None:
         super().__init__(
             SessionOptions=onnxruntime.SessionOptions,
             set_default_logger_severity=onnxruntime.set_default_logger_severity,
@@ -156,7 +160,7 @@ class FakeOrt(SimpleNamespace):
         )
         self.says, self.error = says, error
 
-    def InferenceSession(self, model, options, providers, enable_fallback):
+    def InferenceSession(self, model: Model, options: Any, providers: Any, enable_fallback: Any) -> Any:
         self.asked.append((providers, enable_fallback))
         if self.error and len(providers) > 1:
             raise RuntimeError(self.error)
@@ -167,8 +171,8 @@ class FakeOrt(SimpleNamespace):
 
 
 @pytest.fixture
-def fake_ort(monkeypatch):
-    def install(driver=None, **facts):
+def fake_ort(monkeypatch: pytest.MonkeyPatch) -> Any:
+    def install(driver: Any = None, **facts: Any) -> Any:
         ort = FakeOrt(**facts)
         monkeypatch.setattr(session_module, "import_onnxruntime", lambda: ort)
         monkeypatch.setattr(session_module, "driver_obstacle", lambda: driver)
@@ -177,7 +181,9 @@ def fake_ort(monkeypatch):
     return install
 
 
-def test_cuda_is_read_back_and_runs_in_full_float32(fake_ort, capfd):
+def test_cuda_is_read_back_and_runs_in_full_float32(
+    fake_ort: Callable[..., FakeOrt], capfd: pytest.CaptureFixture[str]
+) -> None:
     ort = fake_ort(says=[ORT_NAMES["cuda"], ORT_NAMES["cpu"]])
     session = Session(PROBE_MODEL, provider="cuda")
     assert session.provider == "cuda"
@@ -188,13 +194,13 @@ def test_cuda_is_read_back_and_runs_in_full_float32(fake_ort, capfd):
     assert capfd.readouterr() == ("", ""), "what preload_dlls prints must not reach the user"
 
 
-def test_a_session_that_fell_back_to_the_cpu_is_an_error(fake_ort):
+def test_a_session_that_fell_back_to_the_cpu_is_an_error(fake_ort: Callable[..., FakeOrt]) -> None:
     fake_ort(says=[ORT_NAMES["cpu"]])
     with pytest.raises(ProviderError, match="CUDA cannot run here: ONNX Runtime could not start it; to get it"):
         Session(PROBE_MODEL, provider="cuda")
 
 
-def test_a_session_that_cuda_refuses_is_an_error_with_its_reason(fake_ort):
+def test_a_session_that_cuda_refuses_is_an_error_with_its_reason(fake_ort: Callable[..., FakeOrt]) -> None:
     fake_ort(error="CUDA failure 35: driver version is insufficient\nmore\nlines")
     with pytest.raises(ProviderError, match="CUDA cannot run here: CUDA failure 35: driver version is insufficient;"):
         Session(PROBE_MODEL, provider="cuda")
@@ -202,14 +208,14 @@ def test_a_session_that_cuda_refuses_is_an_error_with_its_reason(fake_ort):
         Session(b"hello", provider="cuda")
 
 
-def test_without_a_driver_the_driver_is_asked_for(fake_ort):
+def test_without_a_driver_the_driver_is_asked_for(fake_ort: Callable[..., FakeOrt]) -> None:
     fake_ort(driver="no NVIDIA driver is found")
     with pytest.raises(ProviderError, match="no NVIDIA driver is found; to get it, install NVIDIA's driver") as caught:
         Session(PROBE_MODEL, provider="cuda")
     assert caught.value.exit_code == 4 and "pip" not in str(caught.value)
 
 
-def test_the_cpu_build_names_the_command_for_the_other(fake_ort):
+def test_the_cpu_build_names_the_command_for_the_other(fake_ort: Callable[..., FakeOrt]) -> None:
     ort = fake_ort(driver="the NVIDIA driver finds no GPU")
     ort.get_available_providers = lambda: [ORT_NAMES["cpu"]]
     with pytest.raises(ProviderError) as caught:
@@ -219,110 +225,32 @@ def test_the_cpu_build_names_the_command_for_the_other(fake_ort):
 
 
 @pytest.mark.skipif(ORT_NAMES["cuda"] in onnxruntime.get_available_providers(), reason="this is a GPU build")
-def test_this_build_without_cuda_says_so(capfd):
+def test_this_build_without_cuda_says_so(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ProviderError, match="only the CPU build of ONNX Runtime is installed"):
         Session(PROBE_MODEL, provider="cuda")
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_library_that_the_loader_misses_is_named(fake_ort, monkeypatch, tmp_path):
+def test_a_library_that_the_loader_misses_is_named(
+    fake_ort: Callable[..., FakeOrt], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     ort = fake_ort(says=[ORT_NAMES["cpu"]])
     (tmp_path / "capi").mkdir()
     (tmp_path / "capi/libonnxruntime_providers_cuda.so").touch()
     ort.__dict__["__file__"] = str(tmp_path / "__init__.py")
 
-    def refuse(path):
+    def refuse(path: Path) -> None:
         raise OSError("libcublasLt.so.13: cannot open shared object file: No such file or directory")
 
-    monkeypatch.setattr(session_module.ctypes, "CDLL", refuse)
+    monkeypatch.setattr(ctypes, "CDLL", refuse)
     with pytest.raises(ProviderError, match=r"libraries are missing \(libcublasLt\.so\.13: cannot open .*pip install"):
         Session(PROBE_MODEL, provider="cuda")
-
-
-@pytest.mark.parametrize(
-    ("init", "count", "expected"),
-    [
-        (0, 1, None),
-        (0, 0, "the NVIDIA driver finds no GPU"),
-        (100, 0, "the NVIDIA driver finds no GPU"),
-        (803, 0, "the NVIDIA driver does not start (CUDA error 803)"),
-    ],
-)
-def test_the_driver_is_asked_for_its_gpus(monkeypatch, init, count, expected):
-    def device_count(pointer):
-        pointer._obj.value = count
-        return 0
-
-    driver = SimpleNamespace(cuInit=lambda flags: init, cuDeviceGetCount=device_count)
-    monkeypatch.setattr(session_module.ctypes, "CDLL", lambda name: driver)
-    assert session_module.driver_obstacle() == expected
-
-
-# the container's CPU share
-
-
-@pytest.fixture
-def eight_cpus(monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
-
-
-def write(root, files):
-    for name, content in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(content)
-    return root
-
-
-@pytest.mark.parametrize(
-    ("files", "expected"),
-    [
-        ({}, 8),
-        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "max 100000\n"}, 8),
-        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "150000 100000\n"}, 2),
-        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "10000 100000\n"}, 1),
-        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "6400000 100000\n"}, 8),
-        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "nonsense"}, 8),
-        (  # the parent's quota holds for its children
-            {
-                "proc/self/cgroup": "0::/a/b\n",
-                "sys/fs/cgroup/a/cpu.max": "300000 100000\n",
-                "sys/fs/cgroup/a/b/cpu.max": "max 100000\n",
-            },
-            3,
-        ),
-        (  # version 1; the path is the host's, the mount the container's own
-            {
-                "proc/self/cgroup": "9:memory:/docker/abc\n4:cpu,cpuacct:/docker/abc\n",
-                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "250000\n",
-                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
-            },
-            3,
-        ),
-        (
-            {
-                "proc/self/cgroup": "4:cpu:/\n0::/\n",
-                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n",
-                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
-            },
-            8,
-        ),
-    ],
-)
-def test_available_cpus_respects_the_containers_quota(tmp_path, eight_cpus, files, expected):
-    assert available_cpus(write(tmp_path, files)) == expected
-
-
-@given(quota=st.integers(1, 10**9), period=st.integers(1, 10**6))
-def test_any_quota_leaves_a_cpu_and_adds_none(tmp_path_factory, quota, period):
-    root = tmp_path_factory.mktemp("root")
-    write(root, {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": f"{quota} {period}\n"})
-    assert 1 <= available_cpus(root) <= available_cpus(root / "none")
 
 
 # the module itself
 
 
-def test_importing_it_does_not_import_onnx_runtime():
+def test_importing_it_does_not_import_onnx_runtime() -> None:
     code = (
         "import sys, fmcae.runtime.session; print([n for n in ('onnxruntime', 'numpy', 'torch') if n in sys.modules])"
     )
@@ -330,7 +258,7 @@ def test_importing_it_does_not_import_onnx_runtime():
     assert result.stdout.strip() == "[]"
 
 
-def test_a_missing_or_half_removed_onnx_runtime_is_named(monkeypatch):
+def test_a_missing_or_half_removed_onnx_runtime_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(FmcaeError, match=r"cannot be imported .* pip install --force-reinstall onnxruntime"):
         import_onnxruntime()
@@ -339,14 +267,7 @@ def test_a_missing_or_half_removed_onnx_runtime_is_named(monkeypatch):
         import_onnxruntime()
 
 
-def test_reasons_are_one_short_line():
+def test_reasons_are_one_short_line() -> None:
     assert short_reason(RuntimeError("[ONNXRuntimeError] : 7 : INVALID_PROTOBUF : a : b\nc")) == "a : b"
     assert short_reason(RuntimeError()) == "RuntimeError"
     assert short_reason(RuntimeError("x" * 500)) == "x" * 199 + "…"
-
-
-def test_the_machine_is_described():
-    facts = describe_machine()
-    assert facts["onnxruntime"] == onnxruntime.__version__
-    assert facts["available_cpus"] == available_cpus()
-    assert facts["cpu"] and facts["python"] and facts["numpy"] == np.__version__

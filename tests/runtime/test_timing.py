@@ -1,16 +1,22 @@
+# mypy: disable-error-code="import-untyped"
 import json
 import os
 import subprocess
 import sys
+import time
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnxruntime
 import pytest
 
+from fmcae import Model
 from fmcae.errors import ArtefactError, FmcaeError, ProviderError, UsageError
 from fmcae.runtime import timing
 from fmcae.runtime.doctor import PROBE_MODEL
+from fmcae.runtime.machine import peak_memory_mib
 from fmcae.runtime.session import Session
 from fmcae.runtime.timing import (
     ROUNDS,
@@ -20,7 +26,6 @@ from fmcae.runtime.timing import (
     Latency,
     beats_from,
     cold_start,
-    gpu_facts,
     node_placement,
     random_input,
     resident_runner,
@@ -30,16 +35,16 @@ from fmcae.runtime.timing import (
 
 
 @pytest.fixture(scope="module")
-def probe(tmp_path_factory):
+def probe(tmp_path_factory: pytest.TempPathFactory) -> Any:
     path = tmp_path_factory.mktemp("timing") / "probe.onnx"
     path.write_bytes(PROBE_MODEL)
     return path
 
 
-def test_a_graph_is_measured_cold_and_warm(probe):
-    steps = []
+def test_a_graph_is_measured_cold_and_warm(probe: Path) -> None:
+    steps: list[str] = []
     timed = time_graph(
-        "probe", probe, threads=1, batch_sizes=(4, 1, 4), seconds=0.01, rivals=rival, progress=steps.append
+        "probe", probe, threads=1, batch_sizes=(4, 1, 4), seconds=0.01, baselines=baseline, progress=steps.append
     )
     assert steps == ["cold start", "batch 1", "batch 4"]
     assert (timed.provider, timed.threads, timed.file) == ("cpu", 1, "probe.onnx")
@@ -48,44 +53,44 @@ def test_a_graph_is_measured_cold_and_warm(probe):
     assert [run.batch_size for run in timed.cold.first_runs] == [1, 4]
     assert timed.cold.session_creation_ms > 0 and timed.cold.import_ms > 0
     for case in timed.cases:
-        assert list(case.latencies) == ["onnxruntime-cpu", "rival-cpu"]
-        assert list(case.ratios) == ["rival-cpu"]
+        assert list(case.latencies) == ["onnxruntime-cpu", "baseline-cpu"]
+        assert list(case.ratios) == ["baseline-cpu"]
     assert timed.cuda_beats_cpu_from == {}
     values = json.loads(json.dumps(timed.to_json()))
     assert values["cases"][0]["latencies"]["onnxruntime-cpu"]["p50_ms"] > 0
     assert values["cold"]["first_runs"][0]["gpu_memory_mib"] is None
 
 
-def rival(x):
+def baseline(x: Any) -> Any:
     assert x.dtype == np.float32
-    return {"rival-cpu": lambda: x.sum()}
+    return {"baseline-cpu": lambda: x.sum()}
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="VmHWM is Linux's")
-def test_peak_memory_is_the_fresh_processs_own_and_never_falls(probe):
+def test_peak_memory_is_the_fresh_processs_own_and_never_falls(probe: Path) -> None:
     ballast = np.ones(2**26, np.uint8)  # a parent that is larger by 64 MiB
     cold = cold_start(probe, "cpu", 1, (1, 100_000))
     first, last = (run.peak_memory_mib for run in cold.first_runs)
     assert 0 < cold.base_memory_mib <= first
     assert last - first > 3, "the larger batch's arrays are 3.4 MiB and more"
-    assert cold.base_memory_mib < timing.peak_memory_mib()
+    assert cold.base_memory_mib < peak_memory_mib()
     del ballast
 
 
-def test_a_fresh_process_that_fails_is_named(tmp_path):
+def test_a_fresh_process_that_fails_is_named(tmp_path: Path) -> None:
     with pytest.raises(FmcaeError, match=r"missing\.onnx: the fresh process failed: .*No such file"):
         cold_start(tmp_path / "missing.onnx", "cpu", 1, (1,))
 
 
-def test_a_fresh_process_that_is_killed_is_named(probe, monkeypatch):
+def test_a_fresh_process_that_is_killed_is_named(probe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     killed = subprocess.CompletedProcess([], -9, stdout="", stderr="")
     monkeypatch.setattr(timing, "call_in_fresh_process", lambda *_: killed)
     with pytest.raises(FmcaeError, match=r"probe\.onnx: the fresh process failed: exit code -9"):
         cold_start(probe, "cpu", 1, (1,))
 
 
-def test_nothing_is_measured_when_the_file_or_the_provider_does_not_run(probe, tmp_path):
-    def unreachable(step):
+def test_nothing_is_measured_when_the_file_or_the_provider_does_not_run(probe: Path, tmp_path: Path) -> None:
+    def unreachable(step: Any) -> None:
         raise AssertionError(step)
 
     with pytest.raises(ArtefactError):
@@ -94,7 +99,7 @@ def test_nothing_is_measured_when_the_file_or_the_provider_does_not_run(probe, t
         time_graph("x", probe, provider="tpu", progress=unreachable)
 
 
-def test_runners_take_turns_and_every_second_round_goes_backwards():
+def test_runners_take_turns_and_every_second_round_goes_backwards() -> None:
     calls = []
     runners = {name: (lambda name=name: calls.append(name)) for name in "ab"}
     case = time_in_turns(runners, 10, seconds=1e-9)  # so short that each turn is its fewest runs
@@ -105,12 +110,12 @@ def test_runners_take_turns_and_every_second_round_goes_backwards():
     assert case.latencies["a"].runs == ROUNDS * 3
 
 
-def test_latencies_and_ratios_follow_the_clock(monkeypatch):
+def test_latencies_and_ratios_follow_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = SimpleNamespace(now=0)
-    monkeypatch.setattr(timing.time, "perf_counter_ns", lambda: clock.now)
+    monkeypatch.setattr(time, "perf_counter_ns", lambda: clock.now)
 
-    def takes(milliseconds):
-        def run():
+    def takes(milliseconds: Any) -> Any:
+        def run() -> None:
             clock.now += int(milliseconds * 1e6)
 
         return run
@@ -133,15 +138,17 @@ def test_latencies_and_ratios_follow_the_clock(monkeypatch):
         (((0, 0), (0, 0)), None, False),  # a system that does not tell
     ],
 )
-def test_waiting_for_a_cpu_is_told(monkeypatch, cpu_ns, share, contended):
+def test_waiting_for_a_cpu_is_told(
+    monkeypatch: pytest.MonkeyPatch, cpu_ns: tuple[tuple[int, ...], ...], share: float | int | None, contended: bool
+) -> None:
     answers = iter(cpu_ns)
-    monkeypatch.setattr(timing, "_cpu_ns", lambda: next(answers))
+    monkeypatch.setattr(timing, "cpu_times_ns", lambda: next(answers))
     case = time_in_turns({"a": lambda: None}, 1, seconds=1e-9)
     assert (case.cpu_wait_share, case.contended) == (share, contended)
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/schedstat"), reason="schedstat is Linux's")
-def test_threads_that_share_a_cpu_wait_for_it():
+def test_threads_that_share_a_cpu_wait_for_it() -> None:
     code = (
         "import os, subprocess, sys, time\n"
         "from fmcae.runtime.timing import time_in_turns\n"
@@ -154,7 +161,7 @@ def test_threads_that_share_a_cpu_wait_for_it():
     assert 0.1 < float(result.stdout) < 0.95
 
 
-def test_input_and_output_stay_bound_on_the_device():
+def test_input_and_output_stay_bound_on_the_device() -> None:
     session = Session(PROBE_MODEL)
     x = random_input(session, 5)
     run = resident_runner(session, x)
@@ -162,14 +169,14 @@ def test_input_and_output_stay_bound_on_the_device():
     run()
 
 
-def test_a_bound_run_with_another_output_is_not_trusted():
+def test_a_bound_run_with_another_output_is_not_trusted() -> None:
     session = Session(PROBE_MODEL)
     session._run = lambda names, feed, options: [np.full((2, 2), 7, np.float32)]
     with pytest.raises(ProviderError, match="cpu gives another output through I/O binding"):
         resident_runner(session, random_input(session, 2))
 
 
-def test_a_binding_that_fails_is_a_provider_error():
+def test_a_binding_that_fails_is_a_provider_error() -> None:
     session = Session(PROBE_MODEL)
     session.provider = "cuda"  # on a CPU build: there is no such device
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
@@ -177,14 +184,14 @@ def test_a_binding_that_fails_is_a_provider_error():
             resident_runner(session, random_input(session, 2))
 
 
-def test_every_node_of_the_optimized_graph_has_its_provider(probe):
+def test_every_node_of_the_optimized_graph_has_its_provider(probe: Path) -> None:
     placement = node_placement(probe, "cpu")
     assert set(placement) == {"CPUExecutionProvider"}
     assert placement["CPUExecutionProvider"][0] == "Conv"
     assert "MatMul" in placement["CPUExecutionProvider"]
 
 
-def case_of(size, **medians):
+def case_of(size: Any, **medians: Any) -> Any:
     return Case(size, {name: Latency(1, p50, p50, p50, 1) for name, p50 in medians.items()}, {})
 
 
@@ -198,17 +205,17 @@ def case_of(size, **medians):
         ((2, 2, 2), None),  # equal is not faster
     ],
 )
-def test_cuda_beats_the_cpu_from_where_it_stays_faster(cuda, expected):
+def test_cuda_beats_the_cpu_from_where_it_stays_faster(cuda: tuple[int, ...], expected: int | None) -> None:
     cases = [case_of(size, cuda=p50, cpu=2) for size, p50 in zip((1, 16, 256), cuda, strict=True)]
     assert beats_from(cases, "cuda", "cpu") == expected
     assert beats_from(cases[::-1], "cuda", "cpu") == expected
 
 
-def test_cuda_is_timed_with_and_without_transfer_beside_the_cpu(probe, monkeypatch):
+def test_cuda_is_timed_with_and_without_transfer_beside_the_cpu(probe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class OnCuda(Session):
         """A session on the CPU that says CUDA: this machine may have none."""
 
-        def __init__(self, model, *, provider="cpu", **options):
+        def __init__(self, model: Model, *, provider: Any = "cpu", **options: Any) -> None:
             super().__init__(model, provider="cpu", **options)
             self.provider = provider
 
@@ -216,14 +223,19 @@ def test_cuda_is_timed_with_and_without_transfer_beside_the_cpu(probe, monkeypat
     monkeypatch.setattr(timing, "Session", OnCuda)
     monkeypatch.setattr(timing, "cold_start", lambda *_: cold)
     monkeypatch.setattr(timing, "resident_runner", lambda session, x: lambda: session.run(x))
-    timed = time_graph("probe", probe, provider="cuda", threads=1, batch_sizes=(1, 2), seconds=0.01, rivals=rival)
+    timed = time_graph("probe", probe, provider="cuda", threads=1, batch_sizes=(1, 2), seconds=0.01, baselines=baseline)
     assert timed.provider == "cuda"
     for case in timed.cases:
-        assert list(case.latencies) == ["onnxruntime-cuda", "onnxruntime-cuda-resident", "onnxruntime-cpu", "rival-cpu"]
+        assert list(case.latencies) == [
+            "onnxruntime-cuda",
+            "onnxruntime-cuda-resident",
+            "onnxruntime-cpu",
+            "baseline-cpu",
+        ]
     assert set(timed.cuda_beats_cpu_from) == {"onnxruntime-cuda", "onnxruntime-cuda-resident"}
 
 
-def test_inputs_are_always_the_same_and_fit_the_graph():
+def test_inputs_are_always_the_same_and_fit_the_graph() -> None:
     session = Session(PROBE_MODEL)
     x = random_input(session, 3)
     assert x.shape == (3, 1, 3, 3) and x.dtype == np.float32 and x.min() >= 0 and x.max() < 1
@@ -232,21 +244,3 @@ def test_inputs_are_always_the_same_and_fit_the_graph():
     assert random_input(fixed, 4).shape == (4, 2)
     with pytest.raises(UsageError, match=r"batch \(=3\) must be 4: this graph's batch size is fixed"):
         random_input(fixed, 3)
-
-
-@pytest.mark.skipif(os.name != "posix", reason="the stand-in for nvidia-smi is a shell script")
-def test_the_gpu_is_described_by_nvidia_smi(tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert gpu_facts() is None
-    script = tmp_path / "nvidia-smi"
-    script.write_text('#!/bin/sh\n[ "$4" = 3 ] && exit 9\necho "NVIDIA L4, 570.86.15, 12, 23034"\n')
-    script.chmod(0o755)
-    expected = {"name": "NVIDIA L4", "driver": "570.86.15", "memory_used_mib": 12, "memory_total_mib": 23034}
-    assert gpu_facts() == expected
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")
-    assert gpu_facts() is None
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    assert gpu_facts() == expected
-    script.write_text("#!/bin/sh\necho No devices were found\n")
-    assert gpu_facts() is None

@@ -1,4 +1,6 @@
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ TOLERANCE = {"atol": 1e-3, "rtol": 1e-2}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_ships_verifies(shipped, kind):
+def test_what_ships_verifies(shipped: Path, kind: Any) -> None:
     outcome = verify(read_artefact(shipped / f"{kind}.onnx"))
     assert outcome.passed
     assert outcome.provider == "cpu"
@@ -19,7 +21,7 @@ def test_what_ships_verifies(shipped, kind):
     assert outcome.difference.max_abs < 1e-4
 
 
-def test_numbers_that_differ_fail(shipped):
+def test_numbers_that_differ_fail(shipped: Path) -> None:
     artefact = read_artefact(shipped / "encoder.onnx")
     golden = replace(artefact.golden, outputs=artefact.golden.outputs + np.float32(0.01)).to_text()
     outcome = verify(replace(artefact, golden_text=golden))
@@ -27,20 +29,20 @@ def test_numbers_that_differ_fail(shipped):
     assert "differ from the golden ones by up to 0.01" in outcome.failure
 
 
-def test_labels_that_differ_fail(shipped):
+def test_labels_that_differ_fail(shipped: Path) -> None:
     artefact = read_artefact(shipped / "classifier.onnx")
     names = artefact.card.class_names
     swapped = replace(artefact.card, class_names=(names[1], names[0], *names[2:]))
     assert "labels differ from the golden ones" in verify(replace(artefact, card=swapped)).failure
 
 
-def test_shapes_that_differ_fail(shipped):
+def test_shapes_that_differ_fail(shipped: Path) -> None:
     artefact = read_artefact(shipped / "classifier.onnx")
     golden = replace(artefact.golden, outputs=artefact.golden.outputs[:, :5]).to_text()
     assert "gives outputs of shape" in verify(replace(artefact, golden_text=golden)).failure
 
 
-def test_compare_by_hand():
+def test_compare_by_hand() -> None:
     reference = np.array([0.0, 1.0, -2.0], np.float32)
     difference = compare(np.array([0.0005, 1.0, -2.02], np.float32), reference, TOLERANCE)
     assert difference.within
