@@ -1,5 +1,7 @@
 """``fmcae train``: the paper's two stages, into one run folder."""
 
+from dataclasses import fields
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,22 +10,30 @@ import typer
 from fmcae.cli.options import RUNS_FOLDER, DataOption, ThreadsOption, note
 from fmcae.cli.progress import watch_training
 from fmcae.errors import RunError, UsageError, require_train_extra
+from fmcae.train.config import (
+    LIMITS,
+    DeviceChoice,
+    DropoutPosition,
+    EncoderInit,
+    NetworkConfig,
+    Stage,
+    TrainConfig,
+)
 
 if TYPE_CHECKING:
-    from fmcae.train.config import TrainConfig
     from fmcae.train.run import Run
 
-
-def _one_of(name: str, choices: str, help_text: str) -> Any:
-    """An option with ``choices`` ("a|b|c"), which the shell completes and TrainConfig checks."""
-    return typer.Option(
-        name,
-        metavar=choices,
-        help=help_text,
-        autocompletion=lambda incomplete: [choice for choice in choices.split("|") if choice.startswith(incomplete)],
-    )
+DEFAULT = TrainConfig()
+NETWORK_FIELDS = {item.name for item in fields(NetworkConfig)}
 
 
+def _integer(name: str, help_text: str) -> Any:
+    """An option for an integer of the configuration, within its limits."""
+    low, high = LIMITS[name]
+    return typer.Option(f"--{name.replace('_', '-')}", metavar="N", min=low, max=high, help=help_text)
+
+
+# Every parameter but out, resume and quiet has the name of the configuration's field that it sets.
 def train(
     context: typer.Context,
     data: DataOption = None,
@@ -34,40 +44,41 @@ def train(
         bool, typer.Option("--resume", help="Go on with the run in --out, or with the newest unfinished one.")
     ] = False,
     stage: Annotated[
-        str | None,
-        _one_of(
-            "--stage",
-            "both|autoencoder|classifier",
-            "What to train. [default: both; classifier with --from or --encoder random]",
-        ),
+        Stage | None,
+        typer.Option("--stage", help="What to train. [default: both; classifier with --from or --encoder random]"),
     ] = None,
     autoencoder_from: Annotated[
         Path | None, typer.Option("--from", metavar="RUN", help="Start the classifier from this run's autoencoder.")
     ] = None,
-    latent_dim: Annotated[int, typer.Option("--latent-dim", metavar="N", help="Size of z, the paper's n.")] = 128,
-    dropout: Annotated[float, typer.Option("--dropout", metavar="P", help="Dropout probability, the paper's p.")] = 0.1,
+    latent_dim: Annotated[int, _integer("latent_dim", "Size of z, the paper's n.")] = DEFAULT.network.latent_dim,
+    dropout: Annotated[
+        float, typer.Option("--dropout", metavar="P", help="Dropout probability, the paper's p.")
+    ] = DEFAULT.network.dropout,
     dropout_position: Annotated[
-        str, _one_of("--dropout-position", "before-pooling|after-pooling", "Where the encoder drops.")
-    ] = "after-pooling",
+        DropoutPosition, typer.Option("--dropout-position", help="Where the encoder drops.")
+    ] = DEFAULT.network.dropout_position,
     output_dropout: Annotated[
         bool, typer.Option("--output-dropout/--no-output-dropout", help="Drop the decoder's output too.")
-    ] = False,
-    pooling: Annotated[bool, typer.Option("--pooling/--no-pooling", help="Max pooling in the encoder.")] = True,
-    encoder: Annotated[
-        str, _one_of("--encoder", "pretrained|random", "Where the classifier's encoder starts.")
-    ] = "pretrained",
-    freeze_encoder: Annotated[
+    ] = DEFAULT.network.output_dropout,
+    pooling: Annotated[
+        bool, typer.Option("--pooling/--no-pooling", help="Max pooling in the encoder.")
+    ] = DEFAULT.network.pooling,
+    encoder_init: Annotated[
+        EncoderInit, typer.Option("--encoder", help="Where the classifier's encoder starts.")
+    ] = DEFAULT.encoder_init,
+    encoder_training: Annotated[
         bool, typer.Option("--freeze-encoder/--fine-tune", help="Keep the encoder's weights, or train them on.")
-    ] = False,
+    ] = DEFAULT.encoder_training == "frozen",
     labels: Annotated[
-        int | None,
-        typer.Option("--labels", metavar="N", help="Labelled images that the classifier sees. [default: all of train]"),
-    ] = None,
-    learning_rate: Annotated[float, typer.Option("--learning-rate", "--lr", metavar="LR", help="Adam's.")] = 0.001,
-    batch_size: Annotated[int, typer.Option("--batch-size", metavar="N", help="Images per mini-batch.")] = 100,
-    epochs: Annotated[int, typer.Option("--epochs", metavar="N", help="Epochs of each stage.")] = 30,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of weights, batch order and dropout.")] = 0,
-    device: Annotated[str, _one_of("--device", "auto|cpu|cuda", "Where to train.")] = "auto",
+        int | None, _integer("labels", "Labelled images that the classifier sees. [default: all of train]")
+    ] = DEFAULT.labels,
+    learning_rate: Annotated[
+        float, typer.Option("--learning-rate", "--lr", metavar="LR", help="Adam's learning rate.")
+    ] = DEFAULT.learning_rate,
+    batch_size: Annotated[int, _integer("batch_size", "Images per mini-batch.")] = DEFAULT.batch_size,
+    epochs: Annotated[int, _integer("epochs", "Epochs of each stage.")] = DEFAULT.epochs,
+    seed: Annotated[int, _integer("seed", "The seed of weights, batch order and dropout.")] = DEFAULT.seed,
+    device: Annotated[DeviceChoice, typer.Option("--device", help="Where to train.")] = "auto",
     threads: ThreadsOption = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Plain lines instead of a progress bar.")] = False,
 ) -> None:
@@ -80,51 +91,25 @@ def train(
     run: Run | None = None
     try:  # from here on: importing torch takes seconds, and a user may stop that too
         from fmcae.data import load_dataset
-        from fmcae.runtime.machine import available_cpus
-        from fmcae.train.config import NetworkConfig, TrainConfig
-        from fmcae.train.loop import adopt_autoencoder, resolve_device
         from fmcae.train.loop import train as train_run
-        from fmcae.train.run import create_run
 
-        # Every option is checked here, before the data are read.
-        if stage is None:
-            stage = "classifier" if autoencoder_from or encoder == "random" else "both"
-        config = TrainConfig(
-            network=NetworkConfig(latent_dim, dropout, dropout_position, output_dropout, pooling),  # type: ignore[arg-type]
-            learning_rate=learning_rate,
-            batch_size=batch_size,
-            epochs=epochs,
-            encoder_init=encoder,  # type: ignore[arg-type]
-            encoder_training="frozen" if freeze_encoder else "fine-tuned",
-            seed=seed,
-            device=resolve_device(device),
-            threads=available_cpus() if threads is None else threads,
-            stage=stage,  # type: ignore[arg-type]
-            data=str(Path(data).expanduser().resolve()) if data else None,
-            autoencoder_from=str(autoencoder_from.resolve()) if autoencoder_from else None,
-            labels=labels,
-        )
+        settings = _settings(context)  # every option is checked here, before the data are read
         if resume:
             run = _run_to_resume(out)
-            _check_same_options(context, config, run.config)
+            _check_same_options(context, settings, run.config)
             if run.finished:
                 typer.echo(f"{run.folder} is already finished")
                 return
             dataset = load_dataset(run.config.data)
             note(f"going on with {run.folder}")
+            _warn_of_changes(run)
         else:
-            from dataclasses import replace
+            from fmcae.train.run import create_run
 
-            dataset = load_dataset(config.data)
-            config = replace(config, network=replace(config.network, class_count=len(dataset.class_names)))
-            folder = out or _new_folder()
-            run = create_run(folder, config, dataset)
-            if autoencoder_from:
-                try:
-                    adopt_autoencoder(run, autoencoder_from)
-                except RunError:
-                    _remove_new_run(run.folder)
-                    raise
+            _config(settings)
+            dataset = load_dataset(settings["data"])
+            config = _config(settings | {"class_count": len(dataset.class_names)})
+            run = create_run(out or _new_folder(), config, dataset, autoencoder_from)
         threads_text = "1 thread" if run.config.threads == 1 else f"{run.config.threads} threads"
         counts = f"{len(dataset.train):,} train, {len(dataset.val):,} val, {len(dataset.test):,} test images"
         note(f"{dataset.name}: {counts}; {run.config.device}, {threads_text}; run folder {run.folder}")
@@ -135,6 +120,30 @@ def train(
         note(f"stopped{how}")
         raise typer.Exit(130) from None
     _print_summary(run)
+
+
+def _settings(context: typer.Context) -> dict[str, Any]:
+    """The options as values of the configuration's fields."""
+    from fmcae.runtime.machine import available_cpus
+    from fmcae.train.loop import resolve_device
+
+    settings = {name: value for name, value in context.params.items() if name not in ("out", "resume", "quiet")}
+    if settings["stage"] is None:
+        is_classifier = settings["autoencoder_from"] or settings["encoder_init"] == "random"
+        settings["stage"] = "classifier" if is_classifier else DEFAULT.stage
+    for name in ("data", "autoencoder_from"):
+        settings[name] = str(Path(settings[name]).expanduser().resolve()) if settings[name] else None
+    settings["encoder_training"] = "frozen" if settings["encoder_training"] else "fine-tuned"
+    settings["device"] = resolve_device(settings["device"])
+    if settings["threads"] is None:
+        settings["threads"] = available_cpus()
+    return settings
+
+
+def _config(settings: dict[str, Any]) -> TrainConfig:
+    network = {name: value for name, value in settings.items() if name in NETWORK_FIELDS}
+    others = {name: value for name, value in settings.items() if name not in NETWORK_FIELDS}
+    return TrainConfig(network=NetworkConfig(**network), **others)
 
 
 def _run_to_resume(out: Path | None) -> "Run":
@@ -148,35 +157,31 @@ def _run_to_resume(out: Path | None) -> "Run":
     return unfinished[-1]
 
 
-def _check_same_options(context: typer.Context, given: "TrainConfig", config: "TrainConfig") -> None:
+def _check_same_options(context: typer.Context, settings: dict[str, Any], config: TrainConfig) -> None:
     """A resumed run keeps its configuration: an option that was typed must agree with it."""
-    fields = {"encoder": "encoder_init", "freeze_encoder": "encoder_training"}
-    as_typed = {parameter.name: parameter.opts[0] for parameter in context.command.params}
-    for option in context.params:
-        source = context.get_parameter_source(option)
-        if source is None or source.name != "COMMANDLINE" or option in ("out", "resume", "quiet"):
-            continue
-        name = fields.get(option, option)
-        of = (given.network, config.network) if hasattr(config.network, name) else (given, config)
-        wanted, kept = (getattr(item, name) for item in of)
-        if wanted != kept:
-            raise UsageError(f"{as_typed[option]} (={wanted}) must be the run's own (={kept}) to resume it")
+    flags = {parameter.name: parameter.opts[0] for parameter in context.command.params}
+    for name, value in settings.items():
+        source = context.get_parameter_source(name)
+        own = getattr(config.network if name in NETWORK_FIELDS else config, name)
+        if source is not None and source.name == "COMMANDLINE" and value != own:
+            raise UsageError(f"{flags[name]} (={value}) must be the run's own (={own}) to resume it")
+
+
+def _warn_of_changes(run: "Run") -> None:
+    from fmcae.train.run import changes_since
+
+    if changes := changes_since(run):
+        note(
+            f"warning: {'; '.join(changes)}: the weights may differ in the last bits from those of an uninterrupted run"
+        )
 
 
 def _new_folder() -> Path:
-    from datetime import datetime
-
     stem = datetime.now().strftime("%Y%m%d-%H%M%S")
     folder, number = RUNS_FOLDER / stem, 2
     while folder.exists():
         folder, number = RUNS_FOLDER / f"{stem}-{number}", number + 1
     return folder
-
-
-def _remove_new_run(folder: Path) -> None:
-    for path in folder.iterdir():
-        path.unlink()
-    folder.rmdir()
 
 
 def _print_summary(run: "Run") -> None:

@@ -6,7 +6,7 @@
 2. the environment variable ``FMCAE_DATA``,
 3. the user's cache (``$XDG_CACHE_HOME/fmcae``, by default ``~/.cache/fmcae``),
 4. ``/usr/share/datasets/fashion-mnist`` (Debian's package ``dataset-fashion-mnist``),
-5. torchvision's download into the cache, with a progress bar.
+5. a download into the cache.
 """
 
 import hashlib
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmcae.data import idx
+from fmcae.data.download import download as download_fashion_mnist
 from fmcae.data.split import SPLIT_SEED, split_val, split_val_test
 from fmcae.errors import INSTALL_TRAIN, DataError, UsageError
 from fmcae.images import IMAGE_SUFFIXES
@@ -94,14 +95,14 @@ def load_dataset(data: str | os.PathLike[str] | None = None, *, download: bool =
     for folder in (cache, DEBIAN_FOLDER):
         if found := _find_idx(folder, ignore_incomplete=True):
             return _load_idx(found, must_be_fashion_mnist=True)
-    reason = _download(cache) if download else "not tried"
+    reason = download_fashion_mnist(cache) if download else "not tried"
     if found := _find_idx(cache, ignore_incomplete=True):
         return _load_idx(found, must_be_fashion_mnist=True)
     raise DataError(
         f"no data set found. Tried: --data (not given), ${ENVIRONMENT_VARIABLE} (not set), {cache} (not all four "
-        f"IDX files), {DEBIAN_FOLDER} (not all four IDX files), torchvision's download ({reason}). To get Fashion-MNIST: "
+        f"IDX files), {DEBIAN_FOLDER} (not all four IDX files), a download ({reason}). To get Fashion-MNIST: "
         "`apt-get install dataset-fashion-mnist` (Debian, Ubuntu); or connect to the network and run again with "
-        "torchvision installed; or put the four .gz files of https://github.com/zalandoresearch/fashion-mnist "
+        f"pooch installed ({INSTALL_TRAIN}); or put the four .gz files of https://github.com/zalandoresearch/fashion-mnist "
         f"into a folder and name it with --data or ${ENVIRONMENT_VARIABLE}"
     )
 
@@ -270,19 +271,3 @@ def _load_image_folders(folder: Path, class_folders: dict[str, list[Path]]) -> D
     labels = np.repeat(np.arange(len(class_names), dtype=np.uint8), [len(images) for images in class_folders.values()])
     train, val, test = (Split(images[part], labels[part]) for part in split_val_test(len(paths)))
     return Dataset(folder.resolve().name, class_names, train, val, test)
-
-
-# --- download ----------------------------------------------------------------------------------------------------
-
-
-def _download(cache: Path) -> str:
-    """Let torchvision download Fashion-MNIST into ``cache``; the reason in one line if that failed."""
-    try:
-        from torchvision.datasets import FashionMNIST
-    except ImportError:
-        return f"torchvision is not installed: {INSTALL_TRAIN}"
-    try:
-        FashionMNIST(str(cache), download=True)
-    except Exception as error:  # whatever went wrong, the user reads the one error that lists every way
-        return f"failed: {' '.join(str(error).split()) or type(error).__name__}"
-    return "done"

@@ -1,13 +1,13 @@
 """What a run is: small frozen dataclasses that check themselves and travel as JSON.
 
-The defaults are the paper's optimum (n=128, p=0.1, lr=0.001, batches of 100, 30 epochs; §3.2). Where its text leaves a
-reading open (dropout before or after pooling, the decoder's output dropped or not), the default is the reading that
-comes closest to its numbers, and the other is a switch.
+The defaults, the choices and the limits of ``fmcae train`` and of the study are these. The defaults are the paper's
+optimum (n=128, p=0.1, lr=0.001, batches of 100, 30 epochs; §3.2). Where its text leaves a reading open (dropout before or
+after pooling, the decoder's output dropped or not), the default is the reading that comes closest to its numbers, and
+the other is a switch.
 """
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from fmcae.errors import UsageError
 
@@ -15,7 +15,23 @@ DropoutPosition = Literal["before-pooling", "after-pooling"]
 Stage = Literal["both", "autoencoder", "classifier"]
 EncoderInit = Literal["pretrained", "random"]
 EncoderTraining = Literal["fine-tuned", "frozen"]
+Device = Literal["cpu", "cuda"]
+DeviceChoice = Literal["auto", "cpu", "cuda"]
+LIMITS = {  # of integers, both included
+    "latent_dim": (1, 65_536),
+    "class_count": (2, 256),
+    "batch_size": (1, 50_000),
+    "epochs": (1, 10_000),
+    "seed": (0, 2**32 - 1),
+    "threads": (1, 1024),
+    "labels": (1, 2**31),
+}
+OPTIONS = {
+    "encoder_init": " (--encoder)",
+    "encoder_training": " (--freeze-encoder)",
+}  # where fmcae train's name differs
 FEWEST_IMAGES = 5_000  # of an epoch with few labels; with fewer it would end after a step or two
+Config = TypeVar("Config", bound="NetworkConfig | TrainConfig")
 
 
 @dataclass(frozen=True)
@@ -23,12 +39,12 @@ class NetworkConfig:
     """The shape of the networks.
 
     Attributes:
-        latent_dim: size of z; the paper's n.
-        dropout: probability p in [0, 1) of every dropout layer.
+        latent_dim: the size of z; the paper's n.
+        dropout: the probability p in [0, 1) of every dropout layer.
         dropout_position: before or after max pooling in the encoder.
         output_dropout: whether the decoder's sigmoid output is dropped too. It trains x_hat towards (1-p)·x.
         pooling: max pooling in the encoder; without it (the paper's Appendix) the layers adapt their sizes.
-        class_count: number of the classifier's logits.
+        class_count: the number of the classifier's logits.
     """
 
     latent_dim: int = 128
@@ -39,10 +55,9 @@ class NetworkConfig:
     class_count: int = 10
 
     def __post_init__(self) -> None:
-        _check_integer("latent_dim", self.latent_dim, 1, 65_536)
-        _check_number("dropout", self.dropout, lambda p: 0 <= p < 1, "at least 0 and below 1")
-        _check_choice("dropout_position", self.dropout_position, get_args(DropoutPosition))
-        _check_integer("class_count", self.class_count, 2, 256)
+        _check_fields(self)
+        if not 0 <= self.dropout < 1:
+            raise UsageError(f"dropout (={self.dropout}) must be at least 0 and below 1")
 
 
 @dataclass(frozen=True)
@@ -50,13 +65,14 @@ class TrainConfig:
     """One run: the networks, how they are trained, and on what.
 
     Attributes:
-        epochs: of each stage.
+        epochs: the epochs of each stage.
         encoder_init: where the classifier's encoder starts: from the autoencoder, or at random.
-        encoder_training: whether the classifier's encoder is trained on with the linear layer, or kept as it is.
-        seed: of weights, batch order and dropout.
+        encoder_training: whether the classifier's encoder is trained on with the linear layer, or left as it is.
+        seed: the seed of weights, batch order and dropout.
         device: "cpu" or "cuda"; "auto" is resolved before a run starts.
-        threads: PyTorch's CPU threads. The same seed, device and threads give the same weights, bit for bit.
-        stage: which stages to train.
+        threads: PyTorch's CPU threads. The same seed, device, threads, versions and instruction set of the CPU give the
+            same weights, bit for bit.
+        stage: the stages to train.
         data: the data folder that was named, None for Fashion-MNIST from where it is found.
         autoencoder_from: the run folder whose autoencoder the classifier starts from, None for the run's own.
         labels: how many labelled images the classifier is trained on, as many of each class, drawn with the seed; None
@@ -70,7 +86,7 @@ class TrainConfig:
     encoder_init: EncoderInit = "pretrained"
     encoder_training: EncoderTraining = "fine-tuned"
     seed: int = 0
-    device: str = "cpu"
+    device: Device = "cpu"
     threads: int = 1
     stage: Stage = "both"
     data: str | None = None
@@ -78,16 +94,9 @@ class TrainConfig:
     labels: int | None = None
 
     def __post_init__(self) -> None:
-        _check_number("learning_rate", self.learning_rate, lambda lr: 0 < lr <= 1, "above 0 and at most 1")
-        _check_integer("batch_size", self.batch_size, 1, 50_000)
-        _check_integer("epochs", self.epochs, 1, 10_000)
-        # Where fmcae train has another name for a parameter, its messages have both.
-        _check_choice("encoder_init (--encoder)", self.encoder_init, get_args(EncoderInit))
-        _check_choice("encoder_training (--freeze-encoder)", self.encoder_training, get_args(EncoderTraining))
-        _check_integer("seed", self.seed, 0, 2**32 - 1)
-        _check_choice("device", self.device, ("cpu", "cuda"))
-        _check_integer("threads", self.threads, 1, 1024)
-        _check_choice("stage", self.stage, get_args(Stage))
+        _check_fields(self)
+        if not 0 < self.learning_rate <= 1:
+            raise UsageError(f"learning_rate (={self.learning_rate}) must be above 0 and at most 1")
         if self.autoencoder_from is not None and (self.stage != "classifier" or self.encoder_init == "random"):
             raise UsageError(
                 f"autoencoder_from (--from) (={self.autoencoder_from}) must come with stage=classifier "
@@ -102,15 +111,10 @@ class TrainConfig:
             raise UsageError(
                 f"encoder_init (--encoder) (=random) must come with stage=classifier, not stage={self.stage}"
             )
-        if self.stage == "autoencoder" and self.encoder_training == "frozen":
-            raise UsageError(
-                "encoder_training (--freeze-encoder) (=frozen) must come with a classifier, not stage=autoencoder"
-            )
-
-        if self.labels is not None:
-            _check_integer("labels", self.labels, 1, 2**31)
-            if self.stage == "autoencoder":
-                raise UsageError(f"labels (={self.labels}) must come with a classifier, not stage=autoencoder")
+        if self.stage == "autoencoder":
+            for name, is_set in (("encoder_training", self.encoder_training == "frozen"), ("labels", self.labels)):
+                if is_set:
+                    raise UsageError(f"{_shown(self, name)} must come with a classifier, not stage=autoencoder")
 
     @property
     def passes(self) -> int:
@@ -128,33 +132,33 @@ class TrainConfig:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "TrainConfig":
-        """The inverse of :meth:`to_json`.
+        """The inverse of :meth:`to_json`; a missing key takes its default.
 
         Raises:
-            UsageError: an unknown or missing key, or a value out of its range.
+            UsageError: an unknown key, or a value out of its range.
         """
-        network = _checked_keys(NetworkConfig, values.get("network", {}))
-        return cls(**{**_checked_keys(cls, {"labels": None, **values}), "network": NetworkConfig(**network)})
+        return _from_known_keys(cls, {**values, "network": _from_known_keys(NetworkConfig, values.get("network", {}))})
 
 
-def _checked_keys(kind: type, values: Any) -> dict[str, Any]:
-    known = {item.name for item in fields(kind)}
-    if not isinstance(values, dict) or set(values) != known:
-        found = sorted(values) if isinstance(values, dict) else values
-        raise UsageError(f"{kind.__name__} must have the keys {sorted(known)}; it has {found}")
-    return values
+def _from_known_keys(kind: type[Config], values: dict[str, Any]) -> Config:
+    if unknown := sorted(set(values) - {item.name for item in fields(kind)}):
+        raise UsageError(f"{kind.__name__} has no {', '.join(unknown)}")
+    return kind(**values)
 
 
-def _check_integer(name: str, value: int, low: int, high: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise UsageError(f"{name} (={value}) must be an integer from {low:,} to {high:,}")
+def _check_fields(config: "NetworkConfig | TrainConfig") -> None:
+    """Check every integer against its limits, every choice, number and switch."""
+    for name, kind in get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if name in LIMITS and not (value is None and name == "labels"):
+            low, high = LIMITS[name]
+            if type(value) is not int or not low <= value <= high:
+                raise UsageError(f"{_shown(config, name)} must be an integer from {low:,} to {high:,}")
+        elif get_origin(kind) is Literal and value not in get_args(kind):
+            raise UsageError(f"{_shown(config, name)} must be one of {', '.join(get_args(kind))}")
+        elif kind in (float, bool) and not isinstance(value, (int, float) if kind is float else bool):
+            raise UsageError(f"{_shown(config, name)} must be a {kind.__name__}")
 
 
-def _check_number(name: str, value: float, holds: Callable[[float], bool], rule: str) -> None:
-    if not isinstance(value, int | float) or not holds(value):
-        raise UsageError(f"{name} (={value}) must be {rule}")
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise UsageError(f"{name} (={value}) must be one of {', '.join(choices)}")
+def _shown(config: "NetworkConfig | TrainConfig", name: str) -> str:
+    return f"{name}{OPTIONS.get(name, '')} (={getattr(config, name)})"

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from fmcae.files import write_atomic
 
 BLUE, ORANGE = "#0072B2", "#D55E00"
+RECONSTRUCTIONS = 10  # test images that a run shows
 METRIC_NAMES = {"mse": "mean squared error", "cross_entropy": "cross-entropy (nats)", "accuracy": "accuracy"}
 
 
@@ -42,9 +43,9 @@ def draw_run(folder: Path, records: list[dict[str, Any]], stage: str, class_name
         _save(confusion_figure(np.array(test["confusion"]), class_names), folder / "confusion.png")
 
 
-def draw_reconstructions(folder: Path, images: NDArray[np.uint8], x_hat: NDArray[np.float32], count: int = 10) -> None:
-    """Write ``reconstructions.png``: the first ``count`` images (N, 28, 28) uint8 above x_hat (N, 1, 28, 28) in [0, 1]."""
-    count = min(count, len(images))
+def draw_reconstructions(folder: Path, images: NDArray[np.uint8], x_hat: NDArray[np.float32]) -> None:
+    """Write ``reconstructions.png``: images (N, 28, 28) uint8 above their x_hat (N, 1, 28, 28) in [0, 1]."""
+    count = len(images)
     figure = Figure(figsize=(count, 2.4), layout="constrained")
     rows = figure.subplots(2, count, squeeze=False)
     for column in range(count):

@@ -1,75 +1,105 @@
 """A run folder: what one training leaves on disk, and how it is read back.
 
-    config.json               the configuration, the data's identity, versions
+    config.json               the configuration, the data's identity, versions and machine, and what is known of an
+                              autoencoder that was adopted from another run
     autoencoder.safetensors   final weights; present once the stage is done
     classifier.safetensors
     metrics.jsonl             one object per epoch and stage, then one for the test split
     *.png                     curves, confusion matrix, reconstructions
     checkpoint.safetensors    weights and Adam's state after the last whole epoch, while a stage is under way
 
-Everything is written whole or not at all, and nothing is ever unpickled.
+Every file is written whole or not at all, ``config.json`` last of what a new run has.
 """
 
 import json
+import os
 import platform
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor, nn
 
 import fmcae
 from fmcae.data import SPLIT_SEED, Dataset
 from fmcae.errors import FmcaeError, RunError, UsageError
 from fmcae.files import write_atomic
+from fmcae.runtime.machine import describe_hardware
 from fmcae.train.config import TrainConfig
 from fmcae.train.networks import Autoencoder, Classifier
-
-AdamState: TypeAlias = Mapping[Tensor, dict[str, Tensor]]  # by parameter
+from fmcae.train.weights import load_weights
 
 SCHEMA_VERSION = 1
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
-CHECKPOINT = "checkpoint.safetensors"
 NETWORKS: dict[str, type[Autoencoder] | type[Classifier]] = {"autoencoder": Autoencoder, "classifier": Classifier}
+PATHS = ("data", "autoencoder_from")  # in the configuration; they mean something on one machine only
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run on disk: its folder, its configuration and the identity of its data (name, class_names, fingerprint)."""
+    """A run on disk.
+
+    Attributes:
+        started: the date and time in UTC, ISO 8601.
+        data: the identity of its data: name, class_names, counts, split_seed, fingerprint.
+        versions, machine: what decides the last bits of the weights, besides the configuration.
+        autoencoder: what :meth:`facts` gives of an autoencoder from another run; None for the run's own.
+    """
 
     folder: Path
     config: TrainConfig
+    started: str
     data: dict[str, Any]
+    versions: dict[str, Any]
+    machine: dict[str, Any]
+    autoencoder: dict[str, Any] | None
 
     def weights(self, stage: str) -> Path:
         """Where the final weights of a stage ("autoencoder" or "classifier") lie, or will lie."""
         return self.folder / f"{stage}.safetensors"
 
     @property
+    def checkpoint(self) -> Path:
+        """Where the checkpoint of the stage under way lies, or will lie."""
+        return self.folder / "checkpoint.safetensors"
+
+    @property
     def finished(self) -> bool:
         """Whether every stage that the run was asked for is done."""
         return all(self.weights(stage).is_file() for stage in self.config.stages)
 
-    def metrics(self) -> list[dict[str, Any]]:
-        """The records of ``metrics.jsonl``; empty before the first epoch's end.
+    def facts(self, stage: str) -> dict[str, Any]:
+        """The name, started, config, data, versions and machine of the run that trained ``stage``.
+
+        That is another run for an adopted autoencoder. The configuration is without the paths of its machine.
+        """
+        if stage == "autoencoder" and self.autoencoder is not None:
+            return self.autoencoder
+        config = {name: value for name, value in self.config.to_json().items() if name not in PATHS}
+        facts = {name: getattr(self, name) for name in ("started", "data", "versions", "machine")}
+        return {"name": self.folder.resolve().name, "config": config, **facts}
+
+    def metrics(self, stage: str | None = None) -> list[dict[str, Any]]:
+        """The records of ``metrics.jsonl``, of one stage if it is named; empty before the first epoch's end.
 
         Raises:
             RunError: a line is not JSON.
         """
         path = self.folder / METRICS
         try:
-            return [json.loads(line) for line in path.read_text().splitlines()]
+            records = [json.loads(line) for line in path.read_text().splitlines()]
         except FileNotFoundError:
             return []
         except ValueError as error:
             raise RunError(f"{path}: is damaged: {error}") from error
+        return [record for record in records if stage is None or record["stage"] == stage]
+
+    def write_metrics(self, records: list[dict[str, Any]]) -> None:
+        """Replace ``metrics.jsonl``."""
+        write_atomic(self.folder / METRICS, _lines(records))
 
     def network(self, stage: str) -> Autoencoder | Classifier:
         """The trained network of a stage, on the CPU, in evaluation mode.
@@ -82,20 +112,22 @@ class Run:
         return network.eval()
 
 
-def create_run(folder: Path, config: TrainConfig, dataset: Dataset) -> Run:
+def create_run(folder: Path, config: TrainConfig, dataset: Dataset, autoencoder_from: Path | None = None) -> Run:
     """Make a run folder with its ``config.json``.
+
+    Args:
+        autoencoder_from: the folder of another run, whose trained autoencoder the new run gets: its weights, its records
+            and its facts. The folder may hold what an earlier call for it left when it was stopped.
 
     Raises:
         UsageError: the folder already holds something, or the configuration asks for more labels than there are.
+        RunError: the other run has no finished autoencoder, or one of another shape; no folder was made.
     """
     if config.labels is not None and config.labels > len(dataset.train):
         raise UsageError(f"labels (={config.labels}) must be at most {len(dataset.train):,}, the images of train")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"out (={folder}) must be a new or empty folder; add --resume to go on with a run in it")
-    folder.mkdir(parents=True, exist_ok=True)
     description = {
         "schema_version": SCHEMA_VERSION,
-        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "started": datetime.now(timezone.utc).isoformat(timespec="microseconds"),
         "config": config.to_json(),
         "data": {
             "name": dataset.name,
@@ -104,15 +136,32 @@ def create_run(folder: Path, config: TrainConfig, dataset: Dataset) -> Run:
             "split_seed": SPLIT_SEED,
             "fingerprint": dataset.fingerprint,
         },
-        "versions": {
-            "fmcae": fmcae.__version__,
-            "python": platform.python_version(),
-            "torch": version("torch"),
-            "numpy": version("numpy"),
-        },
+        "versions": _versions(),
+        "machine": _machine(config.device),
     }
-    write_atomic(folder / CONFIG, json.dumps(description, indent=2) + "\n")
+    files: dict[str, bytes] = {}
+    if autoencoder_from is not None:
+        source = open_run(autoencoder_from)
+        try:
+            load_weights(Autoencoder(config.network), source.weights("autoencoder"))
+        except RunError as error:
+            raise RunError(f"the autoencoder to start from cannot be used: {error}") from error
+        description["autoencoder"] = source.facts("autoencoder")
+        files[METRICS] = _lines(source.metrics("autoencoder")).encode()
+        files["autoencoder.safetensors"] = source.weights("autoencoder").read_bytes()
+    _check_unused(folder, files)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        write_atomic(folder / name, content)
+    write_atomic(folder / CONFIG, json.dumps(description, indent=2) + "\n")  # last: it makes the folder a run
     return open_run(folder)
+
+
+def _check_unused(folder: Path, files: dict[str, bytes]) -> None:
+    """Check that the folder is new, or holds nothing but some of ``files``, which a stopped call left."""
+    present = [path for path in folder.iterdir() if not path.match(".*.part")] if folder.is_dir() else [folder]
+    if folder.exists() and not all(path.is_file() and path.read_bytes() == files.get(path.name) for path in present):
+        raise UsageError(f"out (={folder}) must be a new or empty folder; add --resume to go on with a run in it")
 
 
 def open_run(folder: Path) -> Run:
@@ -128,7 +177,16 @@ def open_run(folder: Path) -> Run:
         values = json.loads(path.read_text())
         if values["schema_version"] != SCHEMA_VERSION:
             raise RunError(f"{path}: schema_version (={values['schema_version']}) must be {SCHEMA_VERSION}")
-        return Run(folder, TrainConfig.from_json(values["config"]), dict(values["data"]))
+        adopted = values.get("autoencoder")
+        return Run(
+            folder,
+            TrainConfig.from_json(values["config"]),
+            started=str(values["started"]),
+            data=dict(values["data"]),
+            versions=dict(values["versions"]),
+            machine=dict(values["machine"]),
+            autoencoder=None if adopted is None else dict(adopted),
+        )
     except RunError:
         raise
     except (FmcaeError, ValueError, KeyError, TypeError) as error:
@@ -138,12 +196,12 @@ def open_run(folder: Path) -> Run:
 def find_runs(parent: Path) -> list[Run]:
     """The runs in the folders directly below ``parent``, the newest last; damaged ones are left out."""
     runs = []
-    for config in sorted(parent.glob(f"*/{CONFIG}"), key=lambda path: (path.stat().st_mtime_ns, path)):
+    for config in parent.glob(f"*/{CONFIG}"):
         try:
             runs.append(open_run(config.parent))
         except RunError:
             continue
-    return runs
+    return sorted(runs, key=lambda run: (run.started, run.folder))
 
 
 def check_data(run: Run, dataset: Dataset) -> None:
@@ -159,86 +217,29 @@ def check_data(run: Run, dataset: Dataset) -> None:
         )
 
 
-# --- weights and checkpoints -------------------------------------------------------------------------------------
+def changes_since(run: Run) -> list[str]:
+    """What decides the last bits of the weights and is not what it was when the run began, one entry each."""
+    before, now = run.versions | run.machine, _versions() | _machine(run.config.device)
+    deciding = (*_versions(), "cpu", "instruction_set", "device_name")
+    return [
+        f"{name} was {before.get(name)}, is {now.get(name)}" for name in deciding if before.get(name) != now.get(name)
+    ]
 
 
-def save_weights(network: nn.Module, path: Path) -> None:
-    """Write a network's weights as safetensors, whole or not at all."""
-    write_atomic(path, save(_on_cpu(network.state_dict())))
+def _versions() -> dict[str, str]:
+    packages = {name: version(name) for name in ("torch", "numpy", "numba")}
+    return {"fmcae": fmcae.__version__, "python": platform.python_version(), **packages}
 
 
-def load_weights(network: nn.Module, path: Path) -> None:
-    """Fill ``network`` from safetensors, once every name, shape and dtype in the file is seen to fit.
+def _machine(device: str) -> dict[str, Any]:
+    """The hardware, and the instruction set for which PyTorch chooses its kernels and numba compiles."""
+    from llvmlite.binding import get_host_cpu_name  # type: ignore[import-untyped]
 
-    Raises:
-        RunError: the file is missing, damaged, or does not fit the network's configuration.
-    """
-    _load_tensors(network.state_dict(), path)
-
-
-def save_checkpoint(path: Path, stage: str, epoch: int, network: nn.Module, adam: AdamState) -> None:
-    """Write all that the next epoch depends on: weights, Adam's moments and steps, and how many epochs are done.
-
-    There is no random state to keep: every epoch's generator is seeded from (seed, stage, epoch).
-    """
-    tensors = _checkpoint_tensors(network, adam)
-    write_atomic(path, save(_on_cpu(tensors), metadata={"stage": stage, "epoch": str(epoch)}))
+    compiled_for = os.environ.get("NUMBA_CPU_NAME") or get_host_cpu_name()
+    instruction_set = f"{torch.backends.cpu.get_cpu_capability()}, {compiled_for}"
+    machine = describe_hardware() | {"instruction_set": instruction_set}
+    return machine | {"device_name": torch.cuda.get_device_name()} if device == "cuda" else machine
 
 
-def load_checkpoint(path: Path, network: nn.Module, adam: AdamState) -> None:
-    """Fill ``network`` and ``adam``, its optimizer's state, from a checkpoint.
-
-    Raises:
-        RunError: the file is damaged or does not fit.
-    """
-    _load_tensors(_checkpoint_tensors(network, adam), path)
-
-
-def checkpoint_progress(path: Path) -> tuple[str, int] | None:
-    """(stage, epochs done) of a checkpoint; None if there is none.
-
-    Raises:
-        RunError: the file is damaged.
-    """
-    if not path.is_file():
-        return None
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
-        return str(metadata["stage"]), int(metadata["epoch"])
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise RunError(f"{path}: is not a whole checkpoint: {error}") from error
-
-
-def _checkpoint_tensors(network: nn.Module, adam: AdamState) -> dict[str, Tensor]:
-    tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
-    for name, parameter in network.named_parameters():
-        for key, value in adam.get(parameter, {}).items():
-            tensors[f"adam.{name}.{key}"] = value
-    return tensors
-
-
-def _load_tensors(into: dict[str, Tensor], path: Path) -> None:
-    if not path.is_file():
-        raise RunError(f"{path}: does not exist")
-    try:
-        with safe_open(path, framework="pt") as file:
-            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError) as error:
-        raise RunError(f"{path}: is not a whole safetensors file: {error}") from error
-    if set(found) != set(into):
-        different = sorted(set(found) ^ set(into))
-        raise RunError(f"{path}: does not fit the configuration: {different[0]} is in only one of the two")
-    for name, tensor in into.items():
-        if found[name].shape != tensor.shape or found[name].dtype != tensor.dtype:
-            raise RunError(
-                f"{path}: does not fit the configuration: {name} is {found[name].dtype} {tuple(found[name].shape)}, "
-                f"expected {tensor.dtype} {tuple(tensor.shape)}"
-            )
-    with torch.no_grad():
-        for name, tensor in into.items():
-            tensor.copy_(found[name])
-
-
-def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+def _lines(records: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(record) + "\n" for record in records)

@@ -1,0 +1,80 @@
+"""The two ways to compute a training step: PyTorch's own, and the fused one of :mod:`fmcae.train.cpu`."""
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fmcae.train.cpu import FusedAdam, FusedBackend, adam_state
+from fmcae.train.networks import Autoencoder, Classifier
+
+CPU_CHUNK = 100  # images that PyTorch evaluates at a time on a CPU
+
+
+class PlainBackend:
+    """Losses, gradients and outputs of a network as PyTorch computes them, on any device."""
+
+    def __init__(self, network: Autoencoder | Classifier) -> None:
+        self.network = network
+
+    def backward(self, x: Tensor, labels: Tensor, keys: NDArray[np.uint32]) -> Tensor:
+        """The training loss, a scalar, of x (B, 1, 28, 28) and labels (B,); gradients go into ``parameter.grad``.
+
+        Dropout takes torch's generator instead of ``keys``.
+        """
+        loss = training_loss(self.network, x, labels)
+        self.network.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    def outputs(self, x: Tensor) -> Tensor:
+        """The network's outputs for x (N, 1, 28, 28) in evaluation mode: x_hat (N, 1, 28, 28) or logits (N, K)."""
+        # on a CPU in parts whose activations fit the cache: without pooling twice as fast as all at once
+        parts = torch.split(x, CPU_CHUNK) if x.device.type == "cpu" else (x,)
+        return torch.cat([self.network(part) for part in parts])
+
+
+Backend: TypeAlias = PlainBackend | FusedBackend
+Optimizer: TypeAlias = FusedAdam | torch.optim.Adam
+
+
+@contextmanager
+def backend_for(network: Autoencoder | Classifier, device: torch.device, threads: int) -> Iterator[Backend]:
+    """The faster backend where there is one: the fused one on a CPU, for networks with pooling.
+
+    On leaving, its threads are closed, and PyTorch's number of threads is what it was.
+    """
+    before = torch.get_num_threads()
+    try:
+        if device.type == "cpu" and network.config.pooling:
+            torch.set_num_threads(1)  # the threads divide a batch, not its operators
+            with closing(FusedBackend(network, threads)) as backend:
+                yield backend
+        else:
+            torch.set_num_threads(threads)
+            yield PlainBackend(network)
+    finally:
+        torch.set_num_threads(before)
+
+
+def optimizer_for(backend: Backend, learning_rate: float) -> Optimizer:
+    """Adam over the parameters that are trained."""
+    if isinstance(backend, FusedBackend):
+        return FusedAdam(backend, learning_rate)
+    parameters = [parameter for parameter in backend.network.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.Adam(parameters, lr=learning_rate, fused=True)
+    for parameter in parameters:  # made at the first step otherwise, too late to be filled from a checkpoint
+        optimizer.state[parameter] = adam_state(parameter)
+    return optimizer
+
+
+def training_loss(network: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
+    """The training loss, a scalar: mean squared error of an autoencoder, cross-entropy in nats of a classifier."""
+    if isinstance(network, Autoencoder):
+        return F.mse_loss(network(x), x)
+    return F.cross_entropy(network(x), labels)
