@@ -1,27 +1,29 @@
 """``fmcae study``: the paper's whole grid: what it takes, running it, and the report on what came out."""
 
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from fmcae.cli.options import RUNS_FOLDER, DataOption, error_line, note
-from fmcae.errors import UsageError, require_train_extra
+from fmcae.errors import UsageError, require_extra, require_train_extra
+from fmcae.study.grid import EPOCHS, PARTS, SEEDS, TRAIN_IMAGES, Task, work
+from fmcae.study.grid import plan as plan_tasks
 
 if TYPE_CHECKING:
-    from fmcae.study.grid import Task
-    from fmcae.study.runner import Board
+    from fmcae.study.runner import StudyProgress
 
 study = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     help="Reproduce the study: plan, run and report.",
 )
-NEEDED = ("torch", "safetensors", "numba", "matplotlib", "scipy")
+NEEDED = ("torch", "safetensors", "numba", "matplotlib", "scipy", "jinja2")
 STUDY_FOLDER = RUNS_FOLDER / "study"
 
 OnlyOption = Annotated[
@@ -29,14 +31,14 @@ OnlyOption = Annotated[
     typer.Option(
         "--only",
         metavar="PART",
-        help="A part of the paper, such as table-2; again for more. [default: all; fmcae study plan names them]",
+        help="A part of the paper, such as table-2; repeat it for more. [default: all; fmcae study plan names them]",
     ),
 ]
-SeedsOption = Annotated[int, typer.Option("--seeds", metavar="N", help="Seeds 0 to N-1.")]
-EpochsOption = Annotated[int, typer.Option("--epochs", metavar="N", help="Epochs of every run.")]
+SeedsOption = Annotated[int, typer.Option("--seeds", min=1, metavar="N", help="Train with the seeds 0 to N-1.")]
+EpochsOption = Annotated[int, typer.Option("--epochs", min=1, max=10_000, metavar="N", help="Epochs of every run.")]
 WorkersOption = Annotated[
     int | None,
-    typer.Option("--workers", metavar="N", help="Runs at a time. [default: one for each CPU; 4 on a GPU]"),
+    typer.Option("--workers", min=1, metavar="N", help="Runs at a time. [default: one for each CPU; 4 on a GPU]"),
 ]
 OutOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="The study's folder.")]
 
@@ -44,8 +46,8 @@ OutOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="The study
 @study.command()
 def plan(
     only: OnlyOption = None,
-    seeds: SeedsOption = 3,
-    epochs: EpochsOption = 30,
+    seeds: SeedsOption = SEEDS,
+    epochs: EpochsOption = EPOCHS,
     workers: WorkersOption = None,
     out: OutOption = STUDY_FOLDER,
     list_runs: Annotated[bool, typer.Option("--list", help="Print each run's command, too.")] = False,
@@ -55,28 +57,28 @@ def plan(
     The time is estimated from a second of training on one thread.
     """
     require_train_extra(*NEEDED)
-    from fmcae.study.grid import PARTS, work
-    from fmcae.study.grid import plan as plan_tasks
-    from fmcae.study.results import known_runs
-    from fmcae.study.runner import to_do
+    from fmcae.study.results import read_if_any
+    from fmcae.study.runner import measure_rate, to_do
 
-    known = known_runs(out)
-    tasks = _tasks(only, seeds, epochs)
+    results = read_if_any(out)
+    train_images = results.data["counts"]["train"] if results.data else TRAIN_IMAGES
+
+    def planned(parts: list[str]) -> list[Task]:
+        return plan_tasks(parts, range(seeds), epochs, train_images)
+
+    parts = only or list(PARTS)
+    rows = {part: planned([part]) for part in parts} | {"each once": planned(parts)}
     count = _workers(workers, "cpu")
-    rate = _measure_rate() * count
+    rate = measure_rate() * count
     typer.echo(f"{'part':16}{'runs':>6}{'to do':>7}{'hours':>8}")
-    for part in _parts(only):
-        of_part = plan_tasks([part], range(seeds), epochs)
-        left = to_do(out, of_part, known)
+    for name, tasks in rows.items():
+        left = to_do(out, tasks, results.runs)
         hours = sum(work(task.config) for task in left) / rate / 3600
-        typer.echo(f"{part:16}{len(of_part):6}{len(left):7}{hours:8.1f}")
-    left = to_do(out, tasks, known)
-    total = sum(work(task.config) for task in left) / rate / 3600
-    typer.echo(f"{'each once':16}{len(tasks):6}{len(left):7}{total:8.1f}")
+        typer.echo(f"{name:16}{len(tasks):6}{len(left):7}{hours:8.1f}")
     note(f"estimated for {count} run{'s' * (count > 1)} at a time on this machine's CPU; parts share runs")
-    if list_runs:
-        for task in tasks:
-            typer.echo(f"{'to do' if task in left else 'done':6} {' '.join(task.command(out / 'runs'))}")
+    if list_runs:  # ``left`` is that of the last row, which has every task
+        for task in rows["each once"]:
+            typer.echo(f"{'to do' if task in left else 'done':6} {shlex.join(task.command(str(out / 'runs')))}")
     if only is None:
         note(f"parts: {', '.join(PARTS)}")
 
@@ -84,19 +86,13 @@ def plan(
 @study.command()
 def run(
     only: OnlyOption = None,
-    seeds: SeedsOption = 3,
-    epochs: EpochsOption = 30,
+    seeds: SeedsOption = SEEDS,
+    epochs: EpochsOption = EPOCHS,
     workers: WorkersOption = None,
-    threads: Annotated[int, typer.Option("--threads", metavar="N", help="CPU threads of each run.")] = 1,
-    device: Annotated[
-        str,
-        typer.Option(
-            "--device",
-            metavar="auto|cpu|cuda",
-            help="Where to train.",
-            autocompletion=lambda: ["auto", "cpu", "cuda"],
-        ),
-    ] = "auto",
+    threads: Annotated[
+        int, typer.Option("--threads", min=1, max=1024, metavar="N", help="CPU threads of each run.")
+    ] = 1,
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option("--device", help="Where to train.")] = "auto",
     data: DataOption = None,
     out: OutOption = STUDY_FOLDER,
     ray: Annotated[
@@ -110,113 +106,95 @@ def run(
     go on.
     """
     require_train_extra(*NEEDED)
-    tasks = _tasks(only, seeds, epochs)
-    _workers(workers, device)  # before torch is imported, which takes a second
     if ray is not None:
-        from fmcae.errors import require_extra
-
         require_extra("ray", "ray")
+    parts = only or list(PARTS)
+    plan_tasks(parts, [])  # an unknown part is said before torch is imported, which takes a second
     try:
-        from fmcae.data import load_dataset
-        from fmcae.runtime.session import check_threads
-        from fmcae.study.results import collect, known_runs
-        from fmcae.study.runner import executor, run_study
-        from fmcae.train.loop import resolve_device
-
-        device = resolve_device(device)
-        count = _workers(workers, device)
-        check_threads(threads)
-        data = str(Path(data).expanduser().resolve()) if data else None
-        load_dataset(data)  # what is wrong with it is said once, before anything starts
-        folder = out.resolve()
-        known = known_runs(folder)
-        if folder.is_file():
-            raise UsageError(f"out (={folder}) must be a folder; it is a file")
-        (folder / "runs").mkdir(parents=True, exist_ok=True)  # what is wrong with it is said once, too
-        tasks = [replace(task, config=replace(task.config, device=device, threads=threads)) for task in tasks]
-        with executor(ray, count, threads, device) as submit, _watch() as changed:
-            board = run_study(folder, tasks, submit, count, data, changed, known)
+        progress = _run(parts, seeds, epochs, workers, threads, device, data, out, ray)
     except KeyboardInterrupt:
         note("stopped; the same command goes on")
         raise typer.Exit(130) from None
-    failed = board.of("failed")
+    done, failed = progress.in_state("done"), progress.in_state("failed")
     for status in failed:
         error_line(f"{status.task.name} ({status.task.title}): {status.reason}")
-    if board.of("done"):
-        collect(folder, data)
-    typer.echo(f"{len(board.of('done'))} of {len(tasks)} runs are done, {len(failed)} failed")
-    typer.echo(f"next: fmcae study report {out}")
+    typer.echo(f"{len(done)} of {len(progress.statuses)} runs are done, {len(failed)} failed")
+    if done:
+        epochs_option = [] if epochs == EPOCHS else ["--epochs", str(epochs)]
+        typer.echo(f"next: {shlex.join(['fmcae', 'study', 'report', str(out), *epochs_option])}")
     if failed:
         raise typer.Exit(1)
+
+
+def _run(
+    parts: list[str],
+    seeds: int,
+    epochs: int,
+    workers: int | None,
+    threads: int,
+    device: str,
+    data: str | None,
+    out: Path,
+    ray: str | None,
+) -> "StudyProgress":
+    from fmcae.data import load_dataset
+    from fmcae.study.results import check_study, collect
+    from fmcae.study.runner import executor, run_study
+    from fmcae.train.loop import resolve_device
+
+    device = resolve_device(device)
+    count = _workers(workers, device)
+    data = str(Path(data).expanduser().resolve()) if data else None
+    folder = out.resolve()
+    if folder.is_file():
+        raise UsageError(f"out (={folder}) must be a folder; it is a file")
+    dataset = load_dataset(data)
+    tasks = plan_tasks(parts, range(seeds), epochs, len(dataset.train))
+    if len(tasks) < len(plan_tasks(parts, range(seeds), epochs)):
+        note(
+            f"the cells with {len(dataset.train):,} labels or more are left out: {dataset.name} has no more to train on"
+        )
+    known = check_study(folder, tasks, dataset)
+    (folder / "runs").mkdir(parents=True, exist_ok=True)
+    tasks = [replace(task, config=replace(task.config, device=device, threads=threads)) for task in tasks]
+    collect(folder, dataset)  # what an earlier call left that was killed
+    try:
+        with executor(ray, count, threads, device) as submit, _watch() as changed:
+            return run_study(folder, tasks, submit, count, data, changed, known)
+    finally:
+        collect(folder, dataset)
 
 
 @study.command()
 def report(
     folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="The study's folder.")] = STUDY_FOLDER,
-    epochs: EpochsOption = 30,
-    data: DataOption = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(
+            "--epochs", min=1, metavar="N", help=f"Epochs of the runs. [default: {EPOCHS}, or what they have]"
+        ),
+    ] = None,
 ) -> None:
     """Write the report on what was run.
 
-    It has the paper's tables, figures and claims beside ours, in Markdown, PNG and SVG. It reads DIR/results.json, which it
-    makes anew first if DIR has runs.
+    It has the paper's tables, figures and claims beside ours, in Markdown, PNG and SVG, from DIR/results.json alone.
     """
-    require_train_extra(*NEEDED)
+    require_train_extra("matplotlib", "scipy", "jinja2")
     from fmcae.study.report import write_report
-    from fmcae.study.results import collect, read
+    from fmcae.study.results import read
 
-    results = collect(folder, data) if (folder / "runs").is_dir() else read(folder)
-    for path in write_report(folder, results, epochs):
+    for path in write_report(folder, read(folder), epochs):
         typer.echo(path)
-
-
-def _parts(only: list[str] | None) -> list[str]:
-    from fmcae.study.grid import PARTS
-
-    return list(PARTS) if only is None else only
-
-
-def _tasks(only: list[str] | None, seeds: int, epochs: int) -> "list[Task]":
-    from fmcae.study.grid import plan as plan_tasks
-
-    if seeds < 1:
-        raise UsageError(f"seeds (={seeds}) must be at least 1")
-    return plan_tasks(_parts(only), range(seeds), epochs)
 
 
 def _workers(workers: int | None, device: str) -> int:
     from fmcae.runtime.machine import available_cpus
 
-    if workers is not None and workers < 1:
-        raise UsageError(f"workers (={workers}) must be at least 1")
     return workers or (4 if device == "cuda" else available_cpus())
 
 
-def _measure_rate() -> float:
-    """Multiply-adds a second of one run on one thread of this machine."""
-    import time
-
-    import torch
-
-    from fmcae.study.grid import autoencoder, multiply_adds
-    from fmcae.train.loop import DeviceSplit, compute_for, optimizer_for, train_epoch
-    from fmcae.train.networks import Autoencoder
-    from fmcae.train.progress import Progress
-
-    config = autoencoder(0).config
-    compute = compute_for(Autoencoder(config.network), torch.device("cpu"), threads=1)
-    optimizer = optimizer_for(compute, config.learning_rate)
-    images = torch.randint(256, (5_000, 28, 28), dtype=torch.uint8)
-    split = DeviceSplit(images, torch.zeros(len(images), dtype=torch.int64))
-    for _ in range(2):  # the first time also compiles
-        began = time.perf_counter()
-        train_epoch(compute, optimizer, split, config.batch_size, Progress())
-        seconds = time.perf_counter() - began
-    return 3 * len(images) * multiply_adds(config) / seconds
-
-
 @contextmanager
-def _watch() -> "Iterator[Callable[[Board], None]]":
+def _watch() -> "Iterator[Callable[[StudyProgress], None]]":
     """A live table on a terminal's stderr; elsewhere a line for each run that starts, ends or fails."""
     if not sys.stderr.isatty():
         yield _Lines()
@@ -227,9 +205,9 @@ def _watch() -> "Iterator[Callable[[Board], None]]":
     with Live(console=Console(stderr=True), auto_refresh=False, transient=True) as live:
         lines = _Lines(lambda text: live.console.print(text, highlight=False, soft_wrap=True))
 
-        def changed(board: "Board") -> None:
-            lines(board)
-            live.update(_table(board), refresh=True)
+        def changed(progress: "StudyProgress") -> None:
+            lines(progress)
+            live.update(_table(progress), refresh=True)
 
         yield changed
 
@@ -239,32 +217,33 @@ class _Lines:
         self.write = write
         self.shown: dict[str, str] = {}
 
-    def __call__(self, board: "Board") -> None:
+    def __call__(self, progress: "StudyProgress") -> None:
         is_first = not self.shown
-        for name, status in board.statuses.items():
+        for name, status in progress.statuses.items():
             if self.shown.get(name) == status.state:
                 continue
             self.shown[name] = status.state
             if status.state in ("done", "failed") and not is_first:
-                done = len(board.of("done"))
-                left = _duration(board.seconds_left())
+                done, left = len(progress.in_state("done")), _duration(progress.seconds_left())
                 reason = f": {status.reason}" if status.reason else ""
-                self.write(f"{status.state}: {status.task.title}{reason} ({done}/{len(board.statuses)}, {left} left)")
+                self.write(
+                    f"{status.state}: {status.task.title}{reason} ({done}/{len(progress.statuses)}, {left} left)"
+                )
         if is_first:
-            done = len(board.of("done"))
-            self.write(f"{len(board.statuses)} runs, {done} of them done before; {board.workers} at a time")
+            done = len(progress.in_state("done"))
+            self.write(f"{len(progress.statuses)} runs, {done} of them done before; {progress.workers} at a time")
 
 
-def _table(board: "Board") -> Any:
+def _table(progress: "StudyProgress") -> Any:
     from rich.console import Group
     from rich.table import Table
 
-    counts = ", ".join(f"{len(board.of(state))} {state}" for state in ("done", "running", "waiting", "failed"))
+    counts = ", ".join(f"{len(progress.in_state(state))} {state}" for state in ("done", "running", "waiting", "failed"))
     table = Table("running")
     table.add_column("epoch", justify="right")
-    for status in board.of("running"):
-        table.add_row(status.task.title, f"{board.epochs_done(status)}/{status.task.config.epochs}")
-    return Group(f"{counts}; {_duration(board.seconds_left())} left", table)
+    for status in progress.in_state("running"):
+        table.add_row(status.task.title, f"{progress.epochs_done(status)}/{status.task.config.epochs}")
+    return Group(f"{counts}; {_duration(progress.seconds_left())} left", table)
 
 
 def _duration(seconds: float | None) -> str:

@@ -1,36 +1,45 @@
 """The paper's grid as data: which runs fill which table, figure and claim.
 
-A cell is a function of the seed, so that every seed makes the same grid of its own. Where the text leaves a reading
-open, the one that comes closest to its numbers is taken throughout (dropout after pooling, the output not dropped), and
-the part "readings" has Tables 1 to 3 in all four. A classifier starts from the autoencoder with its own latent size,
-dropout and seed, trained at a learning rate of 0.001; §3.2 can also be read so that all start from the one with p=0.05,
-which the part "encoder-dropout" has.
+A cell is a function of the seed, so that every seed makes the same grid. Where the text leaves a reading open, the one
+that comes closest to its numbers is taken throughout (dropout after pooling, the output not dropped), and the part
+"readings" has Tables 1 to 3 in all four. A classifier starts from the autoencoder with its own latent size, dropout and
+seed, trained at a learning rate of 0.001; §3.2 can also be read so that all start from the one with p=0.05, which the
+part "encoder-dropout" has.
 """
 
 import hashlib
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
+from dataclasses import dataclass, fields
+from functools import cache, partial
+from itertools import product
 from typing import Any, TypeAlias
 
 from fmcae.errors import UsageError
 from fmcae.train.config import NetworkConfig, TrainConfig
 
-EPOCHS = 30
+EPOCHS = TrainConfig().epochs
+SEEDS = 3
 LATENT_DIMS = (64, 128, 256, 512)
 DROPOUTS = (0.05, 0.1, 0.15, 0.2)
 LEARNING_RATES = (0.01, 0.001, 0.0001)
-TRAIN_IMAGES = 50_000
+TRAIN_IMAGES = 50_000  # of Fashion-MNIST
 LABELS = (100, 300, 1_000, 3_000, 10_000, None)  # None: all of train
 READINGS: dict[str, dict[str, Any]] = {
     f"dropout {position.replace('-', ' ')}, output {'dropped' if output else 'not dropped'}": {
         "dropout_position": position,
         "output_dropout": output,
     }
-    for output in (False, True)
-    for position in ("after-pooling", "before-pooling")
+    for output, position in product((False, True), ("after-pooling", "before-pooling"))
+}
+# What the settings of a task leave out: the device and threads move last bits only, and the rest is said elsewhere.
+NOT_SETTINGS = {"network", "stage", "seed", "device", "threads", "data", "autoencoder_from", "class_count"}
+# The options of ``fmcae train`` that are not named like the setting.
+OPTIONS = {"encoder_init": "--encoder"}
+FLAGS = {
+    ("encoder_training", "frozen"): "--freeze-encoder",
+    ("output_dropout", True): "--output-dropout",
+    ("pooling", False): "--no-pooling",
 }
 
 
@@ -42,16 +51,38 @@ class Task:
     needs: "Task | None" = None
 
     @property
-    def name(self) -> str:
-        """The run's folder: the stage and a hash of all that decides the result, the autoencoder's included.
+    def settings(self) -> dict[str, Any]:
+        """What the configuration sets: its values that differ from the defaults, by name.
 
-        Not of the device and threads, which move last bits only, nor of where the data lie.
+        A field that is added to the configuration later, with a default that means what was done before, changes nothing
+        here. So the names of runs outlive new options.
         """
-        values = {
-            key: value for key, value in self.config.to_json().items() if key not in ("device", "threads", "data")
+        return {
+            item.name: value
+            for config, default in (
+                (self.config.network, type(self.config.network)()),
+                (self.config, type(self.config)()),
+            )
+            for item in fields(config)
+            if item.name not in NOT_SETTINGS and (value := getattr(config, item.name)) != getattr(default, item.name)
         }
-        digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-        return f"{self.config.stage}-{digest[:12]}"
+
+    @property
+    def name(self) -> str:
+        """The run's folder: a few words for readers, and a hash of all that decides the result.
+
+        That is the stage, the settings, the seed, and the name of the autoencoder that the run starts from. The data
+        are not in it: a study has one data set, which :func:`fmcae.study.results.check_study` sees to.
+        """
+        config, network = self.config, self.config.network
+        identity = {
+            "stage": config.stage,
+            "seed": config.seed,
+            "settings": self.settings,
+            "autoencoder": self.needs.name if self.needs else None,
+        }
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        return f"{config.stage}-n{network.latent_dim}-p{network.dropout:g}-seed{config.seed}-{digest[:8]}"
 
     @property
     def title(self) -> str:
@@ -65,57 +96,36 @@ class Task:
             parts += [f"{config.labels:,} labels"] if config.labels else []
             start, p = ("pre-trained", self.needs.config.network.dropout) if self.needs else ("random", network.dropout)
             start += f" with p={p:g}" if p != network.dropout else ""
-            both = [start, config.encoder_training]
-            parts += both if both != ["pre-trained", "fine-tuned"] else []
+            encoder = [start, config.encoder_training]
+            parts += encoder if encoder != ["pre-trained", "fine-tuned"] else []
         return f"{config.stage} {', '.join(parts)}, seed {config.seed}"
 
-    def command(self, runs: Path | str = "runs") -> list[str]:
-        """The ``fmcae train`` that makes this run by itself."""
-        config, network, default = self.config, self.config.network, TrainConfig()
-        options = {
-            "--stage": (config.stage, "both"),
-            "--from": (f"{runs}/{self.needs.name}" if self.needs else None, None),
-            "--encoder": (config.encoder_init, default.encoder_init),
-            "--labels": (config.labels, None),
-            "--latent-dim": (network.latent_dim, default.network.latent_dim),
-            "--dropout": (network.dropout, default.network.dropout),
-            "--dropout-position": (network.dropout_position, default.network.dropout_position),
-            "--learning-rate": (config.learning_rate, default.learning_rate),
-            "--epochs": (config.epochs, default.epochs),
-            "--seed": (config.seed, None),
-            "--out": (f"{runs}/{self.name}", None),
-        }
-        flags = {
-            "--freeze-encoder": config.encoder_training == "frozen",
-            "--output-dropout": network.output_dropout,
-            "--no-pooling": not network.pooling,
-        }
-        arguments = [text for name, (value, usual) in options.items() if value != usual for text in (name, str(value))]
-        return ["fmcae", "train", *arguments, *(name for name, is_set in flags.items() if is_set)]
+    def command(self, runs: str = "runs") -> list[str]:
+        """The ``fmcae train`` that makes this run by itself, with ``runs`` for the folder of all runs."""
+        arguments = ["fmcae", "train", "--stage", self.config.stage]
+        if self.needs:
+            arguments += ["--from", f"{runs}/{self.needs.name}"]
+        for name, value in self.settings.items():
+            option = OPTIONS.get(name, f"--{name.replace('_', '-')}")
+            arguments += [FLAGS[name, value]] if (name, value) in FLAGS else [option, str(value)]
+        return [*arguments, "--seed", str(self.config.seed), "--out", f"{runs}/{self.name}"]
 
 
-Cell: TypeAlias = Callable[..., Task]  # of the seed, and of ``epochs`` if they are not 30
+Cell: TypeAlias = Callable[..., Task]  # takes the seed, and ``epochs`` if they are not the default
 
 
 def autoencoder(
-    seed: int,
-    latent_dim: int = 128,
-    dropout: float = 0.1,
-    learning_rate: float = 0.001,
-    epochs: int = EPOCHS,
-    **network: Any,
+    seed: int, epochs: int = EPOCHS, learning_rate: float = TrainConfig().learning_rate, **network: Any
 ) -> Task:
-    """The run of an autoencoder; ``network`` has the other values of its :class:`NetworkConfig`."""
-    shape = NetworkConfig(latent_dim=latent_dim, dropout=dropout, **network)
+    """The run of an autoencoder; ``network`` has what its :class:`NetworkConfig` sets."""
+    shape = NetworkConfig(**network)
     return Task(TrainConfig(shape, learning_rate=learning_rate, epochs=epochs, seed=seed, stage="autoencoder"))
 
 
 def classifier(
     seed: int,
-    latent_dim: int = 128,
-    dropout: float = 0.1,
-    learning_rate: float = 0.001,
     epochs: int = EPOCHS,
+    learning_rate: float = TrainConfig().learning_rate,
     labels: int | None = None,
     is_random: bool = False,
     is_frozen: bool = False,
@@ -125,13 +135,13 @@ def classifier(
     """The run of a classifier, from the autoencoder of its own shape and seed unless ``is_random``.
 
     Args:
-        encoder_dropout: of that autoencoder; None for the classifier's own.
+        encoder_dropout: the dropout of that autoencoder; None for the classifier's own.
     """
-    needs = autoencoder(
-        seed, latent_dim, dropout if encoder_dropout is None else encoder_dropout, epochs=epochs, **network
-    )
+    needs = autoencoder(seed, epochs, **network)
+    if encoder_dropout is not None:
+        needs = autoencoder(seed, epochs, **{**network, "dropout": encoder_dropout})
     config = TrainConfig(
-        replace(needs.config.network, dropout=dropout),
+        NetworkConfig(**network),
         learning_rate=learning_rate,
         epochs=epochs,
         encoder_init="random" if is_random else "pretrained",
@@ -145,15 +155,18 @@ def classifier(
 
 
 def label_count(labels: int | None) -> str:
-    """The name of a number of labels: "300 labels", or "50,000 labels" for all of train."""
-    return f"{TRAIN_IMAGES if labels is None else labels:,} labels"
+    """The name of a number of labels: "300 labels", or "all labels" for None."""
+    return "all labels" if labels is None else f"{labels:,} labels"
 
 
-# Of each part, its cells by name.
-PARTS: dict[str, dict[str, Cell]] = {
+TABLES: dict[str, dict[str, Cell]] = {
     "table-1": {f"n={n}": partial(autoencoder, latent_dim=n, dropout=0.2) for n in LATENT_DIMS},
     "table-2": {f"p={p}": partial(autoencoder, dropout=p) for p in DROPOUTS},
     "table-3": {f"lr={lr}": partial(autoencoder, dropout=0.05, learning_rate=lr) for lr in LEARNING_RATES},
+}
+# Each part's cells by name.
+PARTS: dict[str, dict[str, Cell]] = {
+    **TABLES,
     "appendix": {
         "with pooling": partial(autoencoder),
         "without pooling": partial(autoencoder, pooling=False),
@@ -177,30 +190,25 @@ PARTS: dict[str, dict[str, Cell]] = {
         f"{label_count(labels)}, {'random' if is_random else 'pre-trained'}": partial(
             classifier, labels=labels, is_random=is_random
         )
-        for labels in LABELS
-        for is_random in (False, True)
+        for labels, is_random in product(LABELS, (False, True))
     },
     "readings": {
-        f"{reading}: {name}": partial(cell, **values)
-        for reading, values in READINGS.items()
-        for table, of_table in (
-            ("Table 1", {f"n={n}": partial(autoencoder, latent_dim=n, dropout=0.2) for n in LATENT_DIMS}),
-            ("Table 2", {f"p={p}": partial(autoencoder, dropout=p) for p in DROPOUTS}),
-            ("Table 3", {f"lr={lr}": partial(autoencoder, dropout=0.05, learning_rate=lr) for lr in LEARNING_RATES}),
-        )
-        for name, cell in ((f"{table}, {key}", cell) for key, cell in of_table.items())
+        f"{reading}: {part}, {name}": partial(cell, **values)
+        for (reading, values), (part, cells) in product(READINGS.items(), TABLES.items())
+        for name, cell in cells.items()
     },
 }
-
-
-# A multiply-add without pooling, which PyTorch's own step computes, takes about so many times as long on a CPU.
-UNFUSED_COST = 2
 # Figures that are made from a part of another name.
 ALSO_CALLED = {"figure-5": "final-model", "figure-6": "final-model", "figure-ap1": "appendix"}
 
 
-def plan(parts: Iterable[str], seeds: Iterable[int], epochs: int = EPOCHS) -> list[Task]:
+def plan(
+    parts: Iterable[str], seeds: Iterable[int], epochs: int = EPOCHS, train_images: int = TRAIN_IMAGES
+) -> list[Task]:
     """Every run that the parts need, each once, an autoencoder before the classifiers that start from it.
+
+    Args:
+        train_images: the size of the train split; a cell that asks for as many labels or more is left out.
 
     Raises:
         UsageError: there is no such part.
@@ -210,18 +218,33 @@ def plan(parts: Iterable[str], seeds: Iterable[int], epochs: int = EPOCHS) -> li
     for part in wanted:
         if part not in PARTS:
             raise UsageError(f"only (={part}) must be one of {', '.join(PARTS)}")
-    for seed in seeds:
-        for part in wanted:
-            for cell in PARTS[part].values():
-                task = cell(seed, epochs=epochs)
-                for item in (task.needs, task):
-                    if item is not None:
-                        tasks.setdefault(item.name, item)
+    for seed, part in product(seeds, wanted):
+        for cell in PARTS[part].values():
+            task = cell(seed, epochs=epochs)
+            if (task.config.labels or 0) < train_images:
+                tasks.update({item.name: item for item in (task.needs, task) if item and item.name not in tasks})
     return list(tasks.values())
 
 
+@cache
+def cells_of_runs(seed: int, epochs: int) -> dict[str, list[str]]:
+    """The cells ("table-1: n=64") that each run of a seed belongs to, by the run's name.
+
+    An autoencoder that fills no cell itself belongs to those of the classifiers that start from it.
+    """
+    filled: dict[str, list[str]] = {}
+    started: dict[str, list[str]] = {}
+    for part, cells in PARTS.items():
+        for name, cell in cells.items():
+            task = cell(seed, epochs=epochs)
+            filled.setdefault(task.name, []).append(f"{part}: {name}")
+            if task.needs:
+                started.setdefault(task.needs.name, []).append(f"{part}: {name}")
+    return started | filled
+
+
 def multiply_adds(config: TrainConfig) -> int:
-    """Of one image forward through the network that a stage trains: what a run's time is about proportional to."""
+    """The multiply-adds of one image, forward through what a stage trains; a run's time is about proportional to it."""
     network = config.network
     convolution = 26 * 26 * 16 * 9
     if network.pooling:
@@ -234,8 +257,8 @@ def multiply_adds(config: TrainConfig) -> int:
 
 
 def work(config: TrainConfig, train_images: int = TRAIN_IMAGES, val_images: int = 10_000) -> int:
-    """Multiply-adds of a whole run: forward and backward (three times forward) in training, forward in evaluation."""
+    """The multiply-adds of a run: training is forward and backward (three times forward), evaluation is forward."""
     images = train_images if config.labels is None else config.labels
-    is_seen_backward = 1 if config.encoder_training == "frozen" else 3
-    whole = config.epochs * multiply_adds(config) * (images * (is_seen_backward * config.passes + 1) + val_images)
-    return whole * (1 if config.network.pooling else UNFUSED_COST)
+    training = 1 if config.encoder_training == "frozen" else 3
+    total = config.epochs * multiply_adds(config) * (images * (training * config.passes + 1) + val_images)
+    return total * (1 if config.network.pooling else 2)  # PyTorch's own step takes about twice as long on a CPU

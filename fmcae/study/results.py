@@ -1,22 +1,29 @@
-"""What a study found, in one file: ``results.json`` has every finished run's configuration, metrics, time and versions."""
+"""What a study found, in one file: ``results.json`` has every finished run with all that it was made from.
+
+A report needs nothing else. The runs of several machines may be in one file, but all of one data set.
+"""
 
 import base64
 import json
+import shlex
 import zlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fmcae.errors import RunError
 from fmcae.files import write_atomic
-from fmcae.runtime.machine import describe_machine
-from fmcae.study.grid import Task, autoencoder
+from fmcae.study.grid import EPOCHS, NOT_SETTINGS, Task, autoencoder, cells_of_runs
 
-SCHEMA_VERSION = 1
+if TYPE_CHECKING:
+    from fmcae.data import Dataset
+    from fmcae.train.run import Run
+
+SCHEMA_VERSION = 2
 FILE = "results.json"
 EXAMPLES = 8  # test images in Figure Ap.1
 _DIGITS = 6
@@ -27,19 +34,30 @@ class RunResult:
     """One finished run.
 
     Attributes:
+        cells: the cells that it belongs to, such as "table-1: n=64".
+        config: its whole configuration, defaults included.
+        autoencoder: the name of the run whose autoencoder it starts from, or None.
+        data: the name and the fingerprint of its data.
+        machine: the hardware, date (ISO 8601) the day, and recorded says when these two were written down.
         epochs: by metric ("train_mse", "val_accuracy", ...), its value after each epoch.
         test: by metric, its value on the test split after the last epoch.
         confusion: (K, K) counts on test, rows are the true classes; None for an autoencoder.
-        seconds: of training, without evaluation.
+        seconds: the time of training, without evaluation.
     """
 
     name: str
+    cells: list[str]
     config: dict[str, Any]
+    autoencoder: str | None
+    data: dict[str, str]
+    machine: dict[str, Any]
+    versions: dict[str, str]
+    date: str
+    recorded: str
     epochs: dict[str, list[float]]
     test: dict[str, float]
     confusion: NDArray[np.int64] | None
     seconds: float
-    versions: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -47,61 +65,112 @@ class Results:
     """All finished runs by name, and what else the report needs.
 
     Attributes:
-        machine: where they were collected; None where nothing ran.
+        data: the data's name, class_names, counts, split_seed and fingerprint.
         examples: by run name, reconstructions (N, 28, 28) uint8 of the first test images; those are under "x".
     """
 
     runs: dict[str, RunResult]
-    class_names: tuple[str, ...]
     data: dict[str, Any]
-    machine: dict[str, Any]
-    date: str
     examples: dict[str, NDArray[np.uint8]]
 
-    def of(self, task: Task) -> RunResult | None:
-        """The task's run, if it is finished."""
-        return self.runs.get(task.name)
+    def find(self, task: Task) -> RunResult | None:
+        """Return the task's run if it is finished.
+
+        Raises:
+            RunError: the run of that name, or its autoencoder, was trained with other settings.
+        """
+        if task.needs:
+            self.find(task.needs)
+        run = self.runs.get(task.name)
+        if run:
+            check_settings(task, run.config, run.autoencoder)
+        return run
 
 
-def collect(folder: Path, data: str | None) -> Results:
-    """Add every finished run below ``folder`` to ``results.json``, whose other runs stay: they may be another machine's.
+def check_settings(task: Task, config: Mapping[str, Any], autoencoder: str | None) -> None:
+    """Check that a run was trained with what its task asks for, its defaults included.
 
-    Args:
-        data: the data folder, None for Fashion-MNIST from where it is found; the pictures come from there.
+    The name of a run leaves defaults out. So a run from before a default was changed has the name of one from after.
 
     Raises:
-        RunError: no run is finished, or they were trained on different data.
+        RunError: naming the first setting that differs.
+    """
+    wanted = _flat(task.config.to_json()) | {"autoencoder": task.needs.name if task.needs else None}
+    for name, value in (_flat(config) | {"autoencoder": autoencoder}).items():
+        if value != wanted.get(name, value):
+            raise RunError(
+                f"{task.name}: was trained with {name} (={value}), not {wanted[name]}, which it is today: "
+                "take another folder for the study"
+            )
+
+
+def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in (*config["network"].items(), *config.items()) if name not in NOT_SETTINGS}
+
+
+def check_study(folder: Path, tasks: Iterable[Task], dataset: "Dataset") -> set[str]:
+    """Check that the runs in a study's folder are of these data and settings; return the names in ``results.json``.
+
+    Raises:
+        RunError: a run is of other data or settings, or ``results.json`` is damaged.
     """
     from fmcae.train.run import find_runs
 
-    runs = [run for run in find_runs(folder / "runs") if run.finished]
-    before: dict[str, Any] = json.loads((folder / FILE).read_text()) if known_runs(folder) else {"runs": {}}
+    found = {run.folder.name: run for run in find_runs(folder / "runs")}
+    results = read_if_any(folder)
+    trained_on = [(run.folder, run.data) for run in found.values()]
+    _check_data(trained_on + [(folder / FILE, result.data) for result in results.runs.values()], dataset)
+    for task in tasks:
+        results.find(task)
+        if task.name in found:
+            run = found[task.name]
+            check_settings(task, run.config.to_json(), _source(run))
+    return set(results.runs)
+
+
+def _check_data(trained_on: Iterable[tuple[Path, Mapping[str, Any]]], dataset: "Dataset") -> None:
+    fingerprint = dataset.fingerprint
+    for place, data in trained_on:
+        if data["fingerprint"] != fingerprint:
+            raise RunError(
+                f"{place}: was trained on {data['name']} (fingerprint {data['fingerprint'][:12]}…), and the data are now "
+                f"{dataset.name} (fingerprint {fingerprint[:12]}…): name the first with --data, or another --out"
+            )
+
+
+def collect(folder: Path, dataset: "Dataset") -> None:
+    """Add every finished run below ``folder`` to ``results.json``, whose other runs stay.
+
+    Raises:
+        RunError: a run was trained on other data than ``dataset``, or its files are damaged.
+    """
+    from fmcae.train.run import find_runs
+
+    runs = [run for run in find_runs(folder / "runs") if run.finished and run.config.stage != "both"]
     if not runs:
-        return read(folder)
-    if len({of["fingerprint"] for of in (before.get("data", runs[0].data), *(run.data for run in runs))}) > 1:
-        raise RunError(f"{folder}: its runs were trained on different data")
-    all_runs = before["runs"] | {run.folder.name: _run_to_json(run) for run in runs}
-    content: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION,
-        "data": runs[0].data,
-        "machine": describe_machine(),
-        "date": datetime.now(timezone.utc).date().isoformat(),
-        "examples": {name: _pack(images) for name, images in _examples(folder, data).items()}
-        or before.get("examples", {}),
-    }
-    lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(all_runs[name])}" for name in sorted(all_runs))
+        return
+    _check_data([(run.folder, run.data) for run in runs], dataset)
+    path = folder / FILE
+    before: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"runs": {}, "examples": {}}
+    examples = before["examples"] or {name: _pack(images) for name, images in _examples(folder, dataset).items()}
+    write(folder, runs[0].data, examples, before["runs"] | {run.folder.name: _run_to_json(run) for run in runs})
+
+
+def write(folder: Path, data: dict[str, Any], examples: dict[str, str], runs: dict[str, dict[str, Any]]) -> None:
+    """Write ``results.json``, with one line for each run."""
+    content = {"schema_version": SCHEMA_VERSION, "data": data, "examples": examples}
+    lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(runs[name])}" for name in sorted(runs))
     text = json.dumps(content, indent=1).removesuffix("\n}") + ',\n "runs": {\n' + lines + "\n }\n}\n"
     write_atomic(folder / FILE, text)
-    return read(folder)
 
 
-def known_runs(folder: Path) -> set[str]:
-    """The names of the runs in ``results.json``; none without one.
+def read_if_any(folder: Path) -> Results:
+    """Read ``results.json``, or return no results without one.
 
     Raises:
         RunError: it is damaged.
     """
-    return set(read(folder).runs) if (folder / FILE).is_file() else set()
+    return read(folder) if (folder / FILE).is_file() else Results({}, {}, {})
 
 
 def read(folder: Path) -> Results:
@@ -120,30 +189,30 @@ def read(folder: Path) -> Results:
             confusion = values.pop("confusion")
             counts = None if confusion is None else np.array(confusion, np.int64)
             runs[name] = RunResult(name=name, confusion=counts, **values)
-        return Results(
-            runs=runs,
-            class_names=tuple(content["data"]["class_names"]),
-            data=content["data"],
-            machine=content["machine"],
-            date=content["date"],
-            examples={name: _unpack(text) for name, text in content["examples"].items()},
-        )
+        return Results(runs, content["data"], {name: _unpack(text) for name, text in content["examples"].items()})
     except FileNotFoundError as error:
-        start = f"start with  fmcae study run --out {folder}"
-        raise RunError(f"{folder}: has neither finished runs nor {FILE}: {start}") from error
-    except (ValueError, KeyError, TypeError, zlib.error) as error:
+        raise RunError(f"{folder}: has no {FILE}; make it with  fmcae study run --out {shlex.quote(str(folder))}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, zlib.error) as error:
         raise RunError(f"{path}: is damaged: {error}") from error
 
 
-def _run_to_json(run: Any) -> dict[str, Any]:
-    records = run.metrics()
+def _run_to_json(run: "Run") -> dict[str, Any]:
+    records = [record for record in run.metrics() if record["stage"] == run.config.stage]
     epochs = [record for record in records if "epoch" in record]
-    test = next(record for record in records if record.get("split") == "test")
+    test = next((record for record in records if record.get("split") == "test"), None)
+    if not epochs or test is None:
+        raise RunError(f"{run.folder}: is finished, and its metrics are not there")
     described = json.loads((run.folder / "config.json").read_text())
-    config = run.config.to_json()
-    del config["data"]
+    config = {name: value for name, value in run.config.to_json().items() if name not in ("data", "autoencoder_from")}
     return {
+        "cells": cells_of_runs(run.config.seed, run.config.epochs).get(run.folder.name, []),
         "config": config,
+        "autoencoder": _source(run),
+        "data": {name: run.data[name] for name in ("name", "fingerprint")},
+        "machine": described.get("machine", {}),
+        "versions": described["versions"],
+        "date": described["started"],
+        "recorded": "when the run started",
         "epochs": {
             key: [round(record[key], _DIGITS) for record in epochs]
             for key in epochs[0]
@@ -152,22 +221,24 @@ def _run_to_json(run: Any) -> dict[str, Any]:
         "test": {key.removeprefix("test_"): value for key, value in test.items() if key.startswith("test_")},
         "confusion": test.get("confusion"),
         "seconds": round(sum(record["seconds"] for record in epochs), 1),
-        "versions": described["versions"],
     }
 
 
-def _examples(folder: Path, data: str | None) -> dict[str, NDArray[np.uint8]]:
+def _source(run: "Run") -> str | None:
+    return Path(run.config.autoencoder_from).name if run.config.autoencoder_from else None
+
+
+def _examples(folder: Path, dataset: "Dataset") -> dict[str, NDArray[np.uint8]]:
     """Reconstructions with and without pooling by the first seed that has both; empty without."""
     import torch
 
-    from fmcae.data import load_dataset
     from fmcae.preprocess import scale
     from fmcae.train.run import open_run
 
     for seed in range(100):
-        names = [autoencoder(seed).name, autoencoder(seed, pooling=False).name]
+        names = [autoencoder(seed, EPOCHS).name, autoencoder(seed, EPOCHS, pooling=False).name]
         if all((folder / "runs" / name / "autoencoder.safetensors").is_file() for name in names):
-            images = load_dataset(data).test.images[:EXAMPLES]
+            images = dataset.test.images[:EXAMPLES]
             examples = {"x": images}
             for name in names:
                 with torch.no_grad():

@@ -1,12 +1,13 @@
 """Running the grid: several runs at a time, each in a process of its own, on this machine or on a Ray cluster.
 
-    DIR/runs/<stage>-<hash>/    a run folder as ``fmcae train`` writes it; finished ones are never trained again
-    DIR/results.json            written by :func:`fmcae.study.results.collect`; what it has need not run again
+    DIR/runs/NAME/      a run folder as ``fmcae train`` writes it; finished ones are never trained again
+    DIR/results.json    written by :func:`fmcae.study.results.collect`; what it has need not run again
 
 A run that is stopped goes on from its last whole epoch. One that fails takes along only those that start from it, and is
 tried again by the next call.
 """
 
+import json
 import logging
 import multiprocessing
 import os
@@ -15,12 +16,16 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from fmcae.errors import FmcaeError, RunError, require_extra
-from fmcae.study.grid import Task, work
+from fmcae.study.grid import Task, autoencoder, multiply_adds, work
+
+if TYPE_CHECKING:
+    from fmcae.data import Dataset
+    from fmcae.train.run import Run
 
 State = Literal["waiting", "running", "done", "failed"]
 Submit: TypeAlias = Callable[..., "Future[None]"]
@@ -28,14 +33,14 @@ POLL_SECONDS = 0.5
 
 
 @dataclass
-class Status:
+class TaskStatus:
     """Where one task stands.
 
     Attributes:
         state: "failed" also where the autoencoder that it needs has failed.
         reason: why it failed, in one line.
-        started, ended: in this call, in seconds of ``time.monotonic``; 0 if it was not.
-        epochs_before: done when it was started.
+        started, ended: the times in this call, in seconds of ``time.monotonic``; 0 if there is none.
+        epochs_before: the epochs that were done when it was started.
     """
 
     task: Task
@@ -47,34 +52,33 @@ class Status:
 
 
 @dataclass
-class Board:
-    """All tasks of a call, for whoever shows them; ``changed`` is called twice a second and at every change."""
+class StudyProgress:
+    """Where all tasks of a call stand, by name."""
 
     folder: Path
-    statuses: dict[str, Status]
+    statuses: dict[str, TaskStatus]
     workers: int
-    began: float = field(default_factory=time.monotonic)
 
-    def of(self, state: State) -> list[Status]:
+    def in_state(self, state: State) -> list[TaskStatus]:
         """The tasks in that state, in the plan's order."""
         return [status for status in self.statuses.values() if status.state == state]
 
-    def epochs_done(self, status: Status) -> int:
-        """Whole epochs in the run's folder, from whatever machine."""
-        return count_epochs(run_folder(self.folder, status.task))
+    def epochs_done(self, status: TaskStatus) -> int:
+        """The whole epochs in the run's folder, from whatever machine."""
+        return count_epochs(run_folder(self.folder, status.task), status.task.config.stage)
 
     def seconds_left(self) -> float | None:
-        """Estimated from what ran in this call; None before the first epoch's end."""
+        """The time left, estimated from what ran in this call; None before the first epoch's end."""
         done = left = busy = 0.0
         for status in self.statuses.values():
-            whole, epochs = work(status.task.config), status.task.config.epochs
+            total, epochs = work(status.task.config), status.task.config.epochs
             if status.state == "waiting":
-                left += whole
+                left += total
             elif status.started and status.state != "failed":
                 so_far = epochs if status.state == "done" else self.epochs_done(status)
-                left += whole * (1 - so_far / epochs)
+                left += total * (1 - so_far / epochs)
                 if so_far > status.epochs_before:
-                    done += whole * (so_far - status.epochs_before) / epochs
+                    done += total * (so_far - status.epochs_before) / epochs
                     busy += (status.ended or time.monotonic()) - status.started
         return left * busy / done / self.workers if done else None
 
@@ -101,12 +105,13 @@ def to_do(folder: Path, tasks: Sequence[Task], known: Collection[str] = ()) -> l
     return [task for task in left if task.name not in known or task.name in needed]
 
 
-def count_epochs(run: Path) -> int:
-    """Whole epochs in a run's ``metrics.jsonl``; 0 without one."""
+def count_epochs(run: Path, stage: str) -> int:
+    """The whole epochs of a stage in a run's ``metrics.jsonl``; 0 without one."""
     try:
-        return (run / "metrics.jsonl").read_text().count('"epoch"')
-    except OSError:
+        records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    except (OSError, ValueError):
         return 0
+    return sum(record.get("stage") == stage and "epoch" in record for record in records)
 
 
 def run_study(
@@ -115,43 +120,43 @@ def run_study(
     submit: Submit,
     workers: int,
     data: str | None,
-    changed: Callable[[Board], None] = lambda board: None,
+    changed: Callable[[StudyProgress], None] = lambda progress: None,
     known: Collection[str] = (),
-) -> Board:
+) -> StudyProgress:
     """Train every task that is not done yet, an autoencoder before the classifiers that start from it.
 
     Args:
         submit: takes a function and its arguments, as ``concurrent.futures.Executor.submit`` does.
         workers: how many run at a time.
         data: the data folder, None for Fashion-MNIST from where it is found.
-        changed: told of every change, and twice a second.
+        changed: is called at every change, and twice a second.
         known: as for :func:`to_do`.
 
     Returns:
-        The board, on which every task is "done" or "failed".
+        The progress at the end, when every task is "done" or "failed".
     """
     waiting = {task.name for task in to_do(folder, tasks, known)}
-    statuses = {task.name: Status(task, "waiting" if task.name in waiting else "done") for task in tasks}
-    board = Board(folder, statuses, workers)
-    futures: dict[Future[None], Status] = {}
-    while board.of("waiting") or futures:
-        for status in board.of("waiting"):
+    statuses = {task.name: TaskStatus(task, "waiting" if task.name in waiting else "done") for task in tasks}
+    progress = StudyProgress(folder, statuses, workers)
+    futures: dict[Future[None], TaskStatus] = {}
+    while progress.in_state("waiting") or futures:
+        for status in progress.in_state("waiting"):
             needs = statuses.get(status.task.needs.name) if status.task.needs else None
             if needs and needs.state == "failed":
                 status.state, status.reason = "failed", f"{needs.task.name}, which it starts from, failed"
             elif len(futures) < workers and (not needs or needs.state == "done"):
                 status.state, status.started = "running", time.monotonic()
-                status.epochs_before = board.epochs_done(status)
+                status.epochs_before = progress.epochs_done(status)
                 futures[submit(run_task, folder, status.task, data)] = status
-        changed(board)
+        changed(progress)
         for future in wait(futures, POLL_SECONDS, FIRST_COMPLETED).done if futures else ():
             status = futures.pop(future)
             status.ended = time.monotonic()
             error = future.exception()
             status.state = "failed" if error else "done"
             status.reason = (str(error).splitlines() or [type(error).__name__])[0] if error else ""
-    changed(board)
-    return board
+    changed(progress)
+    return progress
 
 
 def run_task(folder: Path, task: Task, data: str | None) -> None:
@@ -161,20 +166,47 @@ def run_task(folder: Path, task: Task, data: str | None) -> None:
         FmcaeError: it cannot be trained; the message says why.
     """
     from fmcae.data import load_dataset
-    from fmcae.train.loop import adopt_autoencoder, train
-    from fmcae.train.run import create_run, open_run
+    from fmcae.train.loop import train
 
     path = run_folder(folder, task)
     path.parent.mkdir(parents=True, exist_ok=True)
     with _only_one(path.with_name(f".{path.name}.lock")):
-        if is_done(folder, task):
-            return
-        dataset = load_dataset(data)
-        config = replace(task.config, data=data)
-        run = open_run(path) if (path / "config.json").is_file() else create_run(path, config, dataset)
-        if task.needs and not run.weights("autoencoder").is_file():
-            adopt_autoencoder(run, run_folder(folder, task.needs))
-        train(run, dataset)
+        if not is_done(folder, task):
+            dataset = load_dataset(data)
+            train(_open_or_create(folder, task, dataset, data), dataset)
+
+
+def _open_or_create(folder: Path, task: Task, dataset: "Dataset", data: str | None) -> "Run":
+    from fmcae.train.loop import adopt_autoencoder
+    from fmcae.train.run import create_run, open_run
+
+    path = run_folder(folder, task)
+    network = replace(task.config.network, class_count=len(dataset.class_names))
+    config = replace(task.config, network=network, data=data)
+    run = open_run(path) if (path / "config.json").is_file() else create_run(path, config, dataset)
+    if task.needs and not run.weights("autoencoder").is_file():
+        adopt_autoencoder(run, run_folder(folder, task.needs))
+    return run
+
+
+def measure_rate() -> float:
+    """The multiply-adds a second of one run on one thread of this machine."""
+    import torch
+
+    from fmcae.train.loop import DeviceSplit, compute_for, optimizer_for, train_epoch
+    from fmcae.train.networks import Autoencoder
+    from fmcae.train.progress import Progress
+
+    config = autoencoder(0).config
+    compute = compute_for(Autoencoder(config.network), torch.device("cpu"), threads=1)
+    optimizer = optimizer_for(compute, config.learning_rate)
+    images = torch.randint(256, (5_000, 28, 28), dtype=torch.uint8)
+    split = DeviceSplit(images, torch.zeros(len(images), dtype=torch.int64))
+    for _ in range(2):  # the first time also compiles
+        began = time.perf_counter()
+        train_epoch(compute, optimizer, split, config.batch_size, Progress())
+        seconds = time.perf_counter() - began
+    return 3 * len(images) * multiply_adds(config) / seconds
 
 
 @contextmanager
@@ -239,7 +271,7 @@ def _call(sender: Any, function: Callable[..., None], arguments: tuple[Any, ...]
 
 
 def _end_with_parent() -> None:
-    """A study that is killed takes the processes that it started along, by their own doing."""
+    """End this process when the study that started it ends, even if that is killed."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
@@ -251,9 +283,9 @@ def ray(address: str, cpus: int, gpus: float) -> Iterator[Submit]:
     """Each task on a Ray cluster, which starts it again elsewhere if its worker dies.
 
     Args:
-        address: of the cluster, as ``ray.init`` takes it. Its machines need fmcae with its [train] extra, the data set,
-            and the study's folder under the same path.
-        cpus, gpus: that one task takes.
+        address: the cluster's address, as ``ray.init`` takes it. Its machines need fmcae with its [train] extra, the data
+            set, and the study's folder under the same path.
+        cpus, gpus: what one task takes.
 
     Raises:
         RunError: there is no cluster at that address.
