@@ -20,7 +20,8 @@ from fmcae.runtime.model import read_artefact, read_artefacts
 from fmcae.runtime.verify import verify
 from fmcae.train.config import NetworkConfig, TrainConfig
 from fmcae.train.loop import train
-from fmcae.train.run import create_run, open_run, save_weights
+from fmcae.train.run import create_run, open_run
+from fmcae.train.weights import save_weights
 
 KINDS: tuple[Kind, ...] = ("encoder", "decoder", "classifier")
 
