@@ -22,9 +22,8 @@ def read_at_most(source: str | os.PathLike[str] | BinaryIO, limit: int) -> bytes
             status = os.fstat(file.fileno())
             if stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode):
                 raise OSError(errno.EINVAL, "it is a device, not a file")
-            return _read_chunks(
-                file, limit, min(status.st_size + 1, limit + 1) if stat.S_ISREG(status.st_mode) else _CHUNK
-            )
+            chunk_size = min(status.st_size, limit) + 1 if stat.S_ISREG(status.st_mode) else _CHUNK
+            return _read_chunks(file, limit, chunk_size)
     return _read_chunks(source, limit, _CHUNK)
 
 
@@ -44,7 +43,7 @@ def write_atomic(path: Path | str, data: bytes | str) -> None:
     A crash, a full disk or a power cut leaves either the old file or the new one.
 
     Raises:
-        OSError: the folder cannot be written; nothing is left behind.
+        OSError: the folder cannot be written; no temporary file is left behind.
     """
     write_all_atomic({Path(path): data})
 

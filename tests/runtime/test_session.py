@@ -41,12 +41,6 @@ def test_a_model_runs_from_bytes_and_from_a_file(tmp_path: Path, as_file: bool) 
     y = session.run(np.repeat(X, 2, axis=0))
     assert y.dtype == np.float32 and y.tolist() == PROBE_Y * 2
     assert (session.provider, session.threads, session.input_name, session.output_name) == ("cpu", 3, "x", "y")
-    assert session.metadata == {}
-
-
-def test_metadata_is_read() -> None:
-    model = PROBE_MODEL + part(14, part(1, b"a.key") + part(2, b"a value"))
-    assert Session(model).metadata == {"a.key": "a value"}
 
 
 def test_threads_reach_onnx_runtime() -> None:
