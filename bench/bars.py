@@ -1,4 +1,4 @@
-"""Bars of medians with their ranges, a panel for each comparison; fmcae's are hatched, so that grey print tells."""
+"""Draw bars of medians with their ranges, a panel for each comparison; fmcae's are hatched, to be seen in grey print."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,5 @@
-"""What the command line costs beyond the libraries that it stands on: start, a folder of images, the first step, the disk.
+# mypy: disable-error-code="import-not-found"
+"""Measure what the command line costs beyond its libraries: start, a folder of images, the first step, the disk.
 
     python bench/command_line.py --out bench/results/command_line.json --plot bench/results/command_line.png
 
@@ -29,7 +30,7 @@ from bars import Bar, draw
 from PIL import Image
 
 from fmcae.data import load_dataset
-from fmcae.runtime.session import describe_machine
+from fmcae.runtime.machine import describe_machine
 
 ROOT = Path(__file__).parents[1]
 FOLDER_SIZES = 1_000, 10_000
@@ -68,12 +69,15 @@ class Command:
     cpus: frozenset[int] | None = None
 
     def run(self) -> float:
-        """Wall time in seconds."""
-        environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+        """Run the command and return its wall time in seconds."""
+        cpus, environment = (
+            self.cpus,
+            {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"},
+        )
         began = time.perf_counter()
         result = subprocess.run(
             self.arguments, env={**environment, **(self.environment or {})}, capture_output=True, text=True,
-            preexec_fn=(lambda: os.sched_setaffinity(0, self.cpus)) if self.cpus else None,
+            preexec_fn=(lambda: os.sched_setaffinity(0, cpus)) if cpus else None,
         )  # fmt: skip
         wall = time.perf_counter() - began
         if result.returncode != 0:
@@ -82,7 +86,7 @@ class Command:
 
 
 def compare(commands: Mapping[str, Command], rounds: int) -> dict[str, Any]:
-    """Wall time of each command, and as a multiple of the first one's."""
+    """Measure the wall time of each command, also as a multiple of the first one's."""
     wall: dict[str, list[float]] = {name: [] for name in commands}
     for index in range(-1, rounds):  # one more to fill the file cache
         for name, command in commands.items():
@@ -90,7 +94,7 @@ def compare(commands: Mapping[str, Command], rounds: int) -> dict[str, Any]:
             if index >= 0:
                 wall[name].append(seconds)
     base = np.array(next(iter(wall.values())))
-    rows = {
+    rows: dict[str, dict[str, Any]] = {
         name: {
             "wall_s": spread(seconds),
             "times_base": spread(seconds / base),
@@ -108,7 +112,7 @@ def compare(commands: Mapping[str, Command], rounds: int) -> dict[str, Any]:
 
 
 def peak_memory_mib(python: str, folder: Path) -> float:
-    """Of ``fmcae predict FOLDER``, resident."""
+    """The peak resident memory of ``fmcae predict FOLDER``."""
     result = subprocess.run([python, "-c", PEAK_MEMORY, str(folder)], capture_output=True, text=True, check=True)
     return int(result.stderr) / 1024
 
@@ -124,7 +128,7 @@ def plain(arguments: list[str]) -> list[str]:
 
 
 def install(folder: Path, requirement: str) -> Path:
-    """A virtual environment with this checkout; its ``bin``."""
+    """Make a virtual environment with this checkout and return its ``bin``."""
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
     subprocess.run(
         [str(folder / "bin" / "python"), "-m", "pip", "install", "-q", "--disable-pip-version-check", requirement],
@@ -134,7 +138,7 @@ def install(folder: Path, requirement: str) -> Path:
 
 
 def measure_disk(folder: Path) -> dict[str, Any]:
-    """Size and number of the packages in a virtual environment, without what it is born with."""
+    """Measure size and number of the packages in a virtual environment, without those that every environment has."""
     (packages,) = folder.glob("lib/python*/site-packages")
     born_with = ("pip", "setuptools", "pkg_resources", "_distutils_hack", "distutils-precedence", "__pycache__")
     sizes = {

@@ -1,4 +1,5 @@
-"""The shipped classifier beside its peers: same weights, same machine, one and two threads, one image and many.
+# mypy: disable-error-code="import-not-found, import-untyped"
+"""Time the shipped classifier beside its peers: same weights, same machine, one and two threads, one image and many.
 
     pip install '.[train]' tensorflow-cpu ai-edge-litert openvino ncnn executorch   # what is missing is left out
     python bench/inference_peers.py --out bench/results/inference_cpu.json --plot bench/results/inference_cpu.png
@@ -23,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -34,8 +36,8 @@ from numpy.typing import NDArray
 import fmcae
 from fmcae.data import load_dataset
 from fmcae.preprocess import scale
+from fmcae.runtime.machine import available_cpus, describe_machine
 from fmcae.runtime.model import read_artefact, shipped_folder
-from fmcae.runtime.session import available_cpus, describe_machine
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 Array = NDArray[np.float32]
@@ -43,7 +45,7 @@ Way = Callable[[Array], Array]
 BASE = "fmcae fp32"
 PACKAGES = ("onnxruntime", "torch", "tensorflow-cpu", "ai-edge-litert", "openvino", "ncnn", "executorch", "numpy")
 CLASSIFIER = shipped_folder() / "classifier.onnx"
-TOLERANCE = 1e-3  # of a float32 way's logits
+TOLERANCE = 1e-3  # the largest difference of a float32 way's logits
 
 
 # --- the ways: each makes a function from an array to logits -----------------------------------------------------------
@@ -63,7 +65,7 @@ def onnx_runtime(threads: int, batch: int, work: Path) -> Way:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     session = ort.InferenceSession(str(CLASSIFIER), options, providers=["CPUExecutionProvider"])
-    return lambda x: session.run(["logits"], {"x": x})[0]  # type: ignore[no-any-return]
+    return lambda x: session.run(["logits"], {"x": x})[0]
 
 
 def litert(threads: int, work: Path, file: str, batch: int) -> Way:
@@ -120,7 +122,7 @@ def openvino(threads: int, batch: int, work: Path) -> Way:
     hint = "LATENCY" if batch == 1 else "THROUGHPUT"
     config = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": hint, "INFERENCE_PRECISION_HINT": "f32"}
     request = core.compile_model(model, "CPU", config).create_infer_request()
-    return lambda x: request.infer([x], share_inputs=True, share_outputs=True)[0]  # type: ignore[no-any-return]
+    return lambda x: request.infer([x], share_inputs=True, share_outputs=True)[0]
 
 
 def ncnn(threads: int, batch: int, work: Path) -> Way:
@@ -150,7 +152,7 @@ def executorch(threads: int, batch: int, work: Path) -> Way:
     program = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()]).to_executorch()
     (work / "classifier.pte").write_bytes(program.buffer)
     method = Runtime.get().load_program(program.buffer).load_method("forward")
-    return lambda x: method.execute([torch.from_numpy(x)])[0].numpy()  # type: ignore[no-any-return]
+    return lambda x: method.execute([torch.from_numpy(x)])[0].numpy()
 
 
 WAYS: dict[str, tuple[Callable[[int, int, Path], Way], str | None]] = {
@@ -200,18 +202,27 @@ def write_tflite(work: Path) -> None:
     network = tf.keras.Sequential(
         [
             layers.Input((28, 28, 1)),
-            *(layers.Conv2D(16, 3, activation="relu"), layers.MaxPooling2D(2)),
-            *(layers.Conv2D(32, 3, activation="relu"), layers.MaxPooling2D(2)),
-            *(layers.Flatten(), layers.Dense(latent_dim, activation="relu"), layers.Dense(len(w["linear.bias"]))),
+            layers.Conv2D(16, 3, activation="relu"),
+            layers.MaxPooling2D(2),
+            layers.Conv2D(32, 3, activation="relu"),
+            layers.MaxPooling2D(2),
+            layers.Flatten(),
+            layers.Dense(latent_dim, activation="relu"),
+            layers.Dense(len(w["linear.bias"])),
         ]
     )
     linear = w["encoder.9.weight"].reshape(latent_dim, 32, 5, 5).transpose(2, 3, 1, 0).reshape(800, latent_dim)
-    convolutions = (w[f"encoder.{index}.weight"].transpose(2, 3, 1, 0) for index in (0, 4))
-    first, second = convolutions
+    first, second = (w[f"encoder.{index}.weight"].transpose(2, 3, 1, 0) for index in (0, 4))
     network.set_weights(
         [
-            *(first, w["encoder.0.bias"], second, w["encoder.4.bias"]),
-            *(linear, w["encoder.9.bias"], w["linear.weight"].T, w["linear.bias"]),
+            first,
+            w["encoder.0.bias"],
+            second,
+            w["encoder.4.bias"],
+            linear,
+            w["encoder.9.bias"],
+            w["linear.weight"].T,
+            w["linear.bias"],
         ]
     )
     for name, optimizations in (("fp32", []), ("int8", [tf.lite.Optimize.DEFAULT])):
@@ -246,6 +257,7 @@ def work_as(name: str, threads: int, batch: int, work: Path) -> None:
     """Check one way's logits, then time it whenever a number of seconds comes in on stdin; answers are lines of JSON."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
+    facts: dict[str, Any]
     try:
         make, _ = WAYS[name]
         run = make(threads, batch, work)
@@ -262,7 +274,9 @@ def work_as(name: str, threads: int, batch: int, work: Path) -> None:
     except Exception as error:
         facts = {"error": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200]}
     print(json.dumps(facts), file=answers, flush=True)
-    x = np.ascontiguousarray(images[:batch]) if "error" not in facts else None
+    if "error" in facts:
+        return
+    x = np.ascontiguousarray(images[:batch])
     for line in sys.stdin:
         print(json.dumps(median_us(lambda: run(x), float(line))), file=answers, flush=True)
 
@@ -300,7 +314,7 @@ class Worker:
 
 
 def measure(threads: int, batch: int, rounds: int, seconds: float, work: Path) -> dict[str, Any]:
-    """All ways at one number of threads and one batch size."""
+    """Time all ways at one number of threads and one batch size."""
     left_out, workers = {}, {}
     for name in WAYS:
         worker = Worker(name, threads, batch, work)
@@ -332,17 +346,15 @@ def measure(threads: int, batch: int, rounds: int, seconds: float, work: Path) -
 
 
 def measure_call(rounds: int) -> dict[str, Any]:
-    """What ``Model.classify`` adds to the bare session's run of the same array."""
+    """Measure what ``Model.classify`` adds to the bare session's run of the same array."""
     model = fmcae.load(threads=1)
     session = model.session("classifier")
     cases = {}
     for batch in (1, 256):
         x = np.random.default_rng(0).random((batch, 1, 28, 28), np.float32)
-        ways: tuple[Callable[[], Any], ...] = (
-            lambda x=x: session.raw.run([session.output_name], {session.input_name: x}),
-            lambda x=x: model.classify(x),
-        )
-        added = [np.subtract(*(median_us(way, 0.3) for way in reversed(ways))) for _ in range(rounds + 1)][1:]
+        bare = partial(session.raw.run, [session.output_name], {session.input_name: x})
+        classify = partial(model.classify, x)
+        added = [median_us(classify, 0.3) - median_us(bare, 0.3) for _ in range(rounds + 1)][1:]  # the first warms up
         cases[str(batch)] = {"median": float(np.median(added)), "min": float(min(added)), "max": float(max(added))}
     return cases
 
@@ -387,7 +399,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", type=Path, help="gzipped IDX files of Fashion-MNIST")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--seconds", type=float, default=0.15, help="of one way in one round")
+    parser.add_argument("--seconds", type=float, default=0.15, help="time of one way in one round")
     parser.add_argument("--out", type=Path, help="write the result here as JSON")
     parser.add_argument("--plot", type=Path, help="draw the result here as PNG")
     parser.add_argument("--from", dest="source", type=Path, help="draw this result, and measure nothing")

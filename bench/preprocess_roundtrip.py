@@ -1,4 +1,5 @@
-"""How well ``fmcae.preprocess`` brings pictures back to Fashion-MNIST's form, whatever was done to them.
+# mypy: disable-error-code="import-untyped"
+"""Measure how well ``fmcae.preprocess`` brings pictures back to Fashion-MNIST's form, whatever was done to them.
 
     python bench/preprocess_roundtrip.py --model exports/fashion-mnist/classifier.onnx --jobs 2
 
@@ -37,7 +38,7 @@ from fmcae.images import ImageSource
 from fmcae.preprocess import scale, to_uint8
 
 ROOT = Path(__file__).parents[1]
-TARGET = 0.96  # of the images, for each way
+TARGET = 0.96  # the share of images that each way must reach
 Bytes = NDArray[np.uint8]
 Colour = tuple[int, int, int]
 Way = Callable[[Bytes, np.random.Generator], ImageSource]
@@ -61,7 +62,7 @@ def enlarged(raw: Bytes, size: int, resampling: Image.Resampling = BICUBIC) -> I
 
 
 def some_size(rng: np.random.Generator) -> int:
-    return int(300 * (1000 / 300) ** rng.random())  # as many of 300 to 550 pixels as of 550 to 1000
+    return int(300 * (1000 / 300) ** rng.random())  # as many sizes from 300 to 550 pixels as from 550 to 1000
 
 
 def pick(colours: tuple[Colour, ...], rng: np.random.Generator) -> Colour:
@@ -69,7 +70,7 @@ def pick(colours: tuple[Colour, ...], rng: np.random.Generator) -> Colour:
 
 
 def padded(item: Image.Image, background: Colour | tuple[int, ...], rng: np.random.Generator) -> Image.Image:
-    """With margins of up to a third of the item, each side its own."""
+    """Add a margin of up to a third of the item on each side."""
     left, top, right, bottom = (int(item.width * share) for share in rng.uniform(0, 0.33, 4))
     picture = Image.new(item.mode, (left + item.width + right, top + item.height + bottom), background)
     picture.paste(item, (left, top))
@@ -77,7 +78,7 @@ def padded(item: Image.Image, background: Colour | tuple[int, ...], rng: np.rand
 
 
 def inked(v: Image.Image, paper: Colour, ink: Colour) -> Image.Image:
-    """Paper where v is 0, ink where v is 255, and linearly between."""
+    """Colour a picture: paper where v is 0, ink where v is 255, and linearly between."""
     share = np.arange(256) / 255
     return Image.merge("RGB", [v.point(np.rint(p + (i - p) * share).tolist()) for p, i in zip(paper, ink, strict=True)])
 
@@ -131,7 +132,7 @@ def jpeg(picture: Image.Image) -> bytes:
 def turned(raw: Bytes, rng: np.random.Generator) -> bytes:
     """A camera's JPEG: the pixels lie any way, EXIF says how. Orientations 1 to 8."""
     orientation = int(rng.integers(1, 9))
-    undo = [None, 0, 3, 1, 5, 2, 6, 4]  # the Image.Transpose that the orientation's own one takes back
+    undo = [None, 0, 3, 1, 5, 2, 6, 4]  # the Image.Transpose that the orientation takes back
     picture, step = drawn(raw, rng, WHITE), undo[orientation - 1]
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -210,7 +211,7 @@ def read_test_images(folder: Path, limit: int) -> Bytes:
         return np.frombuffer(file.read(), np.uint8, offset=16).reshape(-1, 28, 28)[:limit]
 
 
-def labels_of(session: onnxruntime.InferenceSession, images: Bytes) -> NDArray[np.int64]:
+def predicted_labels(session: onnxruntime.InferenceSession, images: Bytes) -> NDArray[np.int64]:
     name = session.get_inputs()[0].name
     batches = [images[start : start + 1000] for start in range(0, len(images), 1000)]
     return np.concatenate([session.run(None, {name: scale(batch)})[0].argmax(axis=1) for batch in batches])
@@ -218,14 +219,14 @@ def labels_of(session: onnxruntime.InferenceSession, images: Bytes) -> NDArray[n
 
 def measure(model: Path, images: Bytes, ways: list[str], jobs: int) -> dict[str, dict[str, float]]:
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-    raw_labels = labels_of(session, images)
+    raw_labels = predicted_labels(session, images)
     results = {}
     with ProcessPoolExecutor(jobs) as pool:
         for way in ways:
             started = time.perf_counter()
             back = np.stack(list(pool.map(restored, [(way, i, raw) for i, raw in enumerate(images)], chunksize=25)))
             results[way] = {
-                "agreement": round(float((labels_of(session, back) == raw_labels).mean()), 4),
+                "agreement": round(float((predicted_labels(session, back) == raw_labels).mean()), 4),
                 "mean_absolute_difference_grey_levels": round(float(np.abs(back - images.astype(float)).mean()), 2),
             }
             line = (
@@ -241,7 +242,7 @@ def main() -> int:
     parser.add_argument(
         "--data", type=Path, default=Path("/usr/share/datasets/fashion-mnist"), help="gzipped IDX files"
     )
-    parser.add_argument("--limit", type=int, default=10_000, help="use the first so many test images")
+    parser.add_argument("--limit", type=int, default=10_000, help="number of test images to use")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), metavar="WAY")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--out", type=Path, help="write the result here as JSON")

@@ -36,26 +36,10 @@ if TYPE_CHECKING:
     from fmcae.runtime.verify import Difference, Verification, verify
 
 __all__ = [
-    "Artefact",
-    "ArtefactError",
-    "Card",
-    "DataError",
-    "Difference",
-    "FmcaeError",
-    "GateError",
-    "ImageError",
-    "MissingExtraError",
-    "Model",
-    "Prediction",
-    "ProviderError",
-    "RunError",
-    "UsageError",
-    "Verification",
-    "__version__",
-    "load",
-    "read_artefact",
-    "verify",
-]
+    "Artefact", "ArtefactError", "Card", "DataError", "Difference", "FmcaeError", "GateError", "ImageError",
+    "MissingExtraError", "Model", "Prediction", "ProviderError", "RunError", "UsageError", "Verification",
+    "__version__", "load", "read_artefact", "verify",
+]  # fmt: skip
 
 _MODULES = {"Card": "fmcae.card"}
 _MODULES |= dict.fromkeys(("Difference", "Verification", "verify"), "fmcae.runtime.verify")

@@ -96,7 +96,7 @@ class Card:
         if set(values) != {item.name for item in fields(cls)} or values["kind"] not in KINDS:
             raise ArtefactError("its card is damaged: its keys are not those of an fmcae card")
         precision = values["precision"]
-        if not isinstance(precision, dict) or precision.get("name") not in PRECISION_PROVIDERS:
+        if not isinstance(precision, dict) or precision.get("name") not in tuple(PRECISION_PROVIDERS):
             raise ArtefactError(f"its card's precision must be one of {', '.join(PRECISION_PROVIDERS)}: update fmcae")
         return cls(**{**values, "class_names": tuple(values["class_names"])})
 

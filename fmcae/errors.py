@@ -1,4 +1,4 @@
-"""Every error that fmcae raises on purpose: one clear line, and the exit code that the command line gives it."""
+"""The errors that fmcae raises on purpose, each one clear line with the exit code that the command line gives it."""
 
 INSTALL = "pip install '.[{extra}]'  in fmcae's checkout"
 INSTALL_TRAIN = INSTALL.format(extra="train")
@@ -51,7 +51,7 @@ class RunError(FmcaeError):
 
 
 def require_train_extra(*modules: str) -> None:
-    """:func:`require_extra` for the ``train`` extra; by default, for what an export needs."""
+    """Call :func:`require_extra` for the ``train`` extra; by default, for the packages that an export needs."""
     require_extra("train", *(modules or ("torch", "onnx", "onnxscript", "safetensors")))
 
 
@@ -59,12 +59,11 @@ def require_extra(extra: str, *modules: str) -> None:
     """Check that packages of an optional extra are installed, without importing them.
 
     Raises:
-        MissingExtraError: naming the first missing package and the command that installs it.
+        MissingExtraError: one is missing; the message has the command that installs it.
     """
     from importlib.util import find_spec
 
     for module in modules:
         if find_spec(module) is None:
-            raise MissingExtraError(
-                f"this command needs {module}, which is not installed: run  {INSTALL.format(extra=extra)}"
-            )
+            command = INSTALL.format(extra=extra)
+            raise MissingExtraError(f"this command needs {module}, which is not installed: run  {command}")

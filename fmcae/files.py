@@ -22,9 +22,8 @@ def read_at_most(source: str | os.PathLike[str] | BinaryIO, limit: int) -> bytes
             status = os.fstat(file.fileno())
             if stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode):
                 raise OSError(errno.EINVAL, "it is a device, not a file")
-            return _read_chunks(
-                file, limit, min(status.st_size + 1, limit + 1) if stat.S_ISREG(status.st_mode) else _CHUNK
-            )
+            chunk_size = min(status.st_size, limit) + 1 if stat.S_ISREG(status.st_mode) else _CHUNK
+            return _read_chunks(file, limit, chunk_size)
     return _read_chunks(source, limit, _CHUNK)
 
 
@@ -44,7 +43,7 @@ def write_atomic(path: Path | str, data: bytes | str) -> None:
     A crash, a full disk or a power cut leaves either the old file or the new one.
 
     Raises:
-        OSError: the folder cannot be written; nothing is left behind.
+        OSError: the folder cannot be written; no temporary file is left behind.
     """
     write_all_atomic({Path(path): data})
 
@@ -58,27 +57,24 @@ def write_all_atomic(files: Mapping[Path, bytes | str]) -> None:
     Raises:
         OSError: a folder cannot be written; no temporary file is left behind.
     """
-    import tempfile  # takes longer than it takes to read a file: not at the start of a process that writes none
-
     temporary: dict[Path, Path] = {}
     try:
         for path, data in files.items():
+            beside = path.parent / f".{path.name}.{os.urandom(4).hex()}.part"
             try:
-                descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-                temporary[path] = Path(name)
-                with os.fdopen(descriptor, "wb") as file:
+                with open(beside, "xb") as file:
+                    temporary[path] = beside
                     file.write(data.encode() if isinstance(data, str) else data)
                     file.flush()
                     os.fsync(file.fileno())
-                os.chmod(name, 0o666 & ~_umask())  # mkstemp makes files private; these are ordinary ones
             except OSError as error:
-                error.filename, error.filename2 = str(path), None  # the file that was asked for, not the temporary one
+                error.filename = str(path)  # the file that was asked for, not the temporary one
                 raise
-        for path, name_beside in temporary.items():
-            os.replace(name_beside, path)
+        for path, beside in temporary.items():
+            os.replace(beside, path)
     finally:
-        for name_beside in temporary.values():
-            name_beside.unlink(missing_ok=True)
+        for beside in temporary.values():
+            beside.unlink(missing_ok=True)
     if os.name == "posix":  # the renames themselves must survive a power cut
         for parent in {path.parent for path in files}:
             folder = os.open(parent, os.O_RDONLY)
@@ -86,9 +82,3 @@ def write_all_atomic(files: Mapping[Path, bytes | str]) -> None:
                 os.fsync(folder)
             finally:
                 os.close(folder)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -1,4 +1,4 @@
-"""From an image to the model's input: the one path that training, export, parity, bench and predict share.
+"""Turn an image into the model's input: the one path of training, export, parity, bench and predict.
 
 A 28×28 grey image is taken as it is. Anything else goes through the pipeline that made Fashion-MNIST of product photos:
 
@@ -11,7 +11,7 @@ A 28×28 grey image is taken as it is. Anything else goes through the pipeline t
 7. keep 8 bits of grey.
 
 Source: Xiao, Rasul and Vollgraf 2017, arXiv:1708.07747, section 2. Made robust here: any background colour,
-transparency, soft edges, noise, any size and shape. How well that works, ``bench/preprocess_roundtrip.py`` measures.
+transparency, soft edges, noise, any size and shape. ``bench/preprocess_roundtrip.py`` measures how well that works.
 """
 
 from typing import Any, TypeAlias
@@ -44,7 +44,7 @@ DESCRIPTION: dict[str, Any] = {
 
 
 def preprocess(source: ImageSource) -> Floats:
-    """The model's input for one image: ``scale(to_uint8(source))``.
+    """Return the model's input for one image: ``scale(to_uint8(source))``.
 
     Args:
         source: a path, an image file's bytes, a PIL image, or an array of uint8, uint16 or bool of shape (H, W),
@@ -60,13 +60,13 @@ def preprocess(source: ImageSource) -> Floats:
 
 
 def scale(images: Bytes) -> Floats:
-    """uint8 (28, 28) or (N, 28, 28) -> float32 (1, 28, 28) or (N, 1, 28, 28) in [0, 1]."""
+    """Scale uint8 (28, 28) or (N, 28, 28) to float32 (1, 28, 28) or (N, 1, 28, 28) in [0, 1]."""
     scaled: Floats = np.divide(np.expand_dims(images, -3), np.float32(255), dtype=np.float32)
     return scaled
 
 
 def to_uint8(source: ImageSource) -> Bytes:
-    """An image in Fashion-MNIST's form: (28, 28) uint8, the background 0, the item up to 255.
+    """Bring an image into Fashion-MNIST's form: (28, 28) uint8, the background 0, the item up to 255.
 
     A 28×28 image that is opaque and grey is taken exactly as it is. A blank picture gives zeros.
 
@@ -85,7 +85,7 @@ def to_uint8(source: ImageSource) -> Bytes:
 
 
 def _fashion_mnist(image: Image.Image) -> Bytes:
-    """Steps 2 to 7 for a picture of any size, mode L, RGB or RGBA."""
+    """Take steps 2 to 7 for a picture of any size, mode L, RGB or RGBA."""
     picture, is_negative = _opaque(image)
     alpha = _visible_part(image)
     background = _corner_colour(_floats(_shrunk(picture)))
@@ -101,9 +101,9 @@ def _fashion_mnist(image: Image.Image) -> Bytes:
 
 
 def _opaque(image: Image.Image) -> tuple[Image.Image, bool]:
-    """The picture as RGB, a transparent one before white, as in the data set.
+    """Bring the picture to RGB, a transparent one before white, as in the data set.
 
-    White on transparent shows nothing there; it goes before black, which makes it negative already.
+    A white item shows nothing there: it is put before black, which makes it negative already.
     """
     if image.mode != "RGBA":
         return image.convert("RGB"), False
@@ -137,7 +137,7 @@ def _floats(picture: Image.Image) -> Floats:
 
 
 def _corner_colour(rgb: Floats) -> Floats:
-    """(H, W, 3) -> (3,): of the four corners' colours the one closest to the others; an item may reach into one."""
+    """(H, W, 3) -> (3,): the corner colour closest to the three others; an item may reach into one corner."""
     height, width = (max(1, round(edge * 0.02)) for edge in rgb.shape[:2])
     ends = (slice(height), slice(-height, None)), (slice(width), slice(-width, None))
     corners = np.array([np.median(rgb[y, x].reshape(-1, 3), axis=0) for y in ends[0] for x in ends[1]])
@@ -154,7 +154,7 @@ def _distance(rgb: Floats, background: Floats) -> Floats:
 
 
 def _outline(picture: Image.Image, alpha: Image.Image | None, background: Floats) -> tuple[Floats, float]:
-    """How much each pixel (H, W) of the shrunk picture stands out, 0 to 1, and what that stays below in the background."""
+    """How much each pixel (H, W) of the shrunk picture stands out, 0 to 1, and the most that the background does."""
     if alpha is not None:
         return _floats(_shrunk(alpha)), CLEAN
     rgb = _floats(_shrunk(picture))
@@ -162,7 +162,7 @@ def _outline(picture: Image.Image, alpha: Image.Image | None, background: Floats
 
 
 def _around(box: Box | None, picture: Image.Image) -> tuple[int, int, int, int]:
-    """The part of the picture to look at more closely: the item, which may be small, with a margin."""
+    """The part of the picture to examine more closely: the item, which may be small, with a margin."""
     if box is None:
         return 0, 0, picture.width, picture.height
     zoom = max(1, max(picture.size) / WORKING_SIZE)
@@ -173,7 +173,7 @@ def _around(box: Box | None, picture: Image.Image) -> tuple[int, int, int, int]:
 
 
 def _item_box(ink: Floats, noise: float) -> Box | None:
-    """Where the item is in a map (H, W) that is about 0 in the background; None if there is nothing.
+    """Find the item in a map (H, W) that is about 0 in the background; None if there is nothing.
 
     As for Canny's edges there are two tolerances: what stands out more than the paper's 5% is item for sure, and so is
     what touches it and stands out from the margin's noise. Without its faint outer pixels an item's scale would change.
@@ -190,7 +190,7 @@ def _item_box(ink: Floats, noise: float) -> Box | None:
 
 
 def _noise(rgb: Floats) -> float:
-    """What the background's distances stay below: six times the usual step between neighbours in the margin."""
+    """The limit of the background's distances: six times the usual step between neighbours in the margin."""
     grey = _luminance(rgb)
     steps = [np.abs(np.diff(line)) for line in (grey[0], grey[-1], grey[:, 0], grey[:, -1])]
     return max(CLEAN, 6 * float(np.median(np.concatenate(steps)))) if max(grey.shape) > 1 else CLEAN
@@ -205,7 +205,7 @@ def _span(profile: Floats, weak: float, strong: float) -> tuple[int, int]:
 
 
 def _half_way(profile: Floats, span: tuple[int, int], pixel: float) -> tuple[float, float]:
-    """The span with soft edges (an enlarged picture, a blurred photo) cut half way up their rise.
+    """Cut a span's soft edges (of an enlarged picture, a blurred photo) half way up their rise.
 
     ``pixel`` is one of the 28 in pixels of the profile. The rise is looked for in a little less than that.
     """
@@ -216,7 +216,7 @@ def _half_way(profile: Floats, span: tuple[int, int], pixel: float) -> tuple[flo
 
 
 def _rise(profile: Floats) -> float:
-    """Pixels from the second value's outer edge to half the height of the last value; the first is background."""
+    """The distance in pixels from the second value's outer edge to half the last value's height; the first is background."""
     half = float(profile[-1]) / 2
     index = int((profile[1:] >= half).argmax())
     below, above = float(profile[index]), float(profile[index + 1])
@@ -226,7 +226,7 @@ def _rise(profile: Floats) -> float:
 
 
 def _subsampled(values: Floats, box: Box) -> Floats:
-    """The box of a map with its longest edge at 28 pixels, each the mean of the middle ninth of what it stands for."""
+    """Shrink the box of a map to 28 pixels at its longest edge, each the mean of the middle ninth of its area."""
     width, height = box[2] - box[0], box[3] - box[1]
     zoom = SIZE / max(width, height)
     size = max(1, round(width * zoom)), max(1, round(height * zoom))
@@ -237,7 +237,7 @@ def _subsampled(values: Floats, box: Box) -> Floats:
 
 
 def _negated(rgb: Floats, background: Floats, box: Box, noise: float) -> Floats:
-    """(H, W, 3) -> the box with its longest edge at 28 pixels: how much ink each has, 0 for the background."""
+    """(H, W, 3) -> the box shrunk to 28 pixels at its longest edge: how much ink each has, 0 for the background."""
     grey, paper = _luminance(rgb), float(_luminance(background))
     distance = _distance(rgb, background)
     darker: Floats = np.clip(paper - grey, 0, None)
@@ -263,10 +263,10 @@ def _luminance(rgb: Floats) -> Floats:
 
 
 def _rim_is_lighter(grey: Floats, distance: Floats) -> bool:
-    """Whether before a dark background stands a photo, to be negated, or a picture that is negative already.
+    """Whether a picture with a dark background is a photo, to be negated, and not negative already.
 
     A pixel at an item's rim was partly white background when the photo was taken, so in the photo it is lighter than
-    the next one inwards, and darker in the negative: so it is in 99% of Fashion-MNIST.
+    the next one inwards, and in the negative darker. That holds for 99% of Fashion-MNIST.
     """
     item = distance > max(CLOSE, 0.1 * float(distance.max()))
     before = [np.logical_or.accumulate(item, axis=axis) for axis in (0, 1)]
@@ -278,7 +278,7 @@ def _rim_is_lighter(grey: Floats, distance: Floats) -> bool:
 
 
 def _photo(grey: Floats, distance: Floats, pixel: float, noise: float) -> Floats:
-    """1 - grey in the item before a dark background, 0 outside. ``pixel`` is one of the 28 in the map's."""
+    """1 - grey in the item before a dark background, 0 outside. ``pixel`` is one of the 28 in pixels of the map."""
     outside = _connected_with_margin(distance <= noise)
     reach = max(1, round(0.7 * pixel))
     is_soft = _edge_is_soft(distance, outside, reach)
@@ -290,7 +290,7 @@ def _photo(grey: Floats, distance: Floats, pixel: float, noise: float) -> Floats
             outside |= edge & _beside(np.pad(outside, 1, constant_values=True))
     outside = _largest_near(outside, 1)  # the last pixel is a mixture
     if is_soft:
-        # So are narrow gaps near the outside that look like the background; a larger part may be an item as dark
+        # Narrow gaps near the outside that look like the background are mixtures too; a larger one may be a dark item.
         gap = ~outside & (distance < 0.3 * float(distance.max()) ** 2)
         large = _largest_near(~_largest_near(~gap, round(0.9 * pixel)), round(1.4 * pixel))
         outside |= gap & ~large & _largest_near(outside, round(1.5 * pixel))
@@ -332,18 +332,18 @@ def _connected_with_margin(free: Mask) -> Mask:
 
 
 def _beside(padded: Mask) -> Mask:
-    """Where one of the four neighbours is set; the mask comes with one more pixel on each side."""
+    """Where one of the four neighbours is set; the mask has one more pixel on each side."""
     return padded[:-2, 1:-1] | padded[2:, 1:-1] | padded[1:-1, :-2] | padded[1:-1, 2:]
 
 
 def _sharpened(ink: Floats) -> Bytes:
-    """With a Gaussian of radius 1, and brought to the full range, which every image of Fashion-MNIST has."""
+    """Sharpen with a Gaussian of radius 1, after scaling to the full range, which every image of Fashion-MNIST has."""
     image = Image.fromarray(np.rint(ink * (255 / max(float(ink.max()), 1e-6))).astype(np.uint8))
     return np.asarray(image.filter(ImageFilter.UnsharpMask(radius=1, percent=SHARPEN_PERCENT, threshold=0)))
 
 
 def _centred(item: Bytes) -> Bytes:
-    """On 28×28; where the margin is odd, the greater part is above and to the left, as in Fashion-MNIST."""
+    """Centre on 28×28; of an odd margin the greater part is above and to the left, as in Fashion-MNIST."""
     height, width = item.shape
     top, left = (SIZE - height + 1) // 2, (SIZE - width + 1) // 2
     return np.pad(item, ((top, SIZE - height - top), (left, SIZE - width - left)))

@@ -1,19 +1,19 @@
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
 
 from fmcae.card import CARD_KEY, GOLDEN_KEY, SEAL_KEY, Card, Golden, check_seal, read_metadata, seal
 from fmcae.errors import ArtefactError
 
 
 @pytest.fixture(scope="module")
-def content(shipped: Path) -> Any:
+def content(shipped: Path) -> bytes:
     return (shipped / "classifier.onnx").read_bytes()
 
 
@@ -35,7 +35,9 @@ def test_a_card_of_the_future_is_named() -> None:
 
 
 @given(arrays(np.float32, (2, 3)), arrays(np.float32, (2, 4)), st.lists(st.text(), max_size=3))
-def test_golden_vectors_survive_their_text(inputs: Any, outputs: Any, labels: Any) -> None:
+def test_golden_vectors_survive_their_text(
+    inputs: NDArray[np.float32], outputs: NDArray[np.float32], labels: list[str]
+) -> None:
     golden = Golden.from_text(Golden(inputs, outputs, tuple(labels)).to_text())
     assert np.array_equal(golden.inputs, inputs, equal_nan=True)
     assert np.array_equal(golden.outputs, outputs, equal_nan=True)
@@ -43,7 +45,7 @@ def test_golden_vectors_survive_their_text(inputs: Any, outputs: Any, labels: An
 
 
 @pytest.mark.parametrize("text", ["", "?", "0" * 50])
-def test_damaged_golden_vectors_are_named(text: Any) -> None:
+def test_damaged_golden_vectors_are_named(text: str) -> None:
     with pytest.raises(ArtefactError, match="its golden vectors are damaged"):
         Golden.from_text(text)
 
@@ -78,6 +80,28 @@ def test_what_changed_is_named(content: bytes) -> None:
         check_seal(content, metadata | {SEAL_KEY: json.dumps(other)})
     with pytest.raises(ArtefactError, match="is damaged: its metadata entry fmcae.seal is missing"):
         check_seal(content, {key: value for key, value in metadata.items() if key != SEAL_KEY})
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "1", "null", '"abc"', '{"graph": "x"}', "{", '{"graph": 1, "card": [], "golden": {}}']
+)
+def test_a_seal_that_is_no_object_of_three_digests_is_named(content: bytes, text: str) -> None:
+    with pytest.raises(ArtefactError, match="is damaged: its seal|changed since"):
+        check_seal(content, read_metadata(content) | {SEAL_KEY: text})
+
+
+@pytest.mark.parametrize("precision", [None, [], {}, {"name": "int4"}, {"name": []}])
+def test_an_unknown_precision_is_named(content: bytes, precision: object) -> None:
+    values = json.loads(read_metadata(content)[CARD_KEY]) | {"precision": precision}
+    with pytest.raises(ArtefactError, match="its card's precision must be one of fp32, int8, fp16"):
+        Card.from_json(json.dumps(values))
+
+
+def test_every_key_of_a_card_is_needed(content: bytes) -> None:
+    values = json.loads(read_metadata(content)[CARD_KEY])
+    del values["precision"]
+    with pytest.raises(ArtefactError, match="its keys are not those of an fmcae card"):
+        Card.from_json(json.dumps(values))
 
 
 def test_the_seal_does_not_cover_itself_and_covers_the_rest(content: bytes) -> None:

@@ -2,18 +2,17 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import fmcae
 from fmcae import Model, metrics
-from fmcae.data import DEBIAN_FOLDER, load_dataset
+from fmcae.data import DEBIAN_FOLDER, Dataset, load_dataset
 from fmcae.preprocess import scale
 
 
 @pytest.fixture(scope="module")
-def dataset() -> Any:
+def dataset() -> Dataset:
     if not DEBIAN_FOLDER.is_dir():
         pytest.skip("Fashion-MNIST is not installed (apt-get install dataset-fashion-mnist)")
     return load_dataset(DEBIAN_FOLDER)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fmcae.files import read_at_most, write_atomic
+from fmcae.files import read_at_most, write_all_atomic, write_atomic
 
 
 def test_writes_and_replaces(tmp_path: Path) -> None:
@@ -30,6 +30,28 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_nothing(tmp_path: Path, mo
         write_atomic(path, "new")
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_of_several_files_none_is_renamed_before_all_are_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = tmp_path / "a.txt", tmp_path / "b.txt"
+    write_all_atomic({first: "old", second: "old"})
+    with pytest.raises(OSError, match=r"nowhere/c\.txt"):
+        write_all_atomic({first: "new", tmp_path / "nowhere" / "c.txt": "new"})
+    assert first.read_text() == "old"
+    replace = os.replace
+
+    def fail_on_second(source: Path, target: Path) -> None:
+        if target == second:
+            raise OSError(5, "Input/output error", str(target))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fail_on_second)
+    with pytest.raises(OSError, match=r"Input/output error.*b\.txt"):
+        write_all_atomic({first: "new", second: "new"})
+    assert (first.read_text(), second.read_text()) == ("new", "old"), "what the docstring says of this case"
+    assert sorted(os.listdir(tmp_path)) == ["a.txt", "b.txt"]
 
 
 def test_missing_folder_names_the_file_asked_for(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from fmcae import images
 from fmcae.errors import ImageError
-from fmcae.images import MAX_PIXELS, OTHER_FORMATS, read_image
+from fmcae.images import COMMON_FORMATS, IMAGE_SUFFIXES, MAX_PIXELS, OTHER_FORMATS, read_image
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 
@@ -56,7 +56,7 @@ def test_deep_grey_is_scaled_not_clipped(encoded: Callable[..., bytes]) -> None:
 
 @pytest.mark.parametrize("file_format", FORMATS)
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.9])
-def test_truncated(encoded: Callable[..., bytes], file_format: Any, share: float, tmp_path: Path) -> None:
+def test_truncated(encoded: Callable[..., bytes], file_format: str, share: float, tmp_path: Path) -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 60, 3), dtype=np.uint8))
     content = encoded(noise, file_format)
     path = tmp_path / f"cut.{file_format.lower()}"
@@ -66,7 +66,7 @@ def test_truncated(encoded: Callable[..., bytes], file_format: Any, share: float
     assert "\n" not in str(error.value)
 
 
-def png_header(width: Any, height: Any) -> Any:
+def png_header(width: int, height: int) -> bytes:
     header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     body = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
     return body + struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
@@ -130,6 +130,14 @@ def test_rarer_formats(encoded: Callable[..., bytes], item_on_white: Image.Image
             assert read_image(encoded(item_on_white, file_format)).mode in ("RGB", "RGBA")
 
 
+def test_the_suffixes_are_those_that_pillow_registers_for_the_formats() -> None:
+    Image.init()
+    formats = {suffix: name for suffix, name in Image.EXTENSION.items() if name in COMMON_FORMATS + OTHER_FORMATS}
+    unknown_to_this_pillow = IMAGE_SUFFIXES - formats.keys()
+    assert formats.keys() <= IMAGE_SUFFIXES
+    assert not unknown_to_this_pillow or set(COMMON_FORMATS + OTHER_FORMATS) - Image.OPEN.keys()
+
+
 @pytest.mark.parametrize("file_format", ["EPS", "TGA", "PCX", "PDF"])
 def test_formats_that_other_programs_decode_or_that_have_no_magic_are_refused(
     encoded: Callable[..., bytes], item_on_white: Image.Image, file_format: str
@@ -143,7 +151,7 @@ def test_formats_that_other_programs_decode_or_that_have_no_magic_are_refused(
     st.binary(max_size=300),
     st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"BM", b"II*\0", b"\xff\xd8\xff", b"RIFF"]),
 )
-def test_rubbish_is_an_image_error_or_an_image(rubbish: Any, magic: Any) -> None:
+def test_rubbish_is_an_image_error_or_an_image(rubbish: bytes, magic: bytes) -> None:
     try:
         assert read_image(magic + rubbish).mode in ("L", "RGB", "RGBA")
     except ImageError as error:

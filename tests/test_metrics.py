@@ -1,10 +1,9 @@
-from typing import Any
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
 
 from fmcae import metrics
 
@@ -27,7 +26,7 @@ def test_accuracy_and_confusion_by_hand() -> None:
 
 
 @given(LOGITS)
-def test_softmax_is_a_distribution_with_the_logits_order(logits: Any) -> None:
+def test_softmax_is_a_distribution_with_the_logits_order(logits: NDArray[np.float32]) -> None:
     probabilities = metrics.softmax(logits)
     assert probabilities.dtype == np.float32
     assert probabilities.sum(axis=1) == pytest.approx(1, abs=1e-5)
@@ -35,7 +34,9 @@ def test_softmax_is_a_distribution_with_the_logits_order(logits: Any) -> None:
 
 
 @given(LOGITS, LABELS)
-def test_cross_entropy_is_the_mean_negative_log_probability(logits: Any, labels: Any) -> None:
+def test_cross_entropy_is_the_mean_negative_log_probability(
+    logits: NDArray[np.float32], labels: NDArray[np.int64]
+) -> None:
     exact = logits.astype(np.float64)
     probabilities = np.exp(exact) / np.exp(exact).sum(axis=1, keepdims=True)
     expected = -np.log(probabilities[np.arange(7), labels]).mean()

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from PIL import Image
 
+from fmcae.images import ImageSource
 from fmcae.preprocess import SIZE, preprocess, scale, to_uint8
 
 SAMPLE = Path(__file__).parent / "data" / "fashion-mnist-sample" / "t10k-images-idx3-ubyte.gz"
@@ -34,7 +36,7 @@ MODES = (
 )
 
 
-def check_form(result: Any) -> None:
+def check_form(result: NDArray[np.float32]) -> None:
     assert result.shape == (1, SIZE, SIZE)
     assert result.dtype == np.float32
     assert 0 <= result.min() <= result.max() <= 1
@@ -54,7 +56,7 @@ def test_any_format_and_size(
 
 @settings(deadline=None, max_examples=60)
 @given(st.sampled_from(MODES), st.integers(1, 70), st.integers(1, 70), st.integers(0, 2**32 - 1))
-def test_any_mode(mode: Any, width: Any, height: Any, seed: Any) -> None:
+def test_any_mode(mode: str, width: int, height: int, seed: int) -> None:
     source = np.random.default_rng(seed).integers(0, 256, (height, width), dtype=np.uint8)
     if mode.startswith("I;16"):
         image = Image.frombytes(mode, (width, height), source.astype("<u2" if mode == "I;16" else ">u2").tobytes())
@@ -89,7 +91,7 @@ def test_an_item_is_centred_and_its_longest_edge_is_28(background: tuple[int, ..
 
 @settings(deadline=None, max_examples=60)
 @given(st.integers(29, 300), st.integers(1, 60), st.integers(0, 9), st.integers(0, 2**32 - 1))
-def test_noise_is_no_obstacle(size: Any, sigma: Any, index: Any, seed: Any) -> None:
+def test_noise_is_no_obstacle(size: int, sigma: float, index: int, seed: int) -> None:
     with gzip.open(SAMPLE) as file:
         raw = np.frombuffer(file.read(), np.uint8, offset=16).reshape(-1, 28, 28)[index]
     photo = 255 - np.asarray(Image.fromarray(raw).resize((size, size), Image.Resampling.BICUBIC)).astype(float)
@@ -98,7 +100,7 @@ def test_noise_is_no_obstacle(size: Any, sigma: Any, index: Any, seed: Any) -> N
 
 
 @pytest.mark.parametrize("height, width", [(1, 500), (500, 1), (20, 3000)])
-def test_thin_items(height: Any, width: Any) -> None:
+def test_thin_items(height: int, width: int) -> None:
     image = np.full((height + 40, width + 40), 255, np.uint8)
     image[20:-20, 20:-20] = 0
     result = to_uint8(image)
@@ -123,10 +125,10 @@ def test_a_light_item_on_dark_is_bright() -> None:
 
 @settings(deadline=None)
 @given(st.integers(0, 2**32 - 1), st.sampled_from(["array", "L", "RGB", "RGBA", "PNG", "WEBP", "GIF", "16-bit"]))
-def test_28x28_grey_is_taken_exactly_as_it_is(encoded: Callable[..., bytes], seed: Any, kind: Any) -> None:
+def test_28x28_grey_is_taken_exactly_as_it_is(encoded: Callable[..., bytes], seed: int, kind: str) -> None:
     pixels = np.random.default_rng(seed).integers(0, 256, (28, 28), dtype=np.uint8)
     image = Image.fromarray(pixels)
-    source = {
+    sources: dict[str, Callable[[], ImageSource]] = {
         "array": lambda: pixels,
         "L": lambda: image,
         "RGB": lambda: image.convert("RGB"),
@@ -135,7 +137,8 @@ def test_28x28_grey_is_taken_exactly_as_it_is(encoded: Callable[..., bytes], see
         "WEBP": lambda: encoded(image, "WEBP", lossless=True),
         "GIF": lambda: encoded(image, "GIF"),
         "16-bit": lambda: encoded(Image.fromarray(pixels.astype(np.uint16) * 257)),
-    }[kind]()
+    }
+    source = sources[kind]()
     assert np.array_equal(to_uint8(source), pixels)
     assert np.array_equal(preprocess(source), pixels[None].astype(np.float32) / np.float32(255))
 
@@ -162,7 +165,7 @@ def test_a_file_bytes_an_image_and_an_array_are_the_same(
 @pytest.mark.parametrize(
     "background, ink", [((255,) * 3, (0,) * 3), ((245, 243, 238), (90, 10, 20)), ((20, 20, 25), (240,) * 3)]
 )
-def test_undone_images_come_back(background: Any, ink: Any) -> None:
+def test_undone_images_come_back(background: int, ink: int) -> None:
     with gzip.open(SAMPLE) as file:
         images = np.frombuffer(file.read(), np.uint8, offset=16).reshape(-1, 28, 28)[:40]
     differences = []

@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 MAX_BATCH_SIZE = 65_536
 PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 MEASURED = {
-    "latency": "of one batch after warm-up, all series in turns, arrays in host memory, or on the device if resident",
+    "latency": "time of a batch after warm-up, all series in turns, arrays in host memory, or on the device if resident",
     "ratios": "median latency over that of the first series; median, lowest and highest of the rounds",
     "cold": "session creation, first runs and memory: each graph in a fresh process, batch sizes in ascending order",
     "peak_memory": "peak resident memory of that process, Python and ONNX Runtime included",
-    "cpu_wait_share": "of the time in which the process's threads could have run, what they waited for a CPU",
-    "load_average": "of the last minute before the measurement, over all CPUs of the machine",
+    "cpu_wait_share": "share of the time in which the process's threads could run that they waited for a CPU",
+    "load_average": "the last minute's before the measurement, over all CPUs of the machine",
     "gpu_memory": "rise of the GPU's used memory by nvidia-smi since before the session, all its processes included",
 }
 
@@ -32,17 +32,13 @@ MEASURED = {
 def bench(
     model: ModelOption = None,
     provider: ProviderOption = "cpu",
-    batch: Annotated[
-        str, typer.Option("--batch", metavar="N,N,...", help="Batch sizes to measure.")
-    ] = "1,4,16,64,256,1024",
+    batch: Annotated[str, typer.Option(metavar="N,N,...", help="Batch sizes to measure.")] = "1,4,16,64,256,1024",
     threads: ThreadsOption = None,
     seconds: Annotated[
         float, typer.Option(metavar="S", min=0.001, max=3600, help="Measuring time of each series at each batch size.")
     ] = 1.0,
     json_output: JsonOption = False,
-    plot: Annotated[
-        Path | None, typer.Option("--plot", metavar="FILE", help="Also draw the result, as PNG, SVG or PDF.")
-    ] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Also draw the result, as PNG, SVG or PDF.")] = None,
 ) -> None:
     """Time the exported graphs, cold and warm, and their memory.
 
@@ -50,10 +46,7 @@ def bench(
     the CPU, and the batch size from which CUDA beats it is named.
     """
     sizes = _batch_sizes(batch)
-    if seconds != seconds:  # NaN is in every range
-        raise UsageError("seconds (=nan) must be a number from 0.001 to 3600")
-    if plot is not None:
-        _check_plot(plot)
+    _check(seconds, plot)
     from fmcae.runtime.machine import describe_machine, gpu_facts
     from fmcae.runtime.model import read_artefacts
 
@@ -74,10 +67,6 @@ def bench(
         "notes": notes + _waiting_notes(graphs),
         "graphs": [graph.to_json() for graph in graphs],
     }
-    if plot is not None:
-        from fmcae.cli.bench_plot import draw
-
-        draw(report, plot)
     if json_output:
         print_json(report)
     else:
@@ -85,6 +74,9 @@ def bench(
 
         print_tables(report, graphs)
     if plot is not None:
+        from fmcae.cli.bench_plot import draw
+
+        draw(report, plot)
         note(f"drawn in {plot}")
 
 
@@ -99,8 +91,12 @@ def _batch_sizes(text: str) -> list[int]:
     return sizes
 
 
-def _check_plot(path: Path) -> None:
-    """Find whatever would keep the plot from being written before the measurement."""
+def _check(seconds: float, path: Path | None) -> None:
+    """Find before the measurement whatever would spoil it, or would keep the plot from being written."""
+    if seconds != seconds:  # NaN is in every range
+        raise UsageError("seconds (=nan) must be a number from 0.001 to 3600")
+    if path is None:
+        return
     require_train_extra("matplotlib")
     if path.suffix.lower() not in PLOT_SUFFIXES:
         raise UsageError(f"plot (={path}) must end in one of {', '.join(PLOT_SUFFIXES)}")

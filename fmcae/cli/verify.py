@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fmcae.cli.options import JsonOption, ProviderOption, ThreadsOption, note, print_json, printable
+from fmcae.cli.options import JsonOption, ProviderOption, ThreadsOption, print_json, printable
 from fmcae.errors import ArtefactError, GateError
 
 
@@ -14,7 +14,8 @@ def verify(
     files: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="PATH", help="Exported files, or folders of them. [default: those that ship with fmcae]"
+            metavar="PATH",
+            help="Exported files, or folders of them. [default: those that ship and are made for the provider]",
         ),
     ] = None,
     provider: ProviderOption = "cpu",
@@ -26,17 +27,19 @@ def verify(
     Seal, card and graph are checked, and the golden vectors are run, with no torch and no data set; exit code 5 if
     anything fails.
     """
+    from fmcae.card import PRECISION_PROVIDERS
     from fmcae.runtime.model import SHIPPED, artefact_files, resolve_path
 
+    made_for_provider = [name for name, precision in SHIPPED.items() if provider in PRECISION_PROVIDERS[precision]]
     results: list[dict[str, Any]] = []
-    for name in files or SHIPPED:
+    for name in files or made_for_provider:
         try:
             is_folder = name != "" and os.path.isdir(resolve_path(name))
             paths = [str(path) for path in artefact_files(name).values()] if is_folder else [name]
         except ArtefactError as error:
             results.append(_failed(name, error))
         else:
-            results += [_replayed(path, provider, threads) for path in paths if files or _is_made_for(path, provider)]
+            results += [_replayed(path, provider, threads) for path in paths]
     if as_json:
         print_json({"results": results})
     else:
@@ -47,19 +50,6 @@ def verify(
         raise GateError(
             f"{len(failed)} of {len(results)} files failed; the first: {failed[0]['file']}: {failed[0]['failure']}"
         )
-
-
-def _is_made_for(file: str, provider: str) -> bool:
-    """Whether the file's precision is made for a provider; a damaged file is not left out."""
-    from fmcae.runtime.model import read_artefact
-
-    try:
-        providers = read_artefact(file).card.providers
-    except ArtefactError:
-        return True
-    if provider not in providers:
-        note(f"{printable(file)}: left out, because it is made for {' and '.join(providers)}")
-    return provider in providers
 
 
 def _replayed(file: str, provider: str, threads: int | None) -> dict[str, Any]:

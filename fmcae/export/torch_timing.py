@@ -1,4 +1,4 @@
-"""The PyTorch side of ``fmcae bench``: an artefact's own network and weights, timed eagerly beside ONNX Runtime."""
+"""The PyTorch side of ``fmcae bench``: an artefact's own network and weights, run eagerly beside ONNX Runtime."""
 
 from collections.abc import Callable
 
@@ -20,7 +20,7 @@ _NETWORKS: dict[str, type[nn.Module]] = {"encoder": Encoder, "decoder": Decoder,
 
 
 def load_network(artefact: Artefact) -> nn.Module:
-    """The PyTorch network that an artefact was exported from, in evaluation mode: its card's shape, its file's weights.
+    """Rebuild the network that an artefact was exported from, in evaluation mode: its card's shape, its file's weights.
 
     Raises:
         ArtefactError: the file's weights are not this network's, as in a quantized artefact, or the network does not
@@ -52,10 +52,10 @@ def has_provider(provider: str) -> bool:
 def pytorch_baselines(
     artefact: Artefact, provider: str, threads: int
 ) -> Callable[[NDArray[np.float32]], dict[str, Runner]]:
-    """What gives the runners of PyTorch's series for an input: numpy in, numpy out, as ONNX Runtime's.
+    """Return a function that makes the runners of PyTorch's series for an input: numpy in, numpy out.
 
-    The series are "pytorch-cpu", or "pytorch-cuda" and "pytorch-cuda-resident". Sets PyTorch's threads, and full
-    float32 on CUDA, for the whole process.
+    The series are "pytorch-cpu", or "pytorch-cuda" and "pytorch-cuda-resident". PyTorch's threads, and full float32 on
+    CUDA, are set for the whole process.
 
     Raises:
         ArtefactError: the artefact cannot be rebuilt in PyTorch.

@@ -1,4 +1,4 @@
-"""What is installed, what of it works, and what to run to mend the rest.
+"""Find what is installed, what of it works, and the commands that mend the rest.
 
 Every check of ONNX Runtime runs in a process of its own: a broken installation can crash the one that imports it.
 """
@@ -24,7 +24,7 @@ _REINSTALL = "pip install --force-reinstall fmcae  (from a checkout:  pip instal
 RUNTIME_PACKAGES = ("numpy", "pillow", "typer", "rich")
 TRAIN_PACKAGES = ("torch", "torchvision", "onnx", "onnxscript", "safetensors", "numba", "matplotlib", "scipy")
 
-# A convolution (cuDNN's part), a matrix product (cuBLAS's) and a ReLU, opset 13, IR 7, made with onnx.helper:
+# A convolution (by cuDNN), a matrix product (by cuBLAS) and a ReLU, opset 13, IR 7, made with onnx.helper:
 #     y = Relu(Flatten(Conv(x, k)) · m),  k = [[[[1, -1], [0.5, 2]]]],  m = [[1, -1], [0, 1], [2, 3], [-1, -2]]
 # Its numbers are exact in float32, so that any working provider gives PROBE_Y to the last bit.
 PROBE_MODEL = base64.b64decode(
@@ -41,9 +41,10 @@ class Probe:
     """What a fresh process found on one provider.
 
     Attributes:
-        works: a session was created, its provider read back, and the golden output came out.
+        works: whether a session was created, its provider read back, and the golden output came out.
         reason: why it does not work, and how to get it.
-        version, package: of the module ``onnxruntime`` that was imported; package None if its files do not say.
+        version: the version of the module ``onnxruntime`` that was imported.
+        package: the name of the package that the module's files say they are from; None if they do not say.
         listed: ONNX Runtime's names of all providers in that build, working or not.
     """
 
@@ -57,7 +58,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class ShippedFile:
-    """A shipped artefact: its kind, file, and what is wrong with it, if anything."""
+    """A shipped artefact: its kind, its file, and what is wrong with it, if anything."""
 
     kind: str
     file: str
@@ -77,8 +78,8 @@ class Diagnosis:
     """All findings.
 
     Attributes:
-        packages: version by distribution, None for what is not installed.
-        onnxruntime_distributions: version of each installed distribution that provides the module ``onnxruntime``.
+        packages: the version of each distribution, None for one that is not installed.
+        onnxruntime_distributions: the version of each installed distribution that brings the module ``onnxruntime``.
     """
 
     python: str
@@ -101,7 +102,7 @@ class Diagnosis:
 
 
 def diagnose(probe: "Callable[[Provider], Probe] | None" = None) -> Diagnosis:
-    """Look at this installation; nothing is changed.
+    """Examine this installation and change nothing.
 
     Args:
         probe: tries one provider; another one in tests.
@@ -125,7 +126,7 @@ def diagnose(probe: "Callable[[Provider], Probe] | None" = None) -> Diagnosis:
 
 
 def onnxruntime_distributions() -> dict[str, str]:
-    """Version by name of the installed distributions that bring the module ``onnxruntime``, of whichever build."""
+    """The versions of the installed distributions that bring the module ``onnxruntime``, by name."""
     found = {}
     for distribution in metadata.distributions():
         name = (distribution.metadata["Name"] or "").lower().replace("_", "-")
@@ -138,10 +139,10 @@ def onnxruntime_distributions() -> dict[str, str]:
 
 
 def onnxruntime_problems(distributions: dict[str, str], cpu: Probe, has_gpu: bool) -> list[Problem]:
-    """What is wrong with how ONNX Runtime is installed.
+    """Find what is wrong with how ONNX Runtime is installed.
 
     Args:
-        distributions: as from :func:`onnxruntime_distributions`.
+        distributions: what :func:`onnxruntime_distributions` gave.
         cpu: what the probe of the CPU found.
         has_gpu: whether there is an NVIDIA GPU with a driver, which makes the GPU build the better one to keep.
     """
@@ -150,30 +151,20 @@ def onnxruntime_problems(distributions: dict[str, str], cpu: Probe, has_gpu: boo
     if len(names) > 1:
         keep = "'onnxruntime-gpu[cuda,cudnn]'" if has_gpu else "onnxruntime"
         owner = f" (those there now: {cpu.package} {cpu.version})" if cpu.package else ""
-        return [
-            Problem(
-                f"{installed} are both installed and overwrite each other's files{owner}",
-                f"pip uninstall -y {' '.join(names)} && pip install {keep}",
-            )
-        ]
+        what = f"{installed} are both installed and overwrite each other's files{owner}"
+        return [Problem(what, f"pip uninstall -y {' '.join(names)} && pip install {keep}")]
     if not cpu.works:
         reason = f"ONNX Runtime does not work on the CPU: {cpu.reason}"
         return [Problem(reason, f"pip install --force-reinstall {names[0] if names else 'onnxruntime'}")]
     problems = []
     version = cpu.version or ""
     if _number(version) < OLDEST_ONNXRUNTIME:
-        oldest = ".".join(map(str, OLDEST_ONNXRUNTIME))
-        problems.append(
-            Problem(f"onnxruntime (={version}) must be at least {oldest}", "pip install --upgrade onnxruntime")
-        )
+        what = f"onnxruntime (={version}) must be at least {'.'.join(map(str, OLDEST_ONNXRUNTIME))}"
+        problems.append(Problem(what, "pip install --upgrade onnxruntime"))
     foreign = cpu.package not in (None, *names) or version not in distributions.values()
     if names and foreign:  # one build was installed over another, and then the other's record was lost
-        problems.append(
-            Problem(
-                f"{installed} is installed, but the files there are those of {cpu.package or 'onnxruntime'} {version}",
-                f"pip uninstall -y {names[0]} && pip install --force-reinstall {names[0]}",
-            )
-        )
+        what = f"{installed} is installed, but the files there are those of {cpu.package or 'onnxruntime'} {version}"
+        problems.append(Problem(what, f"pip uninstall -y {names[0]} && pip install --force-reinstall {names[0]}"))
     return problems
 
 
@@ -212,22 +203,21 @@ def _probe_child(name: str) -> None:
 
 
 def _shipped() -> tuple[tuple[ShippedFile, ...], list[Problem]]:
-    """The artefacts that ship with fmcae, their seals checked."""
+    """Read the artefacts that ship with fmcae and check their seals."""
     try:
         from fmcae.card import KINDS
         from fmcae.runtime.model import SHIPPED, file_name, read_artefact, shipped_folder
     except ImportError as error:
         return (), [Problem(f"a package that fmcae needs does not work: {error}", _REINSTALL)]
     found = []
-    full, *smaller = map(shipped_folder, SHIPPED)
-    files = [(kind, full / file_name(kind)) for kind in KINDS]
-    files += [("classifier", folder / file_name("classifier")) for folder in smaller]
-    for kind, path in files:
-        try:
-            read_artefact(path)
-            found.append(ShippedFile(kind, str(path), None))
-        except FmcaeError as error:
-            found.append(ShippedFile(kind, str(path), str(error).removeprefix(f"{path}: ")))
+    for name, precision in SHIPPED.items():
+        for kind in KINDS if precision == "fp32" else ("classifier",):
+            path, problem = shipped_folder(name) / file_name(kind), None
+            try:
+                read_artefact(path)
+            except FmcaeError as error:
+                problem = str(error).removeprefix(f"{path}: ")
+            found.append(ShippedFile(kind, str(path), problem))
     broken = [artefact for artefact in found if artefact.problem is not None]
     return tuple(found), [Problem(f"{item.file}: {item.problem}", _REINSTALL) for item in broken[:1]]
 

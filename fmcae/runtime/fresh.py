@@ -1,4 +1,4 @@
-"""Call a function of fmcae in a fresh Python: for what must start cold, or may crash."""
+"""Call a function of fmcae in a fresh Python process, because it must start cold or may crash."""
 
 import subprocess
 import sys

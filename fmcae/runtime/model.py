@@ -20,8 +20,7 @@ from fmcae.preprocess import preprocess, scale
 from fmcae.runtime.session import Session, check_provider, check_threads
 
 FloatArray = NDArray[np.float32]
-INPUT_SHAPE = (1, 28, 28)
-SHIPPED = ("fashion-mnist", "fashion-mnist-int8")
+SHIPPED = {"fashion-mnist": "fp32", "fashion-mnist-int8": "int8"}  # the precision by folder
 MAX_ARTEFACT_BYTES = 2**31  # protobuf's own limit
 
 
@@ -86,7 +85,7 @@ def file_name(kind: Kind) -> str:
     return f"{kind}.onnx"
 
 
-def shipped_folder(name: str = SHIPPED[0]) -> Path:
+def shipped_folder(name: str = "fashion-mnist") -> Path:
     """The folder of artefacts that ship with fmcae, trained on Fashion-MNIST in the paper's final configuration.
 
     Args:
@@ -98,7 +97,7 @@ def shipped_folder(name: str = SHIPPED[0]) -> Path:
 
 
 def artefact_files(folder: str | os.PathLike[str]) -> dict[Kind, Path]:
-    """The exported files in a folder, by the kind that their names say.
+    """Find the exported files in a folder, by the kind that their names say.
 
     Raises:
         ArtefactError: there is none.
@@ -131,10 +130,10 @@ def read_artefact(path: str | os.PathLike[str]) -> Artefact:
 
 
 def read_artefacts(path: str | os.PathLike[str] | None = None, only: Kind | None = None) -> dict[Kind, Artefact]:
-    """The artefacts in a file or folder, by kind; None means those that ship with fmcae.
+    """Read the artefacts in a file or folder, by kind; None means those that ship with fmcae.
 
     Args:
-        only: the kind to read where a folder has it; the others are not looked at.
+        only: the kind to read if a folder has it; the others are then not read.
 
     Raises:
         ArtefactError: there is none, one is damaged, or they come from different runs.
@@ -176,7 +175,7 @@ def resolve_path(path: str | os.PathLike[str]) -> Path:
 
 
 class Model:
-    """Runs artefacts of one export. Safe to share between threads; sessions are created at first use."""
+    """The artefacts of one export, ready to run. Threads may share it; sessions are created at first use."""
 
     def __init__(self, artefacts: dict[Kind, Artefact], provider: str = "cpu", threads: int | None = None) -> None:
         self.artefacts = artefacts
@@ -191,7 +190,7 @@ class Model:
         return next(iter(self.artefacts.values())).card.class_names
 
     def session(self, kind: Kind) -> Session:
-        """The ONNX Runtime session of one graph.
+        """Return the ONNX Runtime session of one graph.
 
         Raises:
             ArtefactError: this model was loaded without that graph.
@@ -206,7 +205,7 @@ class Model:
         return session
 
     def classify(self, x: FloatArray) -> FloatArray:
-        """Logits of model inputs.
+        """Compute the logits of model inputs.
 
         Args:
             x: (N, 1, 28, 28) float32 in [0, 1], or (1, 28, 28) for one image; :func:`fmcae.preprocess.preprocess`
@@ -219,22 +218,22 @@ class Model:
         Raises:
             UsageError: x has another shape or dtype.
         """
-        return self._run("classifier", x, INPUT_SHAPE)
+        return self._run("classifier", x, 4)
 
     def encode(self, x: FloatArray) -> FloatArray:
-        """Latents (N, latent_dim) float32 of x (N, 1, 28, 28) float32; arguments and errors as for classify."""
-        return self._run("encoder", x, INPUT_SHAPE)
+        """Compute the latents (N, latent_dim) float32 of x (N, 1, 28, 28) float32; errors as for classify."""
+        return self._run("encoder", x, 4)
 
     def decode(self, z: FloatArray) -> FloatArray:
-        """Reconstructions (N, 1, 28, 28) float32 in [0, 1] of latents z (N, latent_dim) float32.
+        """Compute the reconstructions (N, 1, 28, 28) float32 in [0, 1] of latents z (N, latent_dim) float32.
 
         Raises:
             UsageError: z has another shape or dtype.
         """
-        return self._run("decoder", z, (self._artefact("decoder").card.input["shape"][1],), "z")
+        return self._run("decoder", z, 2)
 
     def reconstruct(self, x: FloatArray) -> FloatArray:
-        """x_hat = decode(encode(x)), of x's shape (N, 1, 28, 28) float32."""
+        """Return decode(encode(x)), of x's shape (N, 1, 28, 28) float32."""
         return self.decode(self.encode(x))
 
     @overload
@@ -242,7 +241,7 @@ class Model:
     @overload
     def predict(self, images: Sequence[ImageSource]) -> list[Prediction]: ...
     def predict(self, images: Any) -> Any:
-        """Label and probabilities of one image or of several.
+        """Classify one image or several.
 
         Args:
             images: a path, encoded bytes, a PIL image or an array (uint8, (H, W) or (H, W, C)); or a list of them, or
@@ -268,7 +267,7 @@ class Model:
         return self.predict_inputs(preprocess(images)[np.newaxis])[0]
 
     def predict_inputs(self, x: FloatArray) -> list[Prediction]:
-        """A Prediction for each of x (N, 1, 28, 28) float32; errors as for classify."""
+        """Return a Prediction for each of x (N, 1, 28, 28) float32; errors as for classify."""
         logits = self.classify(x)
         return [
             Prediction(self.class_names[index], int(index), float(row[index]), row)
@@ -281,17 +280,13 @@ class Model:
             raise ArtefactError(f"this needs {file_name(kind)}; the model was loaded with {has} only: name its folder")
         return self.artefacts[kind]
 
-    def _run(self, kind: Kind, x: FloatArray, shape: tuple[int, ...], name: str = "x") -> FloatArray:
-        if not isinstance(x, np.ndarray) or x.dtype != np.float32:
-            found = x.dtype if isinstance(x, np.ndarray) else type(x).__name__
-            raise UsageError(f"{name} (={found}) must be a numpy array of float32")
-        if x.shape[1:] == shape:
-            return self.session(kind).run(x)
-        if x.shape == shape:
-            one: FloatArray = self.session(kind).run(x[np.newaxis])[0]
+    def _run(self, kind: Kind, x: FloatArray, dimensions: int) -> FloatArray:
+        """Run inputs that have ``dimensions`` axes, or one input without the batch's axis."""
+        session = self.session(kind)
+        if getattr(x, "ndim", None) == dimensions - 1:
+            one: FloatArray = session.run(x[np.newaxis])[0]
             return one
-        wanted = ", ".join(map(str, shape))
-        raise UsageError(f"{name}'s shape (={x.shape}) must be (N, {wanted}) or ({wanted}{',' * (len(shape) == 1)})")
+        return session.run(x)
 
 
 def load(
@@ -308,7 +303,7 @@ def load(
             name of what ships with fmcae, "fashion-mnist" (which None stands for) or "fashion-mnist-int8".
         provider: "cpu" or "cuda"; "cuda" never runs on the CPU instead.
         threads: ONNX Runtime's threads, 1 to 1,024; None takes the CPUs that this process may use.
-        only: "encoder", "decoder" or "classifier", to read only that one of a folder that has it.
+        only: "encoder", "decoder" or "classifier", to read only that one if the folder has it.
 
     Raises:
         ArtefactError: a file is missing, foreign or damaged.

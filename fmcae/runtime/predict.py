@@ -1,4 +1,4 @@
-"""From what a user names (files, folders, globs, stdin) to predictions, in batches and flat memory."""
+"""Predict whatever a user names (files, folders, globs, stdin), in batches and flat memory."""
 
 import glob
 import os
@@ -22,7 +22,7 @@ BATCH_SIZE = 64  # images
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one image: its prediction, or the error that it raised."""
+    """The prediction of one image, or the error that it raised."""
 
     path: str
     prediction: Prediction | None
@@ -30,7 +30,7 @@ class Outcome:
 
 
 def find_images(names: Iterable[str]) -> Iterator[tuple[str, ImageError | None]]:
-    """The image files that ``names`` stand for, sorted within each name.
+    """Find the image files that ``names`` stand for, sorted within each name.
 
     A name is a file, a folder (every image below it), a glob, or "-" for stdin. One that stands for nothing comes with
     the error that says so, as does a folder that cannot be read; a file's error is None, whether or not it can be read.
@@ -66,7 +66,7 @@ def _images_below(folder: str) -> list[tuple[str, ImageError | None]]:
 
 
 def _may_be_read(entry: "os.DirEntry[str]") -> bool:
-    """A pipe may not; a file that cannot be looked at gets its error when it is read."""
+    """Whether an entry is no pipe or device; a file that cannot be looked at gets its error when it is read."""
     try:
         return entry.is_file() or not os.path.exists(entry.path)
     except OSError:
@@ -74,10 +74,10 @@ def _may_be_read(entry: "os.DirEntry[str]") -> bool:
 
 
 def read_pixels(path: str, stdin: bytes = b"") -> NDArray[np.uint8]:
-    """The image at ``path``, or the encoded image ``stdin`` if that is "-", in Fashion-MNIST's form (28, 28) uint8.
+    """Read the image at ``path``, or the encoded image ``stdin`` if that is "-", in Fashion-MNIST's form (28, 28) uint8.
 
     Raises:
-        ImageError: naming the path, whatever went wrong.
+        ImageError: it cannot be read or preprocessed; the message names the path.
     """
     try:
         return to_uint8(stdin if path == STDIN else path)

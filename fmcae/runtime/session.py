@@ -47,7 +47,6 @@ class Session:
         provider: "cpu" or "cuda", read back from ONNX Runtime after creation.
         threads: the CPU threads of one operator.
         input_name, output_name: the graph's own names.
-        metadata: the model's custom metadata.
         raw: the :class:`onnxruntime.InferenceSession` itself.
     """
 
@@ -92,7 +91,6 @@ class Session:
         self.raw: Any = create(ort, model, options)
         self.provider = next(known for known in PROVIDERS if ORT_NAMES[known] == self.raw.get_providers()[0])
         self.input_name, self.output_name = _sole_names(self.raw, _name_of(model))
-        self.metadata: dict[str, str] = dict(self.raw.get_modelmeta().custom_metadata_map)
         self._output_names = [self.output_name]
         # ONNX Runtime's own object below its Python one, whose checks take 1 µs and are made here after a failure
         self._run = getattr(self.raw, "_sess", self.raw).run

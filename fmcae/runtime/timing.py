@@ -1,6 +1,6 @@
-"""How fast a graph runs, and what it takes to start it.
+"""Measure how fast a graph runs, and what it takes to start it.
 
-Two measurements, kept apart because one spoils the other:
+The two measurements are kept apart because one spoils the other:
 
     cold   in a fresh process: session creation, first run of each batch size, peak memory
     warm   in this process: latency after a warm-up, all engines that are compared in turns, so that a change in the
@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,11 @@ FloatArray = NDArray[np.float32]
 Runner = Callable[[], object]
 
 ROUNDS = 5  # turns of each series: the spread of a ratio is over these
-CONTENDED = 0.2  # of cpu_wait_share: idle it is below 0.06 (0.17 in 0.1 s), with one of two CPUs taken above 0.3
-_WARM_UP_SHARE = 0.2  # of the time that is then measured
-_MIN_RUNS, _MAX_RUNS = 3, 5_000  # in one round, however slow or fast a run is
+CONTENDED = (
+    0.2  # the limit of cpu_wait_share: idle it is below 0.06 (0.17 in 0.1 s), with one of two CPUs taken above 0.3
+)
+_WARM_UP_SHARE = 0.2  # the warm-up as a share of the time that is then measured
+_MIN_RUNS, _MAX_RUNS = 3, 5_000  # the limits of one round, however slow or fast a run is
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Latency:
 
 @dataclass(frozen=True)
 class Ratio:
-    """A series' median latency over the first series' (above 1: the first is faster): median and range of rounds."""
+    """A series' median latency over the first series' (above 1: the first is faster): median and range of the rounds."""
 
     median: float
     low: float
@@ -57,10 +60,10 @@ class Ratio:
 
 @dataclass(frozen=True)
 class FirstRun:
-    """One batch size in a fresh process, smaller ones before it.
+    """One batch size in a fresh process, in which smaller ones ran before it.
 
     Attributes:
-        first_run_ms: the first run at this size.
+        first_run_ms: the time of the first run at this size.
         peak_memory_mib: the process's peak resident memory until then; None where the system does not tell.
         gpu_memory_mib: the rise of the GPU's used memory since before the session, all processes together.
     """
@@ -76,9 +79,9 @@ class ColdStart:
     """A graph's start in a fresh process.
 
     Attributes:
-        import_ms: importing ONNX Runtime, with numpy there already.
-        session_creation_ms: from the file to a session, CUDA's own start included.
-        base_memory_mib: peak resident memory with everything imported and no session.
+        import_ms: the time to import ONNX Runtime, with numpy there already.
+        session_creation_ms: the time from the file to a session, CUDA's own start included.
+        base_memory_mib: the peak resident memory with everything imported and no session.
     """
 
     import_ms: float
@@ -92,8 +95,8 @@ class Case:
     """One batch size: the latency of every series, and the ratios to the first of them.
 
     Attributes:
-        cpu_wait_share: of the time in which this process's threads could have run, what they waited for a CPU: near 0
-            on an idle machine, 0.5 where two threads share one CPU. None where the system does not tell.
+        cpu_wait_share: the share of the time in which this process's threads could run that they waited for a CPU: near
+            0 on an idle machine, 0.5 where two threads share one CPU. None where the system does not tell.
     """
 
     batch_size: int
@@ -112,8 +115,8 @@ class GraphTiming:
     """All that was measured of one graph.
 
     Attributes:
-        nodes: of the optimized graph: operator types by the provider that runs them, in order.
-        cuda_beats_cpu_from: by CUDA series, the batch size from which it is faster than onnxruntime-cpu at every size
+        nodes: the optimized graph's operator types by the provider that runs them, in order.
+        cuda_beats_cpu_from: the batch size from which each CUDA series is faster than onnxruntime-cpu at every size
             measured; None if at no size. Empty where CUDA was not measured.
     """
 
@@ -128,7 +131,7 @@ class GraphTiming:
     cuda_beats_cpu_from: dict[str, int | None]
 
     def to_json(self) -> dict[str, Any]:
-        """A dict of plain JSON values, with units in the keys."""
+        """Return a dict of plain JSON values, with units in the keys."""
         return asdict(self)
 
 
@@ -148,7 +151,7 @@ def time_graph(
     Args:
         graph: its name in the result.
         seconds: measuring time of each series at each batch size, warm-up not counted.
-        baselines: gives other engines' runners for an input x, by series name, to be timed in turns with ONNX Runtime.
+        baselines: gives other engines' runners for an input x, by series, to be timed in turns with ONNX Runtime.
         progress: called with each step's name before it starts.
 
     Raises:
@@ -167,26 +170,16 @@ def time_graph(
     for size in sizes:
         progress(f"batch {size}")
         x = random_input(session, size)
-        runners: dict[str, Runner] = {f"onnxruntime-{session.provider}": lambda x=x: session.run(x)}  # type: ignore[misc]
+        runners: dict[str, Runner] = {f"onnxruntime-{session.provider}": partial(session.run, x)}
         if session.provider == "cuda":
             runners["onnxruntime-cuda-resident"] = resident_runner(session, x)
-            runners["onnxruntime-cpu"] = lambda x=x: on_cpu.run(x)  # type: ignore[misc]
+            runners["onnxruntime-cpu"] = partial(on_cpu.run, x)
         cases.append(time_in_turns({**runners, **baselines(x)}, size, seconds))
-
+    cuda_series = ("onnxruntime-cuda", "onnxruntime-cuda-resident") if session.provider == "cuda" else ()
+    beats_cpu = {series: beats_from(cases, series, "onnxruntime-cpu") for series in cuda_series}
+    size_bytes = path.stat().st_size
     return GraphTiming(
-        graph=graph,
-        file=path.name,
-        size_bytes=path.stat().st_size,
-        provider=session.provider,
-        threads=session.threads,
-        nodes=nodes,
-        cold=cold,
-        cases=tuple(cases),
-        cuda_beats_cpu_from={
-            series: beats_from(cases, series, "onnxruntime-cpu")
-            for series in ("onnxruntime-cuda", "onnxruntime-cuda-resident")
-            if session.provider == "cuda"
-        },
+        graph, path.name, size_bytes, session.provider, session.threads, nodes, cold, tuple(cases), beats_cpu
     )
 
 
@@ -214,7 +207,7 @@ def time_in_turns(runners: Mapping[str, Runner], batch_size: int, seconds: float
 
 
 def resident_runner(session: Session, x: FloatArray) -> Runner:
-    """A run of ``session`` whose input and output stay on its provider's device, through ONNX Runtime's I/O binding.
+    """Make a runner whose input and output stay on the session's device, through ONNX Runtime's I/O binding.
 
     Raises:
         ProviderError: I/O binding fails, or gives another output than an ordinary run.
@@ -244,10 +237,10 @@ def resident_runner(session: Session, x: FloatArray) -> Runner:
 
 
 def node_placement(path: Path, provider: str, threads: int | None = None) -> dict[str, tuple[str, ...]]:
-    """Which provider ran each node of the optimized graph, from ONNX Runtime's own profile of one run.
+    """Find the provider of each node of the optimized graph in ONNX Runtime's own profile of one run.
 
     Returns:
-        Operator types in the order of their runs, by ONNX Runtime's name of the provider.
+        The operator types in the order of their runs, by ONNX Runtime's name of the provider.
     """
     with tempfile.TemporaryDirectory(prefix="fmcae-profile-") as folder:
         session = Session(path, provider=provider, threads=threads, profile_prefix=Path(folder) / "profile")
@@ -311,7 +304,7 @@ def _cold_child(task: str) -> None:
 
 
 def random_input(session: Session, batch_size: int) -> FloatArray:
-    """Uniform random float32 in [0, 1) of the graph's input shape, its first axis ``batch_size``; always the same.
+    """Uniform random float32 in [0, 1) of the graph's input shape, with ``batch_size`` as first axis; always the same.
 
     Raises:
         UsageError: the graph's batch size is fixed at another one.
@@ -323,7 +316,7 @@ def random_input(session: Session, batch_size: int) -> FloatArray:
 
 
 def _run_for(run: Runner, seconds: float) -> NDArray[np.float64]:
-    """Times in ms of runs for ``seconds``."""
+    """Run for ``seconds`` and return the runs' times in ms."""
     times: list[int] = []
     began = previous = time.perf_counter_ns()
     end = began + int(seconds * 1e9)

@@ -182,15 +182,17 @@ def test_all_series_of_cuda_can_be_drawn(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def contended_graph() -> Any:
+def contended_graph() -> GraphTiming:
     """A graph's timing on a busy machine, in which the second batch size had the CPUs for itself."""
-    from fmcae.runtime.timing import Case, GraphTiming, Latency, Ratio
+    from fmcae.runtime.timing import Case, ColdStart, Latency, Ratio
 
-    def case(size: Any, wait: Any) -> Any:
+    def case(size: int, wait: float) -> Case:
         latencies = dict.fromkeys(("onnxruntime-cpu", "pytorch-cpu"), Latency(3, 0.123, 45.6, 7890.0, 1_234_567.0))
         return Case(size, latencies, {"pytorch-cpu": Ratio(685, 546, 1005)}, wait)
 
-    return GraphTiming("classifier", "c.onnx", 4096, "cpu", 2, {}, None, (case(1, 0.48), case(1024, 0.01)), {})
+    return GraphTiming(
+        "classifier", "c.onnx", 4096, "cpu", 2, {}, ColdStart(1, 1, 1, ()), (case(1, 0.48), case(1024, 0.01)), {}
+    )
 
 
 @pytest.mark.parametrize("width", [40, 80, 120])
@@ -217,7 +219,7 @@ def test_busy_cpus_are_a_note(contended_graph: GraphTiming, monkeypatch: pytest.
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     (note,) = _waiting_notes([contended_graph])
     assert note.startswith("? too few CPUs were free") and "48% of their time" in note and "OMP_WAIT_POLICY" in note
-    cases = [replace(case, ratios={}) for case in contended_graph.cases]
+    cases = tuple(replace(case, ratios={}) for case in contended_graph.cases)
     (note,) = _waiting_notes([replace(contended_graph, cases=cases)])
     assert note.startswith("too few CPUs were free:") and "PyTorch" not in note
     assert _waiting_notes([replace(contended_graph, cases=contended_graph.cases[1:])]) == []

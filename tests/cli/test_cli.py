@@ -1,12 +1,15 @@
+import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import fmcae
 from fmcae.cli import VERBS
+from fmcae.cli.options import print_json
 
 if TYPE_CHECKING:
     from tests.conftest import Cli
@@ -17,7 +20,7 @@ def test_version(cli: "Cli") -> None:
 
 
 @pytest.mark.parametrize("verb", ["", *VERBS])
-def test_every_verb_explains_itself(cli: "Cli", verb: Any) -> None:
+def test_every_verb_explains_itself(cli: "Cli", verb: str) -> None:
     result = cli(*filter(None, [verb, "--help"]))
     assert result.exit_code == 0
     assert "Usage:" in result.stdout and "--help" in result.stdout
@@ -27,7 +30,7 @@ def test_a_verb_imports_no_other(cli: "Cli") -> None:
     code = "import sys; sys.argv = ['fmcae', 'info', '--help']; from fmcae.cli import main\n"
     code += "try: main()\nfinally: print(sorted(n for n in sys.modules if n.startswith('fmcae.cli.')))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.stdout.splitlines()[-1] == str(["fmcae.cli.info", "fmcae.cli.options", "fmcae.cli.usage"])
+    assert result.stdout.splitlines()[-1] == str(["fmcae.cli.info", "fmcae.cli.options"])
 
 
 @pytest.mark.parametrize("of", [(), ("study",)])
@@ -57,7 +60,7 @@ def test_ctrl_c_exits_130(cli: "Cli", monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_shell_completes_verbs_and_providers() -> None:
-    def completions(words: Any) -> Any:
+    def completions(words: str) -> list[str]:
         environment = {
             **os.environ, "_FMCAE_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" ")),
         }  # fmt: skip
@@ -84,6 +87,52 @@ def test_help_imports_nothing_heavy() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fly"], "No such command 'fly'."),
+        (["predict"], "Missing argument 'PATH'."),
+        (["encode", "x.png"], "Missing option '--out' / '-o'."),
+        (["predict", "x.png", "--top-k", "abc"], "Invalid value for '--top-k': 'abc' is not a valid int range."),
+        (["predict", "x.png", "--top-k", "0"], "Invalid value for '--top-k': 0 is not in the range x>=1."),
+        (["bench", "--provider", "gpu"], "Invalid value for '--provider': 'gpu' is not one of 'cpu', 'cuda'."),
+        (["predict", "x.png", "--threads", "0"], "Invalid value for '--threads': 0 is not in the range 1<=x<=1024."),
+        (["predict", "x.png", "--wings"], "No such option: --wings"),
+        (["predict", "-lead.png"], "No such option: -l"),
+        (["predict", "x.png", "--top-k"], "Option '--top-k' requires an argument."),
+        (["info", "a.onnx", "b.onnx"], "Got unexpected extra argument"),
+    ],
+)
+def test_wrong_usage_is_explained_and_exits_2(cli: "Cli", arguments: list[str], message: str) -> None:
+    result = cli(*arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    *usage, error = result.stderr.splitlines()
+    assert message in error
+    assert not usage or usage[0].startswith("Usage: fmcae")
+
+
+def test_the_end_of_a_process_that_used_pytorch_is_quiet() -> None:
+    """PyTorch loads a library that lists what is not freed at the end."""
+    pytest.importorskip("torchvision")
+    code = "import sys, torchvision; sys.argv = ['fmcae', '--version']; from fmcae.__main__ import main; main()"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (result.stdout, result.stderr) == (f"fmcae {fmcae.__version__}\n", "")
+
+
+@pytest.mark.parametrize("number", [float("inf"), float("-inf"), float("nan")])
+def test_json_has_no_number_that_json_lacks(number: float, capsys: pytest.CaptureFixture[str]) -> None:
+    print_json({"max_abs": number, "more": [number, 1.5], "tuple": (1, number)})
+    values = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(name))
+    assert values == {"schema_version": 1, "max_abs": None, "more": [None, 1.5], "tuple": [1, None]}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="it needs a shell with head")
+def test_a_reader_that_stops_early_is_no_error(shipped: Path) -> None:
+    command = f"{sys.executable} -m fmcae predict --csv {' '.join([str(shipped.parent / 'samples')] * 200)} | head -n 1"
+    result = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True)
+    assert result.stdout.startswith("path,label") and result.stderr == ""
 
 
 def test_without_the_train_extra_the_command_to_run_is_named(cli: "Cli", monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,12 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+from fmcae.runtime.model import read_artefact
 
 if TYPE_CHECKING:
     from tests.conftest import Cli
@@ -85,6 +88,39 @@ def test_a_resealed_label_swap_is_caught_by_the_golden_labels(cli: "Cli", shippe
     onnx.save(model, tmp_path / "swapped.onnx")
     result = cli("verify", tmp_path / "swapped.onnx")
     assert result.exit_code == 5 and "labels differ from the golden ones" in result.stdout
+
+
+def test_json_of_a_damaged_output_shape_is_valid(cli: "Cli", shipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    artefact = read_artefact(shipped / "classifier.onnx")
+    golden = replace(artefact.golden, outputs=artefact.golden.outputs[:, :5]).to_text()
+    monkeypatch.setattr("fmcae.runtime.verify.read_artefact", lambda path: replace(artefact, golden_text=golden))
+    result = cli("verify", "--json", "x.onnx")
+    (values,) = json.loads(result.stdout, parse_constant=lambda name: pytest.fail(name))["results"]
+    assert (values["passed"], values["max_abs"], values["max_rel"]) == (False, None, None)
+
+
+def test_what_ships_for_another_provider_is_left_out_unless_it_is_named(
+    cli: "Cli", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replayed: list[str] = []
+
+    def pass_all(file: str, provider: str, threads: int | None) -> dict[str, object]:
+        replayed.append(file)
+        return {"file": file, "passed": True, "failure": None}
+
+    monkeypatch.setattr("fmcae.cli.verify._replayed", pass_all)
+    result = cli("verify", "--provider", "cuda")
+    assert result.exit_code == 0 and len(replayed) == 3 and not any("int8" in file for file in replayed)
+    monkeypatch.undo()
+    result = cli("verify", "fashion-mnist-int8", "--provider", "cuda")
+    assert result.exit_code == 4 and "which int8 is made for" in result.stderr
+
+
+def test_info_names_the_providers_and_shows_the_parity(cli: "Cli", shipped: Path) -> None:
+    assert "\nmade for: cpu, cuda\n" in cli("info", shipped).stdout
+    assert "\nparity holds on 10,000 images, provider cpu\n" in cli("info", shipped).stdout
+    assert "\nmade for: cpu\n" in cli("info", "fashion-mnist-int8").stdout
+    assert json.loads(cli("info", "fashion-mnist-int8", "--json").stdout)["made_for"] == ["cpu"]
 
 
 def test_info_prints_the_card(cli: "Cli", shipped: Path) -> None:

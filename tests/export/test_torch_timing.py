@@ -1,23 +1,23 @@
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from fmcae.card import Kind
 from fmcae.errors import ArtefactError
 from fmcae.export.torch_timing import has_provider, load_network, pytorch_baselines
-from fmcae.runtime.model import read_artefacts
+from fmcae.runtime.model import Artefact, read_artefacts
 
 
 @pytest.fixture(scope="module")
-def artefacts(shipped: Path) -> Any:
+def artefacts(shipped: Path) -> dict[Kind, Artefact]:
     return read_artefacts(shipped)
 
 
 @pytest.mark.parametrize("kind", ["encoder", "decoder", "classifier"])
-def test_the_network_in_pytorch_gives_the_artefacts_outputs(artefacts: dict[Kind, Artefact], kind: str) -> None:
+def test_the_network_in_pytorch_gives_the_artefacts_outputs(artefacts: dict[Kind, Artefact], kind: Kind) -> None:
     golden = artefacts[kind].golden
     threads = torch.get_num_threads()
     runners = pytorch_baselines(artefacts[kind], "cpu", threads)(golden.inputs)

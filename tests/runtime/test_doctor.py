@@ -1,6 +1,7 @@
 # mypy: disable-error-code="import-untyped"
 import json
 import subprocess
+from importlib import metadata
 from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
 from typing import Any
@@ -36,7 +37,7 @@ def test_a_fresh_process_creates_a_session_on_the_cpu() -> None:
 def test_a_provider_that_is_not_there_says_how_to_get_it() -> None:
     probe = probe_provider("cuda")
     assert not probe.works
-    assert "only the CPU build of ONNX Runtime is installed" in probe.reason and "pip install" in probe.reason
+    assert "only the CPU build of ONNX Runtime is installed" in str(probe.reason) and "pip install" in str(probe.reason)
 
 
 def test_the_probe_gives_its_golden_output() -> None:
@@ -111,7 +112,7 @@ def test_the_probe_is_made_as_its_comment_says() -> None:
     ],
 )
 def test_a_bad_installation_is_named_with_the_command_that_mends_it(
-    distributions: dict[str, Any], cpu: Any, has_gpu: bool, what: str, command: str
+    distributions: dict[str, str], cpu: Probe, has_gpu: bool, what: str, command: str
 ) -> None:
     (problem,) = onnxruntime_problems(distributions, cpu, has_gpu)
     assert what in problem.what
@@ -127,12 +128,12 @@ def test_a_bad_installation_is_named_with_the_command_that_mends_it(
         ({"onnxruntime": "1.31.0.dev1"}, Probe("cpu", True, None, "1.31.0.dev1", "onnxruntime")),
     ],
 )
-def test_a_good_installation_has_no_problem(distributions: dict[str, Any], cpu: Any) -> None:
+def test_a_good_installation_has_no_problem(distributions: dict[str, str], cpu: Probe) -> None:
     assert onnxruntime_problems(distributions, cpu, False) == []
 
 
 def test_only_distributions_that_bring_the_module_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    def distribution(name: Any, version: Any, *files: object) -> Any:
+    def distribution(name: str, version: str, *files: str) -> SimpleNamespace:
         return SimpleNamespace(metadata={"Name": name}, version=version, files=[PurePosixPath(file) for file in files])
 
     installed = [
@@ -142,7 +143,7 @@ def test_only_distributions_that_bring_the_module_count(monkeypatch: pytest.Monk
         distribution("numpy", "2.0", "numpy/__init__.py"),
         SimpleNamespace(metadata={"Name": None}, version="0", files=None),  # a broken record
     ]
-    monkeypatch.setattr(doctor.metadata, "distributions", lambda: installed)
+    monkeypatch.setattr(metadata, "distributions", lambda: installed)
     assert onnxruntime_distributions() == {"onnxruntime": "1.30.0", "onnxruntime-gpu": "1.31.1"}
 
 
@@ -198,6 +199,6 @@ def test_without_the_cpu_it_is_not_usable() -> None:
 def test_missing_artefacts_are_one_problem(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("fmcae.runtime.model.shipped_folder", lambda name: tmp_path / name)
     diagnosis = diagnose(lambda provider: Probe(provider, True, None, onnxruntime.__version__))
-    assert all("No such file" in item.problem for item in diagnosis.artefacts)
+    assert all("No such file" in str(item.problem) for item in diagnosis.artefacts)
     (problem,) = diagnosis.problems
     assert "encoder.onnx" in problem.what and "pip install --force-reinstall" in problem.command

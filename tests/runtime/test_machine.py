@@ -21,7 +21,7 @@ def eight_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
 
 
-def write(root: Path, files: Any) -> Any:
+def write(root: Path, files: dict[str, str]) -> Path:
     for name, content in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(content)
@@ -64,7 +64,7 @@ def write(root: Path, files: Any) -> Any:
     ],
 )
 def test_available_cpus_respects_the_containers_quota(
-    tmp_path: Path, eight_cpus: None, files: dict[str, Any], expected: int
+    tmp_path: Path, eight_cpus: None, files: dict[str, str], expected: int
 ) -> None:
     assert available_cpus(write(tmp_path, files)) == expected
 
@@ -90,7 +90,7 @@ def test_any_quota_leaves_a_cpu_and_adds_none(
 def test_the_driver_is_asked_for_its_gpus(
     monkeypatch: pytest.MonkeyPatch, init: int, count: int, expected: str | None
 ) -> None:
-    def device_count(pointer: Any) -> Any:
+    def device_count(pointer: Any) -> int:
         pointer._obj.value = count
         return 0
 

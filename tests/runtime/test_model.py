@@ -1,9 +1,10 @@
+import json
 import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -12,13 +13,15 @@ from PIL import Image
 
 import fmcae
 from fmcae import Model
-from fmcae.errors import ArtefactError, ImageError, UsageError
+from fmcae.card import CARD_KEY, GOLDEN_KEY, SEAL_KEY, seal
+from fmcae.errors import ArtefactError, ImageError, ProviderError, UsageError
 from fmcae.metrics import softmax
 from fmcae.preprocess import scale
+from fmcae.runtime.model import read_artefact
 
 
 @pytest.fixture(scope="module")
-def x(test_images: NDArray[np.uint8]) -> Any:
+def x(test_images: NDArray[np.uint8]) -> NDArray[np.float32]:
     return scale(test_images[:8])
 
 
@@ -38,7 +41,7 @@ def test_the_shipped_model_recognizes_real_images(model: Model, sample: Path) ->
     assert (model.classify(scale(test.images)).argmax(axis=1) == test.labels).mean() > 0.85
 
 
-def test_shapes_and_one_image_without_a_batch_axis(model: Model, x: Any) -> None:
+def test_shapes_and_one_image_without_a_batch_axis(model: Model, x: NDArray[np.float32]) -> None:
     assert model.classify(x).shape == (8, 10)
     assert model.encode(x).shape == (8, 128)
     assert model.decode(model.encode(x)).shape == (8, 1, 28, 28)
@@ -52,7 +55,7 @@ def test_shapes_and_one_image_without_a_batch_axis(model: Model, x: Any) -> None
     assert model.classify(x[:0]).shape == (0, 10)
 
 
-def test_reconstructions_resemble_their_inputs(model: Model, x: Any) -> None:
+def test_reconstructions_resemble_their_inputs(model: Model, x: NDArray[np.float32]) -> None:
     own = ((model.reconstruct(x) - x) ** 2).mean()
     other = ((model.reconstruct(x) - x[::-1]) ** 2).mean()
     assert own < 0.05 and own < other / 2
@@ -74,6 +77,7 @@ def test_predict_takes_many(model: Model, test_images: NDArray[np.uint8]) -> Non
     logits = model.classify(scale(test_images[:5]))
     for images in (list(test_images[:5]), test_images[:5], scale(test_images[:5])):
         predictions = model.predict(images)
+        assert isinstance(predictions, list)
         assert [prediction.index for prediction in predictions] == logits.argmax(axis=1).tolist()
         assert np.stack([p.probabilities for p in predictions]) == pytest.approx(softmax(logits), abs=1e-5)
     assert model.predict([]) == []
@@ -82,10 +86,10 @@ def test_predict_takes_many(model: Model, test_images: NDArray[np.uint8]) -> Non
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (np.zeros((1, 1, 28, 28)), r"x \(=float64\) must be a numpy array of float32"),
-        ([[0.0]], r"x \(=list\) must be a numpy array of float32"),
-        (np.zeros((28, 28), np.float32), r"x's shape \(=\(28, 28\)\) must be \(N, 1, 28, 28\) or \(1, 28, 28\)"),
-        (np.zeros((2, 3, 28, 28), np.float32), r"x's shape \(=\(2, 3, 28, 28\)\)"),
+        (np.zeros((1, 1, 28, 28)), r"x must be an array \(N, 1, 28, 28\) float32, not \(1, 1, 28, 28\) float64"),
+        ([[0.0]], r"x must be an array \(N, 1, 28, 28\) float32, not list"),
+        (np.zeros((28, 28), np.float32), r"x must be an array \(N, 1, 28, 28\) float32, not \(28, 28\) float32"),
+        (np.zeros((2, 3, 28, 28), np.float32), r"x must be an array \(N, 1, 28, 28\) float32, not \(2, 3, 28, 28\)"),
     ],
 )
 def test_a_wrong_input_is_named(model: Model, value: Any, message: str) -> None:
@@ -96,7 +100,7 @@ def test_a_wrong_input_is_named(model: Model, value: Any, message: str) -> None:
 
 
 def test_a_wrong_latent_is_named(model: Model) -> None:
-    with pytest.raises(UsageError, match=r"z's shape \(=\(2, 64\)\) must be \(N, 128\) or \(128,\)"):
+    with pytest.raises(UsageError, match=r"z must be an array \(N, 128\) float32, not \(2, 64\) float32"):
         model.decode(np.zeros((2, 64), np.float32))
 
 
@@ -105,14 +109,14 @@ def test_an_unreadable_image_is_named(model: Model) -> None:
         model.predict(b"nothing")
 
 
-def test_one_file_runs_alone_and_says_what_it_lacks(shipped: Path, x: Any) -> None:
+def test_one_file_runs_alone_and_says_what_it_lacks(shipped: Path, x: NDArray[np.float32]) -> None:
     model = fmcae.load(shipped / "classifier.onnx")
     assert model.classify(x).shape == (8, 10)
     with pytest.raises(ArtefactError, match=r"needs encoder\.onnx; the model was loaded with .*classifier\.onnx only"):
         model.encode(x)
 
 
-def test_one_of_a_folder_runs_whatever_the_others_are(shipped: Path, x: Any, tmp_path: Path) -> None:
+def test_one_of_a_folder_runs_whatever_the_others_are(shipped: Path, x: NDArray[np.float32], tmp_path: Path) -> None:
     shutil.copy(shipped / "classifier.onnx", tmp_path)
     (tmp_path / "encoder.onnx").write_text("damaged")
     assert fmcae.load(tmp_path, only="classifier").classify(x).shape == (8, 10)
@@ -122,7 +126,7 @@ def test_one_of_a_folder_runs_whatever_the_others_are(shipped: Path, x: Any, tmp
     with pytest.raises(ArtefactError, match=r"needs encoder\.onnx; the model was loaded with .*classifier\.onnx only"):
         fmcae.load(tmp_path, only="encoder").encode(x)
     with pytest.raises(UsageError, match=r"only \(=head\) must be one of encoder, decoder, classifier"):
-        fmcae.load(only="head")
+        fmcae.load(only="head")  # type: ignore[arg-type]
 
 
 def test_missing_and_foreign_and_misnamed_models_are_named(shipped: Path, tmp_path: Path) -> None:
@@ -138,6 +142,54 @@ def test_missing_and_foreign_and_misnamed_models_are_named(shipped: Path, tmp_pa
     shutil.copy(shipped / "encoder.onnx", tmp_path / "decoder.onnx")
     with pytest.raises(ArtefactError, match="is named decoder but is a encoder"):
         fmcae.load(tmp_path)
+
+
+def change_training(source: Path, target: Path, **changes: Any) -> None:
+    """Copy an artefact with other training facts in its card, sealed again."""
+    import onnx
+
+    model = onnx.load(source)
+    entries = {entry.key: entry.value for entry in model.metadata_props}
+    card = json.loads(entries[CARD_KEY])
+    card["training"] = {**card["training"], **changes}
+    entries[CARD_KEY] = json.dumps(card)
+    entries[SEAL_KEY] = seal(model.SerializeToString(), entries[CARD_KEY], entries[GOLDEN_KEY])
+    onnx.helper.set_model_props(model, entries)
+    onnx.save(model, target)
+
+
+@pytest.mark.train
+def test_artefacts_fit_together_if_their_autoencoder_is_the_same(shipped: Path, tmp_path: Path) -> None:
+    """A classifier that started from another run's autoencoder names that run; encoder and decoder are that run's."""
+    autoencoder = read_artefact(shipped / "encoder.onnx").card.training
+    for kind in ("encoder", "decoder"):
+        shutil.copy(shipped / f"{kind}.onnx", tmp_path)
+    change_training(shipped / "classifier.onnx", tmp_path / "classifier.onnx", started="later", autoencoder=autoencoder)
+    assert set(fmcae.load(tmp_path).artefacts) == {"encoder", "decoder", "classifier"}
+    other = {**autoencoder, "started": "another"}
+    change_training(shipped / "classifier.onnx", tmp_path / "classifier.onnx", started="later", autoencoder=other)
+    with pytest.raises(ArtefactError, match=r"classifier\.onnx and encoder\.onnx come from different runs"):
+        fmcae.load(tmp_path)
+    change_training(shipped / "decoder.onnx", tmp_path / "decoder.onnx", started="later")
+    (tmp_path / "classifier.onnx").unlink()
+    with pytest.raises(ArtefactError, match=r"decoder\.onnx and encoder\.onnx come from different runs"):
+        fmcae.load(tmp_path)
+
+
+def test_a_precision_runs_only_on_the_providers_that_it_is_made_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_nothing(*_: Any, **__: Any) -> None:
+        raise AssertionError("loaded before the provider was checked")
+
+    monkeypatch.setattr("fmcae.runtime.model.Session", load_nothing)
+    model = fmcae.load("fashion-mnist-int8", provider="cuda")
+    with pytest.raises(
+        ProviderError, match=r"classifier\.onnx: provider \(=cuda\) must be cpu, which int8 is made for"
+    ):
+        model.predict(np.zeros((28, 28), np.uint8))
+    with pytest.raises(ProviderError, match="which int8 is made for"):
+        fmcae.verify(model.artefacts["classifier"], provider="cuda")
+    with pytest.raises(UsageError, match=r"provider \(=tpu\) must be one of cpu, cuda"):
+        fmcae.verify(model.artefacts["classifier"], provider="tpu")
 
 
 @pytest.mark.parametrize(
@@ -177,5 +229,9 @@ def test_the_public_names_exist() -> None:
     assert set(fmcae.__all__) <= set(dir(fmcae))
     for name in fmcae.__all__:
         assert getattr(fmcae, name) is not None
+    for function in (fmcae.load, fmcae.verify, fmcae.read_artefact):
+        for kind in get_type_hints(function).values():
+            for part in (kind, *get_args(kind)):
+                assert getattr(part, "__module__", "").partition(".")[0] != "fmcae" or part.__name__ in fmcae.__all__
     with pytest.raises(AttributeError, match="nonsense"):
         fmcae.nonsense  # noqa: B018

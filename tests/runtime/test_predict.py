@@ -10,12 +10,13 @@ from PIL import Image
 
 from fmcae import Model
 from fmcae.errors import ImageError
+from fmcae.preprocess import scale, to_uint8
 from fmcae.runtime import predict
 from fmcae.runtime.predict import find_images, predict_images, read_pixels
 
 
 @pytest.fixture
-def folder(tmp_path: Path, test_images: NDArray[np.uint8]) -> Any:
+def folder(tmp_path: Path, test_images: NDArray[np.uint8]) -> Path:
     for name in ("b.png", "a.PNG", "sub/c.jpg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.fromarray(test_images[0]).save(tmp_path / name)
@@ -23,7 +24,7 @@ def folder(tmp_path: Path, test_images: NDArray[np.uint8]) -> Any:
     return tmp_path
 
 
-def _paths(*names: object) -> Any:
+def _paths(*names: str) -> list[str]:
     found = list(find_images(names))
     assert all(error is None for _, error in found)
     return [path for path, _ in found]
@@ -40,6 +41,13 @@ def test_a_file_whose_name_looks_like_a_glob_is_a_file(folder: Path) -> None:
     odd = folder / "a[1].png"
     (folder / "b.png").rename(odd)
     assert _paths(str(odd)) == [str(odd)]
+
+
+def test_every_format_that_is_read_is_found_in_a_folder(tmp_path: Path) -> None:
+    names = ["a.avif", "b.JFIF", "c.jp2", "d.ppm", "e.ico", "f.apng"]
+    for name in (*names, "g.eps", "h.txt"):
+        (tmp_path / name).touch()
+    assert _paths(str(tmp_path)) == [str(tmp_path / name) for name in names]
 
 
 def test_what_stands_for_nothing_is_named(tmp_path: Path) -> None:
@@ -61,9 +69,7 @@ def test_one_bad_image_does_not_stop_the_rest(model: Model, folder: Path) -> Non
 
 
 def test_nor_does_one_that_breaks_preprocessing(model: Model, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    to_uint8 = predict.to_uint8
-
-    def fail(source: Any) -> Any:
+    def fail(source: str) -> NDArray[np.uint8]:
         if source == str(folder / "a.PNG"):
             raise ZeroDivisionError("division by zero")
         return to_uint8(source)
@@ -75,7 +81,7 @@ def test_nor_does_one_that_breaks_preprocessing(model: Model, folder: Path, monk
 
 
 def test_memory_that_is_gone_stops_it(model: Model, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_: Any) -> None:
+    def fail(_: str) -> None:
         raise MemoryError
 
     monkeypatch.setattr(predict, "to_uint8", fail)
@@ -84,11 +90,11 @@ def test_memory_that_is_gone_stops_it(model: Model, folder: Path, monkeypatch: p
 
 
 @pytest.fixture
-def unreadable(monkeypatch: pytest.MonkeyPatch) -> Any:
+def unreadable(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
     """``unreadable(path)``: from now on that folder cannot be listed, as for a user without the right."""
     scandir = os.scandir
 
-    def deny(denied: Any) -> None:
+    def deny(denied: Path) -> None:
         def scan(path: Path) -> Any:
             if os.fspath(path) == str(denied):
                 raise PermissionError(13, "Permission denied", str(denied))
@@ -131,6 +137,7 @@ def test_stdin(model: Model, folder: Path) -> None:
     (from_stdin,), (from_file,) = (
         list(predict_images(model, [name], content)) for name in ("-", str(folder / "b.png"))
     )
+    assert from_stdin.prediction and from_file.prediction
     assert from_stdin.prediction.label == from_file.prediction.label
     assert from_stdin.path == "-"
 
@@ -140,5 +147,6 @@ def test_more_images_than_one_batch(model: Model, tmp_path: Path, test_images: N
         Image.fromarray(test_images[number]).save(tmp_path / f"{number:03}.png")
     outcomes = list(predict_images(model, [str(tmp_path)]))
     assert [outcome.path for outcome in outcomes] == sorted(str(path) for path in tmp_path.iterdir())
-    expected = [prediction.index for prediction in model.predict(test_images[:150])]
-    assert [outcome.prediction.index for outcome in outcomes] == expected
+    logits = model.classify(scale(test_images[:150]))
+    found = [outcome.prediction.index for outcome in outcomes if outcome.prediction]
+    assert found == logits.argmax(axis=1).tolist()

@@ -13,15 +13,14 @@ import onnxruntime
 import pytest
 
 import fmcae
-from fmcae import Model
 from fmcae.errors import ArtefactError, FmcaeError, ProviderError, UsageError
 from fmcae.runtime import session as session_module
 from fmcae.runtime.doctor import PROBE_MODEL, PROBE_X, PROBE_Y
+from fmcae.runtime.machine import available_cpus
 from fmcae.runtime.session import (
     INSTALL_CUDA,
     ORT_NAMES,
     Session,
-    available_cpus,
     import_onnxruntime,
     short_reason,
 )
@@ -42,12 +41,6 @@ def test_a_model_runs_from_bytes_and_from_a_file(tmp_path: Path, as_file: bool) 
     y = session.run(np.repeat(X, 2, axis=0))
     assert y.dtype == np.float32 and y.tolist() == PROBE_Y * 2
     assert (session.provider, session.threads, session.input_name, session.output_name) == ("cpu", 3, "x", "y")
-    assert session.metadata == {}
-
-
-def test_metadata_is_read() -> None:
-    model = PROBE_MODEL + part(14, part(1, b"a.key") + part(2, b"a value"))
-    assert Session(model).metadata == {"a.key": "a value"}
 
 
 def test_threads_reach_onnx_runtime() -> None:
@@ -145,10 +138,22 @@ def test_other_failures_of_a_run_keep_their_reason() -> None:
 # CUDA: what a machine without it says, and what is asked of one with it
 
 
-class FakeOrt(SimpleNamespace):
-    """onnxruntime with CUDA in its list, whose sessions run on the CPU and say ``says`` of their provider."""
+NO_FALLBACK = "session.disable_cpu_ep_fallback"
 
-    def __init__(self, says: Any = None, error: Any = None) -> None:
+
+class FakeOrt(SimpleNamespace):
+    """A GPU build of onnxruntime on a machine that has none: its sessions say CUDA and run on the CPU.
+
+    Attributes:
+        starts: whether CUDA starts.
+        lacks: the operators that CUDA has no kernel for.
+        error: what creating a session on CUDA raises.
+        tells: whether this version tells which nodes run where.
+    """
+
+    def __init__(
+        self, starts: bool = True, lacks: tuple[str, ...] = (), error: str | None = None, tells: bool = True
+    ) -> None:
         super().__init__(
             SessionOptions=onnxruntime.SessionOptions,
             set_default_logger_severity=onnxruntime.set_default_logger_severity,
@@ -158,21 +163,36 @@ class FakeOrt(SimpleNamespace):
             __version__=onnxruntime.__version__,
             asked=[],
         )
-        self.says, self.error = says, error
+        self.starts, self.lacks, self.error, self.tells = starts, lacks, error, tells
 
-    def InferenceSession(self, model: Model, options: Any, providers: Any, enable_fallback: Any) -> Any:
+    def InferenceSession(self, model: bytes | str, options: Any, providers: list[Any], enable_fallback: int) -> Any:
         self.asked.append((providers, enable_fallback))
-        if self.error and len(providers) > 1:
+        on_cuda = providers != [ORT_NAMES["cpu"]]
+        if on_cuda and self.error:
             raise RuntimeError(self.error)
+        if on_cuda and options.get_session_config_entry(NO_FALLBACK) == "1":
+            if self.lacks or not self.starts:
+                raise RuntimeError(
+                    "[ONNXRuntimeError] : 1 : FAIL : This session contains graph nodes that are assigned to the default "
+                    "CPU EP, but fallback to CPU EP has been explicitly disabled by the user."
+                )
+            options.add_session_config_entry(NO_FALLBACK, "0")
         session = onnxruntime.InferenceSession(model, options, providers=[ORT_NAMES["cpu"]])
-        if self.says:
-            session.get_providers = lambda: self.says
+        if on_cuda:
+            session.get_providers = lambda: [ORT_NAMES["cuda"]] * self.starts + [ORT_NAMES["cpu"]]
+            session.get_provider_graph_assignment_info = self._assignment if self.tells else list
         return session
+
+    def _assignment(self) -> list[SimpleNamespace]:
+        nodes = [SimpleNamespace(op_type=operator) for operator in self.lacks]
+        on_cpu = SimpleNamespace(ep_name=ORT_NAMES["cpu"], get_nodes=lambda: nodes)
+        on_cuda = SimpleNamespace(ep_name=ORT_NAMES["cuda"], get_nodes=lambda: [SimpleNamespace(op_type="Relu")])
+        return [on_cuda, on_cpu]
 
 
 @pytest.fixture
-def fake_ort(monkeypatch: pytest.MonkeyPatch) -> Any:
-    def install(driver: Any = None, **facts: Any) -> Any:
+def fake_ort(monkeypatch: pytest.MonkeyPatch) -> Callable[..., FakeOrt]:
+    def install(driver: str | None = None, **facts: Any) -> FakeOrt:
         ort = FakeOrt(**facts)
         monkeypatch.setattr(session_module, "import_onnxruntime", lambda: ort)
         monkeypatch.setattr(session_module, "driver_obstacle", lambda: driver)
@@ -181,21 +201,34 @@ def fake_ort(monkeypatch: pytest.MonkeyPatch) -> Any:
     return install
 
 
-def test_cuda_is_read_back_and_runs_in_full_float32(
+def test_cuda_runs_alone_in_full_float32_and_is_read_back(
     fake_ort: Callable[..., FakeOrt], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    ort = fake_ort(says=[ORT_NAMES["cuda"], ORT_NAMES["cpu"]])
+    ort = fake_ort()
     session = Session(PROBE_MODEL, provider="cuda")
     assert session.provider == "cuda"
-    ((providers, enable_fallback),) = ort.asked
-    (name, options), cpu = providers
-    assert (name, cpu, enable_fallback) == (ORT_NAMES["cuda"], ORT_NAMES["cpu"], 0)
-    assert options["use_tf32"] == "0"
+    (([(name, options)], enable_fallback),) = ort.asked
+    assert (name, options["use_tf32"], enable_fallback) == (ORT_NAMES["cuda"], "0", 0)
     assert capfd.readouterr() == ("", ""), "what preload_dlls prints must not reach the user"
 
 
-def test_a_session_that_fell_back_to_the_cpu_is_an_error(fake_ort: Callable[..., FakeOrt]) -> None:
-    fake_ort(says=[ORT_NAMES["cpu"]])
+@pytest.mark.parametrize(
+    ("tells", "operators"), [(True, "QLinearConv, NhwcMaxPool"), (False, "some of its nodes")], ids=["told", "not told"]
+)
+def test_a_graph_that_would_run_on_the_cpu_in_part_is_refused(
+    fake_ort: Callable[..., FakeOrt], tells: bool, operators: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "probe.onnx"
+    path.write_bytes(PROBE_MODEL)
+    fake_ort(lacks=("QLinearConv", "NhwcMaxPool", "QLinearConv"), tells=tells)
+    with pytest.raises(ProviderError, match="does not run on cuda alone") as caught:
+        Session(path, provider="cuda")
+    assert str(caught.value).startswith(str(path))
+    assert f"CUDA has no kernel for {operators}, which would run on the CPU" in str(caught.value)
+
+
+def test_a_cuda_that_does_not_start_is_not_blamed_on_the_graph(fake_ort: Callable[..., FakeOrt]) -> None:
+    fake_ort(starts=False)
     with pytest.raises(ProviderError, match="CUDA cannot run here: ONNX Runtime could not start it; to get it"):
         Session(PROBE_MODEL, provider="cuda")
 
@@ -234,7 +267,7 @@ def test_this_build_without_cuda_says_so(capfd: pytest.CaptureFixture[str]) -> N
 def test_a_library_that_the_loader_misses_is_named(
     fake_ort: Callable[..., FakeOrt], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    ort = fake_ort(says=[ORT_NAMES["cpu"]])
+    ort = fake_ort(starts=False)
     (tmp_path / "capi").mkdir()
     (tmp_path / "capi/libonnxruntime_providers_cuda.so").touch()
     ort.__dict__["__file__"] = str(tmp_path / "__init__.py")

@@ -6,13 +6,13 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnxruntime
 import pytest
+from numpy.typing import NDArray
 
-from fmcae import Model
 from fmcae.errors import ArtefactError, FmcaeError, ProviderError, UsageError
 from fmcae.runtime import timing
 from fmcae.runtime.doctor import PROBE_MODEL
@@ -24,6 +24,7 @@ from fmcae.runtime.timing import (
     ColdStart,
     FirstRun,
     Latency,
+    Runner,
     beats_from,
     cold_start,
     node_placement,
@@ -35,7 +36,7 @@ from fmcae.runtime.timing import (
 
 
 @pytest.fixture(scope="module")
-def probe(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def probe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("timing") / "probe.onnx"
     path.write_bytes(PROBE_MODEL)
     return path
@@ -61,19 +62,23 @@ def test_a_graph_is_measured_cold_and_warm(probe: Path) -> None:
     assert values["cold"]["first_runs"][0]["gpu_memory_mib"] is None
 
 
-def baseline(x: Any) -> Any:
+def baseline(x: NDArray[np.float32]) -> dict[str, Runner]:
     assert x.dtype == np.float32
     return {"baseline-cpu": lambda: x.sum()}
+
+
+def _peaks(cold: ColdStart) -> list[float | None]:
+    return [run.peak_memory_mib for run in cold.first_runs]
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="VmHWM is Linux's")
 def test_peak_memory_is_the_fresh_processs_own_and_never_falls(probe: Path) -> None:
     ballast = np.ones(2**26, np.uint8)  # a parent that is larger by 64 MiB
     cold = cold_start(probe, "cpu", 1, (1, 100_000))
-    first, last = (run.peak_memory_mib for run in cold.first_runs)
-    assert 0 < cold.base_memory_mib <= first
-    assert last - first > 3, "the larger batch's arrays are 3.4 MiB and more"
-    assert cold.base_memory_mib < peak_memory_mib()
+    base, *after, own = (memory or 0 for memory in (cold.base_memory_mib, *_peaks(cold), peak_memory_mib()))
+    assert 0 < base <= after[0]
+    assert after[1] - after[0] > 3, "the larger batch's arrays are 3.4 MiB and more"
+    assert base < own
     del ballast
 
 
@@ -90,7 +95,7 @@ def test_a_fresh_process_that_is_killed_is_named(probe: Path, monkeypatch: pytes
 
 
 def test_nothing_is_measured_when_the_file_or_the_provider_does_not_run(probe: Path, tmp_path: Path) -> None:
-    def unreachable(step: Any) -> None:
+    def unreachable(step: str) -> None:
         raise AssertionError(step)
 
     with pytest.raises(ArtefactError):
@@ -114,7 +119,7 @@ def test_latencies_and_ratios_follow_the_clock(monkeypatch: pytest.MonkeyPatch) 
     clock = SimpleNamespace(now=0)
     monkeypatch.setattr(time, "perf_counter_ns", lambda: clock.now)
 
-    def takes(milliseconds: Any) -> Any:
+    def takes(milliseconds: int) -> Runner:
         def run() -> None:
             clock.now += int(milliseconds * 1e6)
 
@@ -191,7 +196,7 @@ def test_every_node_of_the_optimized_graph_has_its_provider(probe: Path) -> None
     assert "MatMul" in placement["CPUExecutionProvider"]
 
 
-def case_of(size: Any, **medians: Any) -> Any:
+def case_of(size: int, **medians: float) -> Case:
     return Case(size, {name: Latency(1, p50, p50, p50, 1) for name, p50 in medians.items()}, {})
 
 
@@ -215,7 +220,7 @@ def test_cuda_is_timed_with_and_without_transfer_beside_the_cpu(probe: Path, mon
     class OnCuda(Session):
         """A session on the CPU that says CUDA: this machine may have none."""
 
-        def __init__(self, model: Model, *, provider: Any = "cpu", **options: Any) -> None:
+        def __init__(self, model: Path, *, provider: Any = "cpu", **options: Any) -> None:
             super().__init__(model, provider="cpu", **options)
             self.provider = provider
 
@@ -241,6 +246,6 @@ def test_inputs_are_always_the_same_and_fit_the_graph() -> None:
     assert x.shape == (3, 1, 3, 3) and x.dtype == np.float32 and x.min() >= 0 and x.max() < 1
     np.testing.assert_array_equal(x, random_input(session, 3))
     fixed = SimpleNamespace(raw=SimpleNamespace(get_inputs=lambda: [SimpleNamespace(shape=[4, 2])]))
-    assert random_input(fixed, 4).shape == (4, 2)
+    assert random_input(cast(Session, fixed), 4).shape == (4, 2)
     with pytest.raises(UsageError, match=r"batch \(=3\) must be 4: this graph's batch size is fixed"):
-        random_input(fixed, 3)
+        random_input(cast(Session, fixed), 3)

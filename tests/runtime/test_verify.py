@@ -1,11 +1,11 @@
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from fmcae.card import KINDS
+import fmcae
+from fmcae.card import KINDS, Kind
 from fmcae.runtime.model import read_artefact
 from fmcae.runtime.verify import compare, verify
 
@@ -13,7 +13,7 @@ TOLERANCE = {"atol": 1e-3, "rtol": 1e-2}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_ships_verifies(shipped: Path, kind: Any) -> None:
+def test_what_ships_verifies(shipped: Path, kind: Kind) -> None:
     outcome = verify(read_artefact(shipped / f"{kind}.onnx"))
     assert outcome.passed
     assert outcome.provider == "cpu"
@@ -21,25 +21,33 @@ def test_what_ships_verifies(shipped: Path, kind: Any) -> None:
     assert outcome.difference.max_abs < 1e-4
 
 
+def test_a_path_is_enough(shipped: Path) -> None:
+    path = shipped / "classifier.onnx"
+    for source in (path, str(path), fmcae.read_artefact(path)):
+        assert fmcae.verify(source).passed
+    with pytest.raises(fmcae.ArtefactError, match=r"missing\.onnx: cannot be read"):
+        fmcae.verify("missing.onnx")
+
+
 def test_numbers_that_differ_fail(shipped: Path) -> None:
     artefact = read_artefact(shipped / "encoder.onnx")
     golden = replace(artefact.golden, outputs=artefact.golden.outputs + np.float32(0.01)).to_text()
     outcome = verify(replace(artefact, golden_text=golden))
     assert not outcome.passed
-    assert "differ from the golden ones by up to 0.01" in outcome.failure
+    assert "differ from the golden ones by up to 0.01" in str(outcome.failure)
 
 
 def test_labels_that_differ_fail(shipped: Path) -> None:
     artefact = read_artefact(shipped / "classifier.onnx")
     names = artefact.card.class_names
     swapped = replace(artefact.card, class_names=(names[1], names[0], *names[2:]))
-    assert "labels differ from the golden ones" in verify(replace(artefact, card=swapped)).failure
+    assert "labels differ from the golden ones" in str(verify(replace(artefact, card=swapped)).failure)
 
 
 def test_shapes_that_differ_fail(shipped: Path) -> None:
     artefact = read_artefact(shipped / "classifier.onnx")
     golden = replace(artefact.golden, outputs=artefact.golden.outputs[:, :5]).to_text()
-    assert "gives outputs of shape" in verify(replace(artefact, golden_text=golden)).failure
+    assert "gives outputs of shape" in str(verify(replace(artefact, golden_text=golden)).failure)
 
 
 def test_compare_by_hand() -> None:
