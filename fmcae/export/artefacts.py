@@ -6,6 +6,7 @@ module: :mod:`graph` converts, :mod:`precision` makes smaller graphs, :mod:`pari
 """
 
 import copy
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,7 @@ def export_smaller(
         golden,
         tolerance,
         parity={},
-        precision={**facts, "tradeoff": tradeoff.to_json()},
+        precision={**facts, "tradeoff": asdict(tradeoff)},
         metrics={"test_accuracy": tradeoff.accuracy},
     )
     path = folder / file_name("classifier")

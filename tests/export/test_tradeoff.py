@@ -5,7 +5,7 @@ import pytest
 from fmcae.export.tradeoff import Tradeoff
 from fmcae.runtime.timing import Ratio
 
-SLOWER = {1: Ratio(0.9, 0.8, 1.0)}
+SLOWER = {"1": Ratio(0.9, 0.8, 1.0)}
 SMALLER = Tradeoff(100, 0.9, 0.9, 1.0, 0.0, 300, 400, SLOWER, "cpu", 1, {}, 0.2)
 
 
@@ -13,7 +13,7 @@ def test_neither_smaller_nor_faster_is_not_worth_keeping() -> None:
     assert SMALLER.failure is None
     larger = replace(SMALLER, size_bytes=500)
     assert "neither smaller (500 bytes) nor faster (0.90 times)" in str(larger.failure)
-    assert replace(larger, speedup={1: Ratio(1.1, 1.0, 1.2)}).failure is None
+    assert replace(larger, speedup={"1": Ratio(1.1, 1.0, 1.2)}).failure is None
 
 
 def test_more_accuracy_lost_than_the_budget_is_not_worth_keeping() -> None:
