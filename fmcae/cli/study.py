@@ -57,10 +57,10 @@ def plan(
     The time is estimated from a second of training on one thread.
     """
     require_train_extra(*NEEDED)
-    from fmcae.study.results import read_if_any
+    from fmcae.study.results import read
     from fmcae.study.runner import measure_rate, to_do
 
-    results = read_if_any(out)
+    results = read(out, missing_ok=True)
     train_images = results.data["counts"]["train"] if results.data else TRAIN_IMAGES
 
     def planned(parts: list[str]) -> list[Task]:

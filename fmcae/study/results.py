@@ -117,7 +117,7 @@ def check_study(folder: Path, tasks: Iterable[Task], dataset: "Dataset") -> set[
     from fmcae.train.run import find_runs
 
     found = {run.folder.name: run for run in find_runs(folder / "runs")}
-    results = read_if_any(folder)
+    results = read(folder, missing_ok=True)
     trained_on = [(run.folder, run.data) for run in found.values()]
     _check_data(trained_on + [(folder / FILE, result.data) for result in results.runs.values()], dataset)
     for task in tasks:
@@ -164,17 +164,8 @@ def write(folder: Path, data: dict[str, Any], examples: dict[str, str], runs: di
     write_atomic(folder / FILE, text)
 
 
-def read_if_any(folder: Path) -> Results:
-    """Read ``results.json``, or return no results without one.
-
-    Raises:
-        RunError: it is damaged.
-    """
-    return read(folder) if (folder / FILE).is_file() else Results({}, {}, {})
-
-
-def read(folder: Path) -> Results:
-    """Read ``results.json``.
+def read(folder: Path, *, missing_ok: bool = False) -> Results:
+    """Read ``results.json``; with ``missing_ok`` there are no results without one.
 
     Raises:
         RunError: it is missing or damaged.
@@ -191,7 +182,11 @@ def read(folder: Path) -> Results:
             runs[name] = RunResult(name=name, confusion=counts, **values)
         return Results(runs, content["data"], {name: _unpack(text) for name, text in content["examples"].items()})
     except FileNotFoundError as error:
-        raise RunError(f"{folder}: has no {FILE}; make it with  fmcae study run --out {shlex.quote(str(folder))}") from error
+        if missing_ok:
+            return Results({}, {}, {})
+        raise RunError(
+            f"{folder}: has no {FILE}; make it with  fmcae study run --out {shlex.quote(str(folder))}"
+        ) from error
     except (ValueError, KeyError, TypeError, AttributeError, zlib.error) as error:
         raise RunError(f"{path}: is damaged: {error}") from error
 
