@@ -93,8 +93,7 @@ class Contrast:
         if len(self.values) < 2:
             return math.nan
         if not self._has_spread:  # where t is infinite, or 0 over 0
-            difference = self.mean - threshold if alternative == "greater" else threshold - self.mean
-            return 0.0 if difference > _ROUNDING else 1.0
+            return float((self.mean - threshold > _ROUNDING) != (alternative == "greater"))
         return float(stats.ttest_1samp(self.values, threshold, alternative=alternative).pvalue)
 
     @property

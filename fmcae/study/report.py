@@ -6,7 +6,7 @@ Its prose is in ``report.md.jinja``; this module prepares what the template prin
 import math
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -189,7 +189,7 @@ def _conjunction(items: Iterable[str]) -> str:
     return f"{', '.join(most)} and {last}" if most else last
 
 
-FILTERS = {
+FILTERS: dict[str, Callable[..., str]] = {
     "mean": _mean,
     "difference": lambda values, reported: f"{np.mean(values) - reported:+.4f}" if values else "",
     "fit": lambda value, best: (
