@@ -61,7 +61,8 @@ def test_autoencoders_come_first_and_done_runs_are_left_alone(tmp_path: Path) ->
         if task.needs and task.needs.name in started:
             assert started.index(task.needs.name) < started.index(task.name)
     assert len(progress.in_state("done")) == len(tasks)
-    run_study(tmp_path, tasks, submit_fake(second := []), 3, None)
+    second: list[str] = []
+    run_study(tmp_path, tasks, submit_fake(second), 3, None)
     assert second == []
 
 
@@ -70,8 +71,9 @@ def test_what_is_known_runs_again_only_to_start_from(tmp_path: Path) -> None:
     known = {task.name for task in tasks}
     assert to_do(tmp_path, tasks, known) == []
     follower = classifier(0, latent_dim=64, dropout=0.05)
-    run_study(tmp_path, tasks, submit_fake(started := []), 2, None, known=known - {follower.name})
-    assert started == [follower.needs.name, follower.name]
+    started: list[str] = []
+    run_study(tmp_path, tasks, submit_fake(started), 2, None, known=known - {follower.name})
+    assert follower.needs and started == [follower.needs.name, follower.name]
 
 
 def test_a_failure_takes_along_only_what_starts_from_it(tmp_path: Path) -> None:
@@ -233,7 +235,9 @@ def test_the_time_left_is_estimated_from_what_ran(tmp_path: Path) -> None:
     path = run_folder(tmp_path, tasks[0]) / "metrics.jsonl"
     path.parent.mkdir(parents=True)
     path.write_text("".join(json.dumps({"stage": "autoencoder", "epoch": epoch}) + "\n" for epoch in range(1, 11)))
-    runs_left = progress.seconds_left() * 2 / 30  # ten of thirty epochs took 30 s
+    seconds_left = progress.seconds_left()
+    assert seconds_left is not None
+    runs_left = seconds_left * 2 / 30  # ten of thirty epochs took 30 s
     assert 2 + 3 * 3 < runs_left < 2 + 3 * 5  # the others are larger
 
 
@@ -255,6 +259,6 @@ def test_a_ray_cluster_finishes_what_a_killed_worker_began(sample: Path, tmp_pat
         with runner.ray(cluster.address, cpus=1, gpus=0) as submit:
             progress = run_study(tmp_path, [long, *tasks], submit, 2, str(sample), kill_once)
     finally:
-        cluster.shutdown()
+        cluster.shutdown()  # type: ignore[no-untyped-call]
     assert killed and len(progress.in_state("done")) == 3
     assert count_epochs(run_folder(tmp_path, long), "autoencoder") == 30
