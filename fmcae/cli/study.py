@@ -84,7 +84,7 @@ def plan(
 
 
 @study.command()
-def run(
+def run(  # long for its options
     only: OnlyOption = None,
     seeds: SeedsOption = SEEDS,
     epochs: EpochsOption = EPOCHS,
@@ -111,58 +111,41 @@ def run(
     parts = only or list(PARTS)
     plan_tasks(parts, [])  # an unknown part is said before torch is imported, which takes a second
     try:
-        progress = _run(parts, seeds, epochs, workers, threads, device, data, out, ray)
+        from fmcae.data import load_dataset
+        from fmcae.study.results import check_study, collect
+        from fmcae.study.runner import executor, run_study
+        from fmcae.train.loop import resolve_device
+
+        folder, place = out.resolve(), resolve_device(device)
+        count = _workers(workers, place)
+        data = str(Path(data).expanduser().resolve()) if data else None
+        if folder.is_file():
+            raise UsageError(f"out (={folder}) must be a folder; it is a file")
+        dataset = load_dataset(data)
+        tasks = plan_tasks(parts, range(seeds), epochs, len(dataset.train))
+        if len(tasks) < len(plan_tasks(parts, range(seeds), epochs)):
+            note(f"the cells with {len(dataset.train):,} labels or more are left out: {dataset.name} has no more")
+        known = check_study(folder, tasks, dataset)
+        (folder / "runs").mkdir(parents=True, exist_ok=True)
+        tasks = [replace(task, config=replace(task.config, device=place, threads=threads)) for task in tasks]
+        collect(folder, dataset)  # what an earlier call left that was killed
+        try:
+            with executor(ray, count, threads, place) as submit, _watch() as changed:
+                progress = run_study(folder, tasks, submit, count, data, changed, known)
+        finally:
+            collect(folder, dataset)
     except KeyboardInterrupt:
         note("stopped; the same command goes on")
         raise typer.Exit(130) from None
     done, failed = progress.in_state("done"), progress.in_state("failed")
     for status in failed:
         error_line(f"{status.task.name} ({status.task.title}): {status.reason}")
-    typer.echo(f"{len(done)} of {len(progress.statuses)} runs are done, {len(failed)} failed")
+    typer.echo(f"{len(done)} of {len(tasks)} runs are done, {len(failed)} failed")
     if done:
         epochs_option = [] if epochs == EPOCHS else ["--epochs", str(epochs)]
         typer.echo(f"next: {shlex.join(['fmcae', 'study', 'report', str(out), *epochs_option])}")
     if failed:
         raise typer.Exit(1)
-
-
-def _run(
-    parts: list[str],
-    seeds: int,
-    epochs: int,
-    workers: int | None,
-    threads: int,
-    device: str,
-    data: str | None,
-    out: Path,
-    ray: str | None,
-) -> "StudyProgress":
-    from fmcae.data import load_dataset
-    from fmcae.study.results import check_study, collect
-    from fmcae.study.runner import executor, run_study
-    from fmcae.train.loop import resolve_device
-
-    device = resolve_device(device)
-    count = _workers(workers, device)
-    data = str(Path(data).expanduser().resolve()) if data else None
-    folder = out.resolve()
-    if folder.is_file():
-        raise UsageError(f"out (={folder}) must be a folder; it is a file")
-    dataset = load_dataset(data)
-    tasks = plan_tasks(parts, range(seeds), epochs, len(dataset.train))
-    if len(tasks) < len(plan_tasks(parts, range(seeds), epochs)):
-        note(
-            f"the cells with {len(dataset.train):,} labels or more are left out: {dataset.name} has no more to train on"
-        )
-    known = check_study(folder, tasks, dataset)
-    (folder / "runs").mkdir(parents=True, exist_ok=True)
-    tasks = [replace(task, config=replace(task.config, device=device, threads=threads)) for task in tasks]
-    collect(folder, dataset)  # what an earlier call left that was killed
-    try:
-        with executor(ray, count, threads, device) as submit, _watch() as changed:
-            return run_study(folder, tasks, submit, count, data, changed, known)
-    finally:
-        collect(folder, dataset)
 
 
 @study.command()
@@ -218,20 +201,15 @@ class _Lines:
         self.shown: dict[str, str] = {}
 
     def __call__(self, progress: "StudyProgress") -> None:
-        is_first = not self.shown
+        done, runs = len(progress.in_state("done")), len(progress.statuses)
+        if not self.shown:
+            self.write(f"{runs} runs, {done} of them done before; {progress.workers} at a time")
+            self.shown = {name: status.state for name, status in progress.statuses.items()}
         for name, status in progress.statuses.items():
-            if self.shown.get(name) == status.state:
-                continue
+            if status.state != self.shown[name] and status.state in ("done", "failed"):
+                left, reason = _duration(progress.seconds_left()), f": {status.reason}" if status.reason else ""
+                self.write(f"{status.state}: {status.task.title}{reason} ({done}/{runs}, {left} left)")
             self.shown[name] = status.state
-            if status.state in ("done", "failed") and not is_first:
-                done, left = len(progress.in_state("done")), _duration(progress.seconds_left())
-                reason = f": {status.reason}" if status.reason else ""
-                self.write(
-                    f"{status.state}: {status.task.title}{reason} ({done}/{len(progress.statuses)}, {left} left)"
-                )
-        if is_first:
-            done = len(progress.in_state("done"))
-            self.write(f"{len(progress.statuses)} runs, {done} of them done before; {progress.workers} at a time")
 
 
 def _table(progress: "StudyProgress") -> Any:

@@ -163,34 +163,31 @@ def _shirt_goes_to_similar(run: RunResult, class_names: Sequence[str]) -> float:
     return float(rarer - max(row.values(), default=0.0))
 
 
-def _levelled(key: str) -> Callable[[RunResult, Sequence[str]], float]:
-    """The mean of the last three epochs minus that of the three before half-time."""
-
-    def value(run: RunResult, class_names: Sequence[str]) -> float:
-        values, half = run.epochs[key], len(run.epochs[key]) // 2
-        return float(np.mean(values[-3:]) - np.mean(values[max(half - 3, 0) : max(half, 1)]))
-
-    return value
-
-
 METRICS: dict[str, Callable[[RunResult, Sequence[str]], float]] = {
     "val minus train cross-entropy": lambda run, _: (
         run.epochs["val_cross_entropy"][-1] - run.epochs["train_cross_entropy"][-1]
     ),
     "mean test recall": _mean_recall,
-    "levelled val accuracy": _levelled("val_accuracy"),
-    "levelled val cross-entropy": _levelled("val_cross_entropy"),
     "shirt is hardest": _shirt_is_hardest,
     "shirt goes to similar": _shirt_goes_to_similar,
 }
 
 
 def measure(metric: str, run: RunResult, class_names: Sequence[str]) -> float:
-    """Return one of METRICS, or such as "test MSE" (after the last epoch) or "val accuracy" (of the last epoch)."""
+    """Return one of METRICS, or such as "test MSE" or "val accuracy" after the last epoch, or "levelled val accuracy".
+
+    The last is the mean of the last three epochs, less that of the three before half-time.
+    """
     if metric in METRICS:
         return METRICS[metric](run, class_names)
     split, _, name = metric.lower().replace("-", "_").partition(" ")
-    return run.test[name] if split == "test" else run.epochs[f"{split}_{name}"][-1]
+    if split == "test":
+        return run.test[name]
+    if split == "levelled":
+        values = run.epochs[name.replace(" ", "_")]
+        half = len(values) // 2
+        return float(np.mean(values[-3:]) - np.mean(values[max(half - 3, 0) : max(half, 1)]))
+    return run.epochs[f"{split}_{name}"][-1]
 
 
 def _difference(metric: str, part: str, first: str, second: str, **more: Any) -> Contrast:

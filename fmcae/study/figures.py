@@ -104,14 +104,12 @@ def reconstructions(
 
 def few_labels(pairs: Mapping[int, Sequence[Sequence[float]]]) -> Figure | None:
     """Test accuracy over the number of labels, pre-trained and random; None without runs."""
+    if not any(values for pair in pairs.values() for values in pair):
+        return None
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
-    is_empty = True
     for index, (name, style, aside) in enumerate((("pre-trained", "-", 0.97), ("random", "--", 1.03))):
         points = {count: values[index] for count, values in pairs.items() if values[index]}
-        if not points:
-            continue
-        is_empty = False
         mean = [float(np.mean(values)) for values in points.values()]
         std = [float(np.std(values, ddof=1)) if len(values) > 1 else 0.0 for values in points.values()]
         axes.errorbar(
@@ -124,8 +122,6 @@ def few_labels(pairs: Mapping[int, Sequence[Sequence[float]]]) -> Figure | None:
             capsize=3,
             label=name,
         )
-    if is_empty:
-        return None
     axes.set(xscale="log", xlabel="labelled images", ylabel="test accuracy")
     axes.set_xticks(list(pairs), [f"{count:,}" for count in pairs], fontsize=8)
     axes.minorticks_off()

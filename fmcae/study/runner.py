@@ -222,9 +222,6 @@ def _only_one(lock: Path) -> Iterator[None]:
         yield
 
 
-# --- where tasks run ---------------------------------------------------------------------------------------------
-
-
 @contextmanager
 def local(workers: int) -> Iterator[Submit]:
     """Each task in a fresh process of this machine, ``workers`` at a time; leaving early ends them."""
