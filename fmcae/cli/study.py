@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -35,7 +36,7 @@ OnlyOption = Annotated[
     ),
 ]
 SeedsOption = Annotated[int, typer.Option("--seeds", min=1, metavar="N", help="Train with the seeds 0 to N-1.")]
-EpochsOption = Annotated[int, typer.Option("--epochs", min=1, max=10_000, metavar="N", help="Epochs of every run.")]
+EpochsOption = Annotated[int, typer.Option("--epochs", min=1, metavar="N", help="Epochs of every run.")]
 WorkersOption = Annotated[
     int | None,
     typer.Option("--workers", min=1, metavar="N", help="Runs at a time. [default: one for each CPU; 4 on a GPU]"),
@@ -89,9 +90,7 @@ def run(  # long for its options
     seeds: SeedsOption = SEEDS,
     epochs: EpochsOption = EPOCHS,
     workers: WorkersOption = None,
-    threads: Annotated[
-        int, typer.Option("--threads", min=1, max=1024, metavar="N", help="CPU threads of each run.")
-    ] = 1,
+    threads: Annotated[int, typer.Option("--threads", min=1, metavar="N", help="CPU threads of each run.")] = 1,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option("--device", help="Where to train.")] = "auto",
     data: DataOption = None,
     out: OutOption = STUDY_FOLDER,
@@ -178,38 +177,32 @@ def _workers(workers: int | None, device: str) -> int:
 
 @contextmanager
 def _watch() -> "Iterator[Callable[[StudyProgress], None]]":
-    """A live table on a terminal's stderr; elsewhere a line for each run that starts, ends or fails."""
+    """Show a line for each run that ends or fails, and on a terminal a live table of those that run."""
+    shown: dict[str, str] = {}
     if not sys.stderr.isatty():
-        yield _Lines()
+        yield lambda progress: _print_changes(progress, shown, note)
         return
     from rich.console import Console
     from rich.live import Live
 
     with Live(console=Console(stderr=True), auto_refresh=False, transient=True) as live:
-        lines = _Lines(lambda text: live.console.print(text, highlight=False, soft_wrap=True))
 
         def changed(progress: "StudyProgress") -> None:
-            lines(progress)
+            _print_changes(progress, shown, partial(live.console.print, highlight=False, soft_wrap=True))
             live.update(_table(progress), refresh=True)
 
         yield changed
 
 
-class _Lines:
-    def __init__(self, write: Callable[[str], None] = note) -> None:
-        self.write = write
-        self.shown: dict[str, str] = {}
-
-    def __call__(self, progress: "StudyProgress") -> None:
-        done, runs = len(progress.in_state("done")), len(progress.statuses)
-        if not self.shown:
-            self.write(f"{runs} runs, {done} of them done before; {progress.workers} at a time")
-            self.shown = {name: status.state for name, status in progress.statuses.items()}
-        for name, status in progress.statuses.items():
-            if status.state != self.shown[name] and status.state in ("done", "failed"):
-                left, reason = _duration(progress.seconds_left()), f": {status.reason}" if status.reason else ""
-                self.write(f"{status.state}: {status.task.title}{reason} ({done}/{runs}, {left} left)")
-            self.shown[name] = status.state
+def _print_changes(progress: "StudyProgress", shown: dict[str, str], write: Callable[[str], None]) -> None:
+    done, runs = len(progress.in_state("done")), len(progress.statuses)
+    if not shown:
+        write(f"{runs} runs, {done} of them done before; {progress.workers} at a time")
+    for name, status in progress.statuses.items():
+        if status.state in ("done", "failed") and shown.get(name, status.state) != status.state:
+            left, reason = _duration(progress.seconds_left()), f": {status.reason}" if status.reason else ""
+            write(f"{status.state}: {status.task.title}{reason} ({done}/{runs}, {left} left)")
+        shown[name] = status.state
 
 
 def _table(progress: "StudyProgress") -> Any:

@@ -34,10 +34,7 @@ def test_plan_run_and_report_as_a_user_would(cli: Callable[..., Any], sample: Pa
     assert result.exit_code == 0 and "2 runs, 2 of them done before" in result.stderr
     result = cli("study", "report", "--epochs", "1")
     assert result.exit_code == 0 and "runs/study/report.md" in result.stdout
-    page = Path("runs/study/report.md").read_text()
-    assert "| n=64 | 0.034 | not run |" in page
-    assert cli("study", "report").exit_code == 0 and Path("runs/study/report.md").read_text().startswith("# The study")
-    assert page.replace(" --epochs 1", "") == Path("runs/study/report.md").read_text().replace(" --epochs 1", "")
+    assert "| n=64 | 0.034 | not run |" in Path("runs/study/report.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -73,8 +70,9 @@ def test_a_bad_option_is_named(cli: Callable[..., Any], option: tuple[str, str])
 
 def test_another_data_set_is_refused_before_anything_trains(cli: Callable[..., Any], sample: Path) -> None:
     from fmcae.data import idx, load_dataset
+    from fmcae.study import grid, runner
 
-    assert cli("study", "run", *FINAL_MODEL, "--data", sample).exit_code == 0
+    runner.run_task(Path("runs/study"), grid.autoencoder(0, epochs=1), str(sample))
     before = sorted(Path("runs").rglob("*"))
     other = Path("other")
     other.mkdir()
