@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -35,7 +36,7 @@ OnlyOption = Annotated[
     ),
 ]
 SeedsOption = Annotated[int, typer.Option("--seeds", min=1, metavar="N", help="Train with the seeds 0 to N-1.")]
-EpochsOption = Annotated[int, typer.Option("--epochs", min=1, max=10_000, metavar="N", help="Epochs of every run.")]
+EpochsOption = Annotated[int, typer.Option("--epochs", min=1, metavar="N", help="Epochs of every run.")]
 WorkersOption = Annotated[
     int | None,
     typer.Option("--workers", min=1, metavar="N", help="Runs at a time. [default: one for each CPU; 4 on a GPU]"),
@@ -57,10 +58,10 @@ def plan(
     The time is estimated from a second of training on one thread.
     """
     require_train_extra(*NEEDED)
-    from fmcae.study.results import read_if_any
+    from fmcae.study.results import read
     from fmcae.study.runner import measure_rate, to_do
 
-    results = read_if_any(out)
+    results = read(out, missing_ok=True)
     train_images = results.data["counts"]["train"] if results.data else TRAIN_IMAGES
 
     def planned(parts: list[str]) -> list[Task]:
@@ -84,14 +85,12 @@ def plan(
 
 
 @study.command()
-def run(
+def run(  # long for its options
     only: OnlyOption = None,
     seeds: SeedsOption = SEEDS,
     epochs: EpochsOption = EPOCHS,
     workers: WorkersOption = None,
-    threads: Annotated[
-        int, typer.Option("--threads", min=1, max=1024, metavar="N", help="CPU threads of each run.")
-    ] = 1,
+    threads: Annotated[int, typer.Option("--threads", min=1, metavar="N", help="CPU threads of each run.")] = 1,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option("--device", help="Where to train.")] = "auto",
     data: DataOption = None,
     out: OutOption = STUDY_FOLDER,
@@ -111,58 +110,41 @@ def run(
     parts = only or list(PARTS)
     plan_tasks(parts, [])  # an unknown part is said before torch is imported, which takes a second
     try:
-        progress = _run(parts, seeds, epochs, workers, threads, device, data, out, ray)
+        from fmcae.data import load_dataset
+        from fmcae.study.results import check_study, collect
+        from fmcae.study.runner import executor, run_study
+        from fmcae.train.loop import resolve_device
+
+        folder, place = out.resolve(), resolve_device(device)
+        count = _workers(workers, place)
+        data = str(Path(data).expanduser().resolve()) if data else None
+        if folder.is_file():
+            raise UsageError(f"out (={folder}) must be a folder; it is a file")
+        dataset = load_dataset(data)
+        tasks = plan_tasks(parts, range(seeds), epochs, len(dataset.train))
+        if len(tasks) < len(plan_tasks(parts, range(seeds), epochs)):
+            note(f"the cells with {len(dataset.train):,} labels or more are left out: {dataset.name} has no more")
+        known = check_study(folder, tasks, dataset)
+        (folder / "runs").mkdir(parents=True, exist_ok=True)
+        tasks = [replace(task, config=replace(task.config, device=place, threads=threads)) for task in tasks]
+        collect(folder, dataset)  # what an earlier call left that was killed
+        try:
+            with executor(ray, count, threads, place) as submit, _watch() as changed:
+                progress = run_study(folder, tasks, submit, count, data, changed, known)
+        finally:
+            collect(folder, dataset)
     except KeyboardInterrupt:
         note("stopped; the same command goes on")
         raise typer.Exit(130) from None
     done, failed = progress.in_state("done"), progress.in_state("failed")
     for status in failed:
         error_line(f"{status.task.name} ({status.task.title}): {status.reason}")
-    typer.echo(f"{len(done)} of {len(progress.statuses)} runs are done, {len(failed)} failed")
+    typer.echo(f"{len(done)} of {len(tasks)} runs are done, {len(failed)} failed")
     if done:
         epochs_option = [] if epochs == EPOCHS else ["--epochs", str(epochs)]
         typer.echo(f"next: {shlex.join(['fmcae', 'study', 'report', str(out), *epochs_option])}")
     if failed:
         raise typer.Exit(1)
-
-
-def _run(
-    parts: list[str],
-    seeds: int,
-    epochs: int,
-    workers: int | None,
-    threads: int,
-    device: str,
-    data: str | None,
-    out: Path,
-    ray: str | None,
-) -> "StudyProgress":
-    from fmcae.data import load_dataset
-    from fmcae.study.results import check_study, collect
-    from fmcae.study.runner import executor, run_study
-    from fmcae.train.loop import resolve_device
-
-    device = resolve_device(device)
-    count = _workers(workers, device)
-    data = str(Path(data).expanduser().resolve()) if data else None
-    folder = out.resolve()
-    if folder.is_file():
-        raise UsageError(f"out (={folder}) must be a folder; it is a file")
-    dataset = load_dataset(data)
-    tasks = plan_tasks(parts, range(seeds), epochs, len(dataset.train))
-    if len(tasks) < len(plan_tasks(parts, range(seeds), epochs)):
-        note(
-            f"the cells with {len(dataset.train):,} labels or more are left out: {dataset.name} has no more to train on"
-        )
-    known = check_study(folder, tasks, dataset)
-    (folder / "runs").mkdir(parents=True, exist_ok=True)
-    tasks = [replace(task, config=replace(task.config, device=device, threads=threads)) for task in tasks]
-    collect(folder, dataset)  # what an earlier call left that was killed
-    try:
-        with executor(ray, count, threads, device) as submit, _watch() as changed:
-            return run_study(folder, tasks, submit, count, data, changed, known)
-    finally:
-        collect(folder, dataset)
 
 
 @study.command()
@@ -195,43 +177,32 @@ def _workers(workers: int | None, device: str) -> int:
 
 @contextmanager
 def _watch() -> "Iterator[Callable[[StudyProgress], None]]":
-    """A live table on a terminal's stderr; elsewhere a line for each run that starts, ends or fails."""
+    """Show a line for each run that ends or fails, and on a terminal a live table of those that run."""
+    shown: dict[str, str] = {}
     if not sys.stderr.isatty():
-        yield _Lines()
+        yield lambda progress: _print_changes(progress, shown, note)
         return
     from rich.console import Console
     from rich.live import Live
 
     with Live(console=Console(stderr=True), auto_refresh=False, transient=True) as live:
-        lines = _Lines(lambda text: live.console.print(text, highlight=False, soft_wrap=True))
 
         def changed(progress: "StudyProgress") -> None:
-            lines(progress)
+            _print_changes(progress, shown, partial(live.console.print, highlight=False, soft_wrap=True))
             live.update(_table(progress), refresh=True)
 
         yield changed
 
 
-class _Lines:
-    def __init__(self, write: Callable[[str], None] = note) -> None:
-        self.write = write
-        self.shown: dict[str, str] = {}
-
-    def __call__(self, progress: "StudyProgress") -> None:
-        is_first = not self.shown
-        for name, status in progress.statuses.items():
-            if self.shown.get(name) == status.state:
-                continue
-            self.shown[name] = status.state
-            if status.state in ("done", "failed") and not is_first:
-                done, left = len(progress.in_state("done")), _duration(progress.seconds_left())
-                reason = f": {status.reason}" if status.reason else ""
-                self.write(
-                    f"{status.state}: {status.task.title}{reason} ({done}/{len(progress.statuses)}, {left} left)"
-                )
-        if is_first:
-            done = len(progress.in_state("done"))
-            self.write(f"{len(progress.statuses)} runs, {done} of them done before; {progress.workers} at a time")
+def _print_changes(progress: "StudyProgress", shown: dict[str, str], write: Callable[[str], None]) -> None:
+    done, runs = len(progress.in_state("done")), len(progress.statuses)
+    if not shown:
+        write(f"{runs} runs, {done} of them done before; {progress.workers} at a time")
+    for name, status in progress.statuses.items():
+        if status.state in ("done", "failed") and shown.get(name, status.state) != status.state:
+            left, reason = _duration(progress.seconds_left()), f": {status.reason}" if status.reason else ""
+            write(f"{status.state}: {status.task.title}{reason} ({done}/{runs}, {left} left)")
+        shown[name] = status.state
 
 
 def _table(progress: "StudyProgress") -> Any:

@@ -35,7 +35,7 @@ def save(figure: Figure, stem: Path) -> list[Path]:
 
 
 def curves(cells: Mapping[str, Sequence[RunResult]]) -> Figure | None:
-    """Accuracy and cross-entropy of classifiers over the epochs; None if no cell has runs."""
+    """Draw the accuracy and cross-entropy of classifiers over the epochs; None if no cell has runs."""
     if not any(cells.values()):
         return None
     figure = Figure(figsize=(11, 4.4), layout="constrained")
@@ -77,7 +77,7 @@ def _band(axes: Axes, series: Sequence[Sequence[float]], index: int, colour: str
 
 
 def confusion(runs: Sequence[RunResult], class_names: Sequence[str]) -> Figure | None:
-    """The confusion matrix of all seeds together, rows as shares; None without runs."""
+    """Draw the confusion matrix of all seeds together, rows as shares; None without runs."""
     counts = [run.confusion for run in runs if run.confusion is not None]
     return confusion_figure(np.sum(counts, axis=0), list(class_names)) if counts else None
 
@@ -85,7 +85,7 @@ def confusion(runs: Sequence[RunResult], class_names: Sequence[str]) -> Figure |
 def reconstructions(
     results: Results, with_pooling: Sequence[RunResult], without_pooling: Sequence[RunResult]
 ) -> Figure | None:
-    """Test images above their reconstructions; None unless both autoencoders have theirs in the results."""
+    """Draw test images above their reconstructions; None unless both autoencoders have theirs in the results."""
     rows = [("input", "x")]
     for label, runs in (("with pooling", with_pooling), ("without", without_pooling)):
         rows += [(label, run.name) for run in runs if run.name in results.examples][:1]
@@ -103,15 +103,13 @@ def reconstructions(
 
 
 def few_labels(pairs: Mapping[int, Sequence[Sequence[float]]]) -> Figure | None:
-    """Test accuracy over the number of labels, pre-trained and random; None without runs."""
+    """Draw the test accuracy over the number of labels, pre-trained and random; None without runs."""
+    if not any(values for pair in pairs.values() for values in pair):
+        return None
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
-    is_empty = True
     for index, (name, style, aside) in enumerate((("pre-trained", "-", 0.97), ("random", "--", 1.03))):
         points = {count: values[index] for count, values in pairs.items() if values[index]}
-        if not points:
-            continue
-        is_empty = False
         mean = [float(np.mean(values)) for values in points.values()]
         std = [float(np.std(values, ddof=1)) if len(values) > 1 else 0.0 for values in points.values()]
         axes.errorbar(
@@ -124,8 +122,6 @@ def few_labels(pairs: Mapping[int, Sequence[Sequence[float]]]) -> Figure | None:
             capsize=3,
             label=name,
         )
-    if is_empty:
-        return None
     axes.set(xscale="log", xlabel="labelled images", ylabel="test accuracy")
     axes.set_xticks(list(pairs), [f"{count:,}" for count in pairs], fontsize=8)
     axes.minorticks_off()

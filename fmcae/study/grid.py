@@ -59,12 +59,9 @@ class Task:
         """
         return {
             item.name: value
-            for config, default in (
-                (self.config.network, type(self.config.network)()),
-                (self.config, type(self.config)()),
-            )
-            for item in fields(config)
-            if item.name not in NOT_SETTINGS and (value := getattr(config, item.name)) != getattr(default, item.name)
+            for config in (self.config.network, self.config)
+            for item, default in zip(fields(config), vars(type(config)()).values(), strict=True)
+            if item.name not in NOT_SETTINGS and (value := getattr(config, item.name)) != default
         }
 
     @property
@@ -167,19 +164,13 @@ TABLES: dict[str, dict[str, Cell]] = {
 # Each part's cells by name.
 PARTS: dict[str, dict[str, Cell]] = {
     **TABLES,
-    "appendix": {
-        "with pooling": partial(autoencoder),
-        "without pooling": partial(autoencoder, pooling=False),
-    },
+    "appendix": {"with pooling": partial(autoencoder), "without pooling": partial(autoencoder, pooling=False)},
     "figure-3": {f"n={n}": partial(classifier, latent_dim=n, dropout=0.05) for n in LATENT_DIMS},
     "figure-4": {f"p={p}": partial(classifier, dropout=p) for p in DROPOUTS},
     "encoder-dropout": {f"p={p}": partial(classifier, dropout=p, encoder_dropout=DROPOUTS[0]) for p in DROPOUTS[1:]},
     "learning-rate": {f"lr={lr}": partial(classifier, learning_rate=lr) for lr in LEARNING_RATES},
     "final-model": {"final model": partial(classifier)},  # Figures 5 and 6
-    "figure-ap2": {
-        "with pooling": partial(classifier),
-        "without pooling": partial(classifier, pooling=False),
-    },
+    "figure-ap2": {"with pooling": partial(classifier), "without pooling": partial(classifier, pooling=False)},
     "figure-ap3": {  # with the control that C13 lacks: a random encoder that is trained
         "pre-trained, fine-tuned": partial(classifier),
         "pre-trained, frozen": partial(classifier, is_frozen=True),
@@ -234,12 +225,11 @@ def cells_of_runs(seed: int, epochs: int) -> dict[str, list[str]]:
     """
     filled: dict[str, list[str]] = {}
     started: dict[str, list[str]] = {}
-    for part, cells in PARTS.items():
-        for name, cell in cells.items():
-            task = cell(seed, epochs=epochs)
-            filled.setdefault(task.name, []).append(f"{part}: {name}")
-            if task.needs:
-                started.setdefault(task.needs.name, []).append(f"{part}: {name}")
+    for part, name in ((part, name) for part, cells in PARTS.items() for name in cells):
+        task = PARTS[part][name](seed, epochs=epochs)
+        filled.setdefault(task.name, []).append(f"{part}: {name}")
+        if task.needs:
+            started.setdefault(task.needs.name, []).append(f"{part}: {name}")
     return started | filled
 
 
@@ -247,12 +237,11 @@ def multiply_adds(config: TrainConfig) -> int:
     """The multiply-adds of one image, forward through what a stage trains; a run's time is about proportional to it."""
     network = config.network
     convolution = 26 * 26 * 16 * 9
-    if network.pooling:
-        encoder = convolution + 11 * 11 * 32 * 16 * 9 + 800 * network.latent_dim
-        decoder = 800 * network.latent_dim + 5 * 5 * 32 * 16 * 16 + 13 * 13 * 16 * 9
-    else:
-        encoder = convolution + 24 * 24 * 32 * 16 * 9 + 18_432 * network.latent_dim
-        decoder = 18_432 * network.latent_dim + 24 * 24 * 32 * 16 * 9 + convolution
+    linear = (800 if network.pooling else 18_432) * network.latent_dim
+    encoder = convolution + (11 * 11 if network.pooling else 24 * 24) * 32 * 16 * 9 + linear
+    decoder = linear + 5 * 5 * 32 * 16 * 16 + 13 * 13 * 16 * 9
+    if not network.pooling:
+        decoder = linear + 24 * 24 * 32 * 16 * 9 + convolution
     return encoder + (decoder if config.stage == "autoencoder" else network.latent_dim * network.class_count)
 
 

@@ -6,7 +6,7 @@ Its prose is in ``report.md.jinja``; this module prepares what the template prin
 import math
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -14,11 +14,12 @@ from typing import Any
 
 import jinja2
 import numpy as np
+from matplotlib.figure import Figure
 
 from fmcae.files import write_atomic
 from fmcae.study import figures, paper
 from fmcae.study.claims import CLAIMS, FINDINGS, Claim, Contrast, evaluate, measure
-from fmcae.study.grid import ALSO_CALLED, EPOCHS, LABELS, PARTS, READINGS, TABLES, label_count, plan
+from fmcae.study.grid import ALSO_CALLED, EPOCHS, LABELS, PARTS, READINGS, TABLES, Task, label_count, plan
 from fmcae.study.results import Results, RunResult
 
 NAME = "report.md"
@@ -50,7 +51,7 @@ class _Page:
     """What the template asks for."""
 
     def __init__(self, results: Results, epochs: int) -> None:
-        self.results, self.epochs = results, epochs
+        self.results, self.data, self.epochs = results, results.data, epochs
         self.seeds: list[int] = sorted({run.config["seed"] for run in results.runs.values()}) or [0]
         self.claims = evaluate(CLAIMS, results, self.seeds, epochs)
         self.findings = evaluate(FINDINGS, results, self.seeds, epochs)
@@ -60,36 +61,25 @@ class _Page:
     def text(self, folder: Path) -> str:
         environment = jinja2.Environment(
             loader=jinja2.FileSystemLoader(Path(__file__).parent),
-            autoescape=False,
             undefined=jinja2.StrictUndefined,
             trim_blocks=True,
             lstrip_blocks=True,
         )
         environment.filters.update(FILTERS)
-        data, runs = self.results.data, self.results.runs.values()
         place = folder.name if folder.is_absolute() else folder.as_posix()  # a report names no machine's own path
-        fits = self._fits()
         text = environment.get_template(f"{NAME}.jinja").render(
-            **{name: getattr(self, name) for name in ("claims", "findings", "few_labels", "epochs", "seeds")},
-            **{name: getattr(self, name) for name in ("cells", "values", "command")},
+            **vars(self),
+            cells=self.cells,
+            values=self.values,
+            command=self.command,
             report_command=shlex.join(["fmcae", "study", "report", place, *self._epochs_option()]),
-            data=data,
-            counts=data["counts"],
-            left_out=[
-                (claim.name, [name for name in claim.classes if name not in data["class_names"]])
-                for claim in CLAIMS
-                if not claim.fits(data)
-            ],
-            too_many_labels=[count for count in LABELS if count and count not in self.few_labels],
-            runs=runs,
-            hours=sum(run.seconds for run in runs) / 3600,
-            machines=_machines(runs),
-            drawn=self.figures,
+            left_out=[claim for claim in CLAIMS if not claim.fits(self.data)],
+            too_many_labels=[count for count in LABELS if (count or 0) >= self.data["counts"]["train"]],
+            hours=sum(run.seconds for run in self.results.runs.values()) / 3600,
+            machines=_machines(self.results.runs.values()),
             paper=paper,
-            title=lambda part: paper.TITLES[part].partition(":")[0],
             tables=TABLES,
-            fits=fits,
-            best={column: min((fit[column] or math.inf) for fit in fits.values()) for column in (*TABLES, "all")},
+            fits={reading: self._fit(reading) for reading in READINGS},
             tasks=self._tasks(),
         )
         return text.rstrip() + "\n"
@@ -105,7 +95,7 @@ class _Page:
 
     def values(self, part: str, cell: str, metric: str) -> list[float]:
         """A metric of a cell's runs."""
-        return [measure(metric, run, self.results.data["class_names"]) for run in self.cells(part)[cell]]
+        return [measure(metric, run, self.data["class_names"]) for run in self.cells(part)[cell]]
 
     def command(self, *parts: str) -> str:
         """What makes all that the parts have here; without parts, everything."""
@@ -119,52 +109,38 @@ class _Page:
 
     def _few_labels(self) -> dict[int, tuple[list[float], list[float], Claim]]:
         """By number of labels, the test accuracies, pre-trained and random, and the finding on them."""
-        train = self.results.data["counts"]["train"]
         claims = {claim.labels: claim for claim in self.findings if claim.labels or claim.name == "F2"}
-        accuracies = {
-            labels: [
-                self.values("labels", f"{label_count(labels)}, {start}", "test accuracy")
-                for start in ("pre-trained", "random")
-            ]
-            for labels in claims
-        }
-        counts = [labels for labels in LABELS if labels in claims]
-        return {labels or train: (accuracies[labels][0], accuracies[labels][1], claims[labels]) for labels in counts}
+        rows = {}
+        for labels in (labels for labels in LABELS if labels in claims):
+            starts = (f"{label_count(labels)}, {start}" for start in ("pre-trained", "random"))
+            pretrained, random = (self.values("labels", cell, "test accuracy") for cell in starts)
+            rows[labels or self.data["counts"]["train"]] = pretrained, random, claims[labels]
+        return rows
 
-    def _figures(self) -> dict[str, Any]:
+    def _figures(self) -> dict[str, Figure]:
         """The figures that have runs, by name."""
-        appendix = self.cells("appendix")
         drawn = {name: figures.curves(self.cells(ALSO_CALLED.get(name, name))) for name in CURVES}
-        drawn["figure-ap1"] = figures.reconstructions(self.results, *appendix.values())
-        drawn["figure-6"] = figures.confusion(
-            self.cells("final-model")["final model"], self.results.data["class_names"]
-        )
+        drawn["figure-ap1"] = figures.reconstructions(self.results, *self.cells("appendix").values())
+        drawn["figure-6"] = figures.confusion(self.cells("final-model")["final model"], self.data["class_names"])
         drawn["labels"] = figures.few_labels({count: row[:2] for count, row in self.few_labels.items()})
         return {name: figure for name, figure in drawn.items() if figure}
 
-    def _fits(self) -> dict[str, dict[str, float | None]]:
-        """By reading and table (and "all"), the root mean square of ln(ours / the paper's); None if a cell was not run."""
-        fits: dict[str, dict[str, float | None]] = {}
-        for reading in READINGS:
-            tables = {
-                part: [
-                    math.log(np.mean(values) / reported) if values else math.nan
-                    for cell, reported in paper.TEST_MSE[part].items()
-                    for values in [self.values("readings", f"{reading}: {part}, {cell}", "test MSE")]
-                ]
-                for part in TABLES
-            }
-            squares = {part: float(np.mean(np.square(logs))) for part, logs in tables.items()}
-            squares["all"] = float(np.mean(list(squares.values())))
-            fits[reading] = {
-                name: None if math.isnan(square) else math.sqrt(square) for name, square in squares.items()
-            }
-        return fits
+    def _fit(self, reading: str) -> dict[str, float]:
+        """By table, and for all, the root mean square of ln(ours / the paper's); infinite if a cell was not run."""
+        squares = {}
+        for part in TABLES:
+            ours = {cell: self.values("readings", f"{reading}: {part}, {cell}", "test MSE") for cell in PARTS[part]}
+            logs = [
+                math.log(np.mean(ours[cell]) / reported) if ours[cell] else math.inf
+                for cell, reported in paper.TEST_MSE[part].items()
+            ]
+            squares[part] = float(np.mean(np.square(logs)))
+        squares["all"] = float(np.mean(list(squares.values())))
+        return {name: math.sqrt(square) for name, square in squares.items()}
 
-    def _tasks(self) -> list[tuple[Any, int]]:
+    def _tasks(self) -> list[tuple[Task, int]]:
         """Every task of the first seed, and how many seeds have its run."""
-        train = self.results.data["counts"]["train"]
-        plans = [plan(PARTS, [seed], self.epochs, train) for seed in self.seeds]
+        plans = [plan(PARTS, [seed], self.epochs, self.data["counts"]["train"]) for seed in self.seeds]
         return [
             (same[0], sum(self.results.find(task) is not None for task in same)) for same in zip(*plans, strict=True)
         ]
@@ -172,16 +148,13 @@ class _Page:
 
 def _machines(runs: Iterable[RunResult]) -> list[dict[str, Any]]:
     """The machines and versions that the runs were made with, each with its number of runs and its days."""
-    groups: dict[tuple[Any, ...], list[str]] = {}
     names = ("cpu", "available_cpus", "device", "threads", "fmcae", "torch", "python", "recorded")
+    days: dict[tuple[Any, ...], list[str]] = {}
     for run in runs:
         facts = {"cpu": "an unknown CPU", "available_cpus": "?", "recorded": run.recorded}
         facts |= run.config | run.versions | run.machine
-        groups.setdefault(tuple(facts[name] for name in names), []).append(run.date[:10])
-    return [
-        dict(zip(names, key, strict=True)) | {"runs": len(days), "dates": sorted({min(days), max(days)})}
-        for key, days in groups.items()
-    ]
+        days.setdefault(tuple(facts[name] for name in names), []).append(run.date[:10])
+    return [dict(zip(names, facts, strict=True)) | {"days": found} for facts, found in days.items()]
 
 
 def _mean(values: Sequence[float], digits: int = 4) -> str:
@@ -216,9 +189,12 @@ def _conjunction(items: Iterable[str]) -> str:
     return f"{', '.join(most)} and {last}" if most else last
 
 
-FILTERS = {
+FILTERS: dict[str, Callable[..., str]] = {
     "mean": _mean,
     "difference": lambda values, reported: f"{np.mean(values) - reported:+.4f}" if values else "",
+    "fit": lambda value, best: (
+        NOT_RUN if value == math.inf else f"**{value:.3f}**" if value == best else f"{value:.3f}"
+    ),
     "interval": _interval,
     "size": _size,
     "number": _number,

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fmcae.errors import RunError
 from fmcae.files import write_atomic
-from fmcae.study.grid import EPOCHS, NOT_SETTINGS, Task, autoencoder, cells_of_runs
+from fmcae.study.grid import NOT_SETTINGS, Task, autoencoder, cells_of_runs
 
 if TYPE_CHECKING:
     from fmcae.data import Dataset
@@ -117,13 +117,12 @@ def check_study(folder: Path, tasks: Iterable[Task], dataset: "Dataset") -> set[
     from fmcae.train.run import find_runs
 
     found = {run.folder.name: run for run in find_runs(folder / "runs")}
-    results = read_if_any(folder)
-    trained_on = [(run.folder, run.data) for run in found.values()]
-    _check_data(trained_on + [(folder / FILE, result.data) for result in results.runs.values()], dataset)
+    results = read(folder, missing_ok=True)
+    _check_data([(run.folder, run.data) for run in found.values()], dataset)
+    _check_data([(folder / FILE, run.data) for run in results.runs.values()], dataset)
     for task in tasks:
         results.find(task)
-        if task.name in found:
-            run = found[task.name]
+        if run := found.get(task.name):
             check_settings(task, run.config.to_json(), _source(run))
     return set(results.runs)
 
@@ -152,29 +151,15 @@ def collect(folder: Path, dataset: "Dataset") -> None:
     _check_data([(run.folder, run.data) for run in runs], dataset)
     path = folder / FILE
     before: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"runs": {}, "examples": {}}
+    found = before["runs"] | {run.folder.name: _run_to_json(run) for run in runs}
     examples = before["examples"] or {name: _pack(images) for name, images in _examples(folder, dataset).items()}
-    write(folder, runs[0].data, examples, before["runs"] | {run.folder.name: _run_to_json(run) for run in runs})
+    content = {"schema_version": SCHEMA_VERSION, "data": runs[0].data, "examples": examples}
+    lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(found[name])}" for name in sorted(found))  # one for each run
+    write_atomic(path, json.dumps(content, indent=1).removesuffix("\n}") + ',\n "runs": {\n' + lines + "\n }\n}\n")
 
 
-def write(folder: Path, data: dict[str, Any], examples: dict[str, str], runs: dict[str, dict[str, Any]]) -> None:
-    """Write ``results.json``, with one line for each run."""
-    content = {"schema_version": SCHEMA_VERSION, "data": data, "examples": examples}
-    lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(runs[name])}" for name in sorted(runs))
-    text = json.dumps(content, indent=1).removesuffix("\n}") + ',\n "runs": {\n' + lines + "\n }\n}\n"
-    write_atomic(folder / FILE, text)
-
-
-def read_if_any(folder: Path) -> Results:
-    """Read ``results.json``, or return no results without one.
-
-    Raises:
-        RunError: it is damaged.
-    """
-    return read(folder) if (folder / FILE).is_file() else Results({}, {}, {})
-
-
-def read(folder: Path) -> Results:
-    """Read ``results.json``.
+def read(folder: Path, *, missing_ok: bool = False) -> Results:
+    """Read ``results.json``; with ``missing_ok`` there are no results without one.
 
     Raises:
         RunError: it is missing or damaged.
@@ -191,7 +176,11 @@ def read(folder: Path) -> Results:
             runs[name] = RunResult(name=name, confusion=counts, **values)
         return Results(runs, content["data"], {name: _unpack(text) for name, text in content["examples"].items()})
     except FileNotFoundError as error:
-        raise RunError(f"{folder}: has no {FILE}; make it with  fmcae study run --out {shlex.quote(str(folder))}") from error
+        if missing_ok:
+            return Results({}, {}, {})
+        raise RunError(
+            f"{folder}: has no {FILE}; make it with  fmcae study run --out {shlex.quote(str(folder))}"
+        ) from error
     except (ValueError, KeyError, TypeError, AttributeError, zlib.error) as error:
         raise RunError(f"{path}: is damaged: {error}") from error
 
@@ -199,9 +188,9 @@ def read(folder: Path) -> Results:
 def _run_to_json(run: "Run") -> dict[str, Any]:
     records = [record for record in run.metrics() if record["stage"] == run.config.stage]
     epochs = [record for record in records if "epoch" in record]
-    test = next((record for record in records if record.get("split") == "test"), None)
-    if not epochs or test is None:
+    if not epochs or records[-1].get("split") != "test":
         raise RunError(f"{run.folder}: is finished, and its metrics are not there")
+    test = records[-1]
     described = json.loads((run.folder / "config.json").read_text())
     config = {name: value for name, value in run.config.to_json().items() if name not in ("data", "autoencoder_from")}
     return {
@@ -236,14 +225,13 @@ def _examples(folder: Path, dataset: "Dataset") -> dict[str, NDArray[np.uint8]]:
     from fmcae.train.run import open_run
 
     for seed in range(100):
-        names = [autoencoder(seed, EPOCHS).name, autoencoder(seed, EPOCHS, pooling=False).name]
-        if all((folder / "runs" / name / "autoencoder.safetensors").is_file() for name in names):
-            images = dataset.test.images[:EXAMPLES]
-            examples = {"x": images}
-            for name in names:
+        paths = [folder / "runs" / autoencoder(seed, pooling=pooling).name for pooling in (True, False)]
+        if all((path / "autoencoder.safetensors").is_file() for path in paths):
+            examples = {"x": dataset.test.images[:EXAMPLES]}
+            for path in paths:
                 with torch.no_grad():
-                    x_hat = open_run(folder / "runs" / name).network("autoencoder")(torch.from_numpy(scale(images)))
-                examples[name] = np.rint(255 * x_hat[:, 0].numpy()).astype(np.uint8)
+                    x_hat = open_run(path).network("autoencoder")(torch.from_numpy(scale(examples["x"])))
+                examples[path.name] = np.rint(255 * x_hat[:, 0].numpy()).astype(np.uint8)
             return examples
     return {}
 

@@ -3,8 +3,8 @@
     DIR/runs/NAME/      a run folder as ``fmcae train`` writes it; finished ones are never trained again
     DIR/results.json    written by :func:`fmcae.study.results.collect`; what it has need not run again
 
-A run that is stopped goes on from its last whole epoch. One that fails takes along only those that start from it, and is
-tried again by the next call.
+A run that is stopped continues from its last whole epoch. If a run fails, only those that start from it fail too, and the
+next call tries them once more.
 """
 
 import json
@@ -34,7 +34,7 @@ POLL_SECONDS = 0.5
 
 @dataclass
 class TaskStatus:
-    """Where one task stands.
+    """The state of one task.
 
     Attributes:
         state: "failed" also where the autoencoder that it needs has failed.
@@ -53,22 +53,22 @@ class TaskStatus:
 
 @dataclass
 class StudyProgress:
-    """Where all tasks of a call stand, by name."""
+    """The state of all tasks of a call, by name."""
 
     folder: Path
     statuses: dict[str, TaskStatus]
     workers: int
 
     def in_state(self, state: State) -> list[TaskStatus]:
-        """The tasks in that state, in the plan's order."""
+        """Return the tasks in that state, in the plan's order."""
         return [status for status in self.statuses.values() if status.state == state]
 
     def epochs_done(self, status: TaskStatus) -> int:
-        """The whole epochs in the run's folder, from whatever machine."""
+        """Return the number of whole epochs in the run's folder, from whatever machine."""
         return count_epochs(run_folder(self.folder, status.task), status.task.config.stage)
 
     def seconds_left(self) -> float | None:
-        """The time left, estimated from what ran in this call; None before the first epoch's end."""
+        """Return the time left, estimated from what ran in this call; None before the first epoch's end."""
         done = left = busy = 0.0
         for status in self.statuses.values():
             total, epochs = work(status.task.config), status.task.config.epochs
@@ -84,21 +84,21 @@ class StudyProgress:
 
 
 def run_folder(folder: Path, task: Task) -> Path:
-    """Where a task's run lies below the study's folder."""
+    """Return the folder of a task's run below the study's folder."""
     return folder / "runs" / task.name
 
 
 def is_done(folder: Path, task: Task) -> bool:
-    """Whether the task's run is finished."""
+    """Return whether the task's run is finished."""
     return (run_folder(folder, task) / f"{task.config.stage}.safetensors").is_file()
 
 
 def to_do(folder: Path, tasks: Sequence[Task], known: Collection[str] = ()) -> list[Task]:
-    """The tasks that must still run.
+    """Return the tasks that must still run.
 
     Args:
-        known: names of runs whose results are there though their folders may not be; an autoencoder that is needed to
-            start from is trained again all the same.
+        known: the names of runs whose results are there, though their folders may not be. An autoencoder among them is
+            trained anew where a classifier needs its weights to start from.
     """
     left = [task for task in tasks if not is_done(folder, task)]
     needed = {task.needs.name for task in left if task.needs and task.name not in known}
@@ -106,7 +106,7 @@ def to_do(folder: Path, tasks: Sequence[Task], known: Collection[str] = ()) -> l
 
 
 def count_epochs(run: Path, stage: str) -> int:
-    """The whole epochs of a stage in a run's ``metrics.jsonl``; 0 without one."""
+    """Return the number of whole epochs of a stage in a run's ``metrics.jsonl``; 0 without one."""
     try:
         records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     except (OSError, ValueError):
@@ -126,10 +126,10 @@ def run_study(
     """Train every task that is not done yet, an autoencoder before the classifiers that start from it.
 
     Args:
-        submit: takes a function and its arguments, as ``concurrent.futures.Executor.submit`` does.
+        submit: a function that takes another and its arguments, as ``concurrent.futures.Executor.submit`` does.
         workers: how many run at a time.
-        data: the data folder, None for Fashion-MNIST from where it is found.
-        changed: is called at every change, and twice a second.
+        data: the data folder; None for Fashion-MNIST from where it is found.
+        changed: a function that is called at every change, and twice a second.
         known: as for :func:`to_do`.
 
     Returns:
@@ -190,7 +190,7 @@ def _open_or_create(folder: Path, task: Task, dataset: "Dataset", data: str | No
 
 
 def measure_rate() -> float:
-    """The multiply-adds a second of one run on one thread of this machine."""
+    """Measure the multiply-adds a second of one run on one thread of this machine."""
     import torch
 
     from fmcae.train.loop import DeviceSplit, compute_for, optimizer_for, train_epoch
@@ -222,12 +222,9 @@ def _only_one(lock: Path) -> Iterator[None]:
         yield
 
 
-# --- where tasks run ---------------------------------------------------------------------------------------------
-
-
 @contextmanager
 def local(workers: int) -> Iterator[Submit]:
-    """Each task in a fresh process of this machine, ``workers`` at a time; leaving early ends them."""
+    """Run each task in a fresh process of this machine, ``workers`` at a time; leaving early ends them."""
     processes: set[multiprocessing.process.BaseProcess] = set()
     context = multiprocessing.get_context("spawn")
 
@@ -280,7 +277,7 @@ def _end_with_parent() -> None:
 
 @contextmanager
 def ray(address: str, cpus: int, gpus: float) -> Iterator[Submit]:
-    """Each task on a Ray cluster, which starts it again elsewhere if its worker dies.
+    """Run each task on a Ray cluster, which starts it again elsewhere if its worker dies.
 
     Args:
         address: the cluster's address, as ``ray.init`` takes it. Its machines need fmcae with its [train] extra, the data
@@ -309,7 +306,7 @@ def _for_ray(function: Callable[..., None], *arguments: Any) -> None:
 
 
 def executor(address: str | None, workers: int, threads: int, device: str) -> AbstractContextManager[Submit]:
-    """:func:`ray` if there is an address, else :func:`local`."""
+    """Return :func:`ray` if there is an address, else :func:`local`."""
     if address is None:
         return local(workers)
     return ray(address, threads, 1 / workers if device == "cuda" else 0)

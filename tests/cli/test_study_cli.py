@@ -1,33 +1,38 @@
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 pytestmark = pytest.mark.train
 
+FINAL_MODEL = ("--only", "final-model", "--seeds", "1", "--epochs", "1")
+
 
 @pytest.fixture(autouse=True)
-def in_folder(tmp_path, monkeypatch):
+def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def test_plan_run_and_report_as_a_user_would(cli, sample):
-    part = ("--only", "final-model", "--seeds", "1", "--epochs", "1")
-    result = cli("study", "plan", *part, "--list")
+def test_plan_run_and_report_as_a_user_would(cli: Callable[..., Any], sample: Path) -> None:
+    result = cli("study", "plan", *FINAL_MODEL, "--list")
     assert result.exit_code == 0
     assert "final-model          2      2" in result.stdout
     assert "to do  fmcae train --stage classifier --from runs/study/runs/autoencoder-" in result.stdout
-    result = cli("study", "run", *part, "--data", sample)
+    result = cli("study", "run", *FINAL_MODEL, "--data", sample)
     assert result.exit_code == 0 and "2 of 2 runs are done, 0 failed" in result.stdout
+    assert "next: fmcae study report runs/study --epochs 1" in result.stdout
     assert "done: classifier n=128, p=0.1, lr=0.001, seed 0 (2/2, " in result.stderr
-    assert "final-model          2      0     0.0" in cli("study", "plan", *part).stdout
-    again = cli("study", "run", *part, "--data", sample)
-    assert again.exit_code == 0 and "2 runs, 2 of them done before" in again.stderr
-    result = cli("study", "report", "--epochs", "1", "--data", sample)
+    assert "final-model          2      0     0.0" in cli("study", "plan", *FINAL_MODEL).stdout
+    result = cli("study", "run", *FINAL_MODEL, "--data", sample)
+    assert result.exit_code == 0 and "2 runs, 2 of them done before" in result.stderr
+    result = cli("study", "report", "--epochs", "1")
     assert result.exit_code == 0 and "runs/study/report.md" in result.stdout
     assert "| n=64 | 0.034 | not run |" in Path("runs/study/report.md").read_text()
 
@@ -37,32 +42,106 @@ def test_plan_run_and_report_as_a_user_would(cli, sample):
     [
         (("plan", "--only", "table-9"), 2, "only (=table-9) must be one of table-1, "),
         (("run", "--only", "table-9"), 2, "only (=table-9) must be one of table-1, "),
-        (("run", "--seeds", "0"), 2, "seeds (=0) must be at least 1"),
-        (("run", "--workers", "0"), 2, "workers (=0) must be at least 1"),
-        (("run", "--threads", "0"), 2, "threads (=0) must be an integer from 1"),
-        (("run", "--epochs", "0"), 2, "epochs (=0) must be an integer from 1"),
-        (("run", "--device", "tpu"), 2, "device (=tpu) must be one of auto, cpu, cuda"),
         (("run", "--data", "missing"), 2, "missing) must be an existing folder"),
         (
             ("report", "missing"),
             1,
-            "missing: has neither finished runs nor results.json: start with  fmcae study run --out missing",
+            "missing: has no results.json; make it with  fmcae study run --out missing",
         ),
     ],
 )
-def test_bad_options_are_named_in_one_line_and_leave_nothing(cli, arguments, exit_code, message):
+def test_what_is_wrong_is_named_in_one_line_and_leaves_nothing(
+    cli: Callable[..., Any], arguments: tuple[str, ...], exit_code: int, message: str
+) -> None:
     result = cli("study", *arguments)
     assert (result.exit_code, result.stdout) == (exit_code, "")
     assert message in result.stderr and result.stderr.count("\n") == 1
     assert list(Path().iterdir()) == []
 
 
-def test_ctrl_c_stops_it_and_the_same_command_goes_on(cli, sample):
+@pytest.mark.parametrize(
+    "option", [("--seeds", "0"), ("--workers", "0"), ("--threads", "0"), ("--epochs", "0"), ("--device", "tpu")]
+)
+def test_a_bad_option_is_named(cli: Callable[..., Any], option: tuple[str, str]) -> None:
+    result = cli("study", "run", *option)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert option[0] in result.stderr and option[1] in result.stderr and list(Path().iterdir()) == []
+
+
+def test_another_data_set_is_refused_before_anything_trains(cli: Callable[..., Any], sample: Path) -> None:
+    from fmcae.data import idx, load_dataset
+    from fmcae.study import grid, runner
+
+    runner.run_task(Path("runs/study"), grid.autoencoder(0, epochs=1), str(sample))
+    before = sorted(Path("runs").rglob("*"))
+    other = Path("other")
+    other.mkdir()
+    for path in sample.glob("*.gz"):
+        array = idx.parse(idx.read_bytes(path), path.name)
+        idx.write(other / path.name, array[: len(array) // 2])
+    result = cli("study", "run", "--only", "table-1", "--seeds", "1", "--epochs", "1", "--data", other)
+    assert result.exit_code == 1 and result.stdout == "" and result.stderr.count("\n") == 1
+    for dataset in (load_dataset(sample), load_dataset(other)):
+        assert f"{dataset.name} (fingerprint {dataset.fingerprint[:12]}…)" in result.stderr
+    assert sorted(Path("runs").rglob("*")) == before
+
+
+def run_of(results: Path) -> set[str]:
+    return set(json.loads(results.read_text())["runs"]) if results.is_file() else set()
+
+
+@pytest.mark.parametrize(("error", "exit_code"), [(KeyboardInterrupt, 130), (OSError, 1)])
+def test_results_are_collected_however_it_ends(
+    cli: Callable[..., Any], sample: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException], exit_code: int
+) -> None:
+    from fmcae.study import runner
+
+    results = Path("here/results.json")
+    seen = []
+
+    def train_one_then_stop(folder: Path, tasks: list[Any], submit: object, count: int, data: str, *_: object) -> None:
+        seen.append(run_of(results))
+        left = [task for task in tasks if not runner.is_done(folder, task)]
+        runner.run_task(folder, left[0], data)
+        raise error("enough")
+
+    monkeypatch.setattr(runner, "run_study", train_one_then_stop)
+    command = ("study", "run", *FINAL_MODEL, "--data", sample, "--out", "here")
+    assert cli(*command).exit_code == exit_code
+    assert len(run_of(results)) == 1
+    results.unlink()  # as if that call had been killed
+    assert cli(*command).exit_code == exit_code
+    assert [len(names) for names in seen] == [0, 1] and len(run_of(results)) == 2
+
+
+def test_what_comes_next_is_quoted_and_only_said_if_there_is_something(
+    cli: Callable[..., Any], sample: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fmcae.study import runner
+
+    def pretend(state: runner.State) -> Callable[..., runner.StudyProgress]:
+        def run_study(folder: Path, tasks: list[Any], *_: object) -> runner.StudyProgress:
+            return runner.StudyProgress(folder, {task.name: runner.TaskStatus(task, state) for task in tasks}, 1)
+
+        return run_study
+
+    command = ("study", "run", "--only", "labels", "--seeds", "1", "--data", sample, "--out", "my study")
+    monkeypatch.setattr(runner, "run_study", pretend("done"))
+    result = cli(*command)
+    assert result.exit_code == 0 and result.stdout.endswith("next: fmcae study report 'my study'\n")
+    assert "the cells with 1,000 labels or more are left out: fashion-mnist-sample has no more" in result.stderr
+    monkeypatch.setattr(runner, "run_study", pretend("failed"))
+    result = cli(*command)
+    assert result.exit_code == 1 and result.stdout == "0 of 7 runs are done, 7 failed\n"
+
+
+def test_ctrl_c_stops_it_and_the_same_command_goes_on(cli: Callable[..., Any], sample: Path) -> None:
     part = ["study", "run", "--only", "final-model", "--seeds", "1", "--epochs", "40", "--data", str(sample)]
     process = subprocess.Popen(
         [sys.executable, "-m", "fmcae", *part], stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    metrics, deadline = [], time.monotonic() + 60
+    metrics: list[Path] = []
+    deadline = time.monotonic() + 60
     while not metrics and time.monotonic() < deadline:
         metrics = list(Path("runs/study/runs").glob("*/metrics.jsonl"))
         time.sleep(0.05)
@@ -74,14 +153,14 @@ def test_ctrl_c_stops_it_and_the_same_command_goes_on(cli, sample):
     assert "2 of 2 runs" in cli(*part).stdout
 
 
-def test_a_file_is_no_folder_for_a_study(cli, sample):
+def test_a_file_is_no_folder_for_a_study(cli: Callable[..., Any], sample: Path) -> None:
     Path("file").write_text("mine")
     result = cli("study", "run", "--only", "table-1", "--data", sample, "--out", "file")
     assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
     assert "file) must be a folder; it is a file" in result.stderr and Path("file").read_text() == "mine"
 
 
-def test_a_run_that_fails_is_named(cli, sample):
+def test_a_run_that_fails_is_named(cli: Callable[..., Any], sample: Path) -> None:
     part = ("--only", "table-1", "--seeds", "1", "--epochs", "1", "--data", sample)
     assert cli("study", "run", *part).exit_code == 0
     broken = sorted(Path("runs/study/runs").glob("autoencoder-*"))[0]
@@ -93,7 +172,7 @@ def test_a_run_that_fails_is_named(cli, sample):
     assert f"error: {broken.name} (autoencoder n=" in result.stderr and "is damaged" in result.stderr
 
 
-def test_without_ray_its_extra_is_named(cli, sample, monkeypatch):
+def test_without_ray_its_extra_is_named(cli: Callable[..., Any], sample: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from fmcae import errors
 
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "ray" else object())

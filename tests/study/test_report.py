@@ -1,24 +1,26 @@
-import json
+import os
 import re
-import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from fmcae.errors import RunError
+from fmcae.data import load_dataset
 from fmcae.study import paper
-from fmcae.study.claims import Claim, Contrast
-from fmcae.study.grid import PARTS, plan
-from fmcae.study.report import _from_how_few, _sentence, write_report
-from fmcae.study.results import collect, read
+from fmcae.study.claims import Contrast
+from fmcae.study.grid import PARTS, classifier, plan
+from fmcae.study.report import FILTERS, usual_epochs, write_report
+from fmcae.study.results import Results, collect, read
 from fmcae.study.runner import run_task
 
 REPOSITORY = Path(__file__).parents[2]
 
 
-def cells_of(text, start):
+def cells_of(text: str, start: str) -> list[list[str]]:
     """The rows of the first table after ``start``, as lists of cells."""
     table = text[text.index(start) :].split("\n\n")
     rows = next(block for block in table if block.startswith("| "))
@@ -26,24 +28,26 @@ def cells_of(text, start):
 
 
 @pytest.fixture(scope="module")
-def report(whole, tmp_path_factory):
+def report(study_results: Results, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path], str]:
     folder = tmp_path_factory.mktemp("report")
-    files = write_report(folder, whole)
+    files = write_report(folder, study_results)
     return folder, files, (folder / "report.md").read_text()
 
 
-def test_every_cell_of_the_papers_tables_stands_beside_ours(report, whole):
+def test_every_cell_of_the_papers_tables_stands_beside_ours(
+    report: tuple[Path, list[Path], str], study_results: Results
+) -> None:
     _, _, text = report
     for part, cells in paper.TEST_MSE.items():
         rows = {row[0]: row[1:] for row in cells_of(text, f"### {paper.TITLES[part]}")}
         for cell, reported in cells.items():
-            values = [whole.runs[PARTS[part][cell](seed).name].test["mse"] for seed in range(4)]
+            values = [study_results.runs[PARTS[part][cell](seed).name].test["mse"] for seed in range(4)]
             assert rows[cell][0].startswith(f"{reported:.3f}")
             assert rows[cell][1] == f"{np.mean(values):.4f} ± {np.std(values, ddof=1):.4f} (4)"
             assert rows[cell][2] == f"{np.mean(values) - reported:+.4f}"
 
 
-def test_every_figure_is_there_and_linked(report):
+def test_every_figure_is_there_and_linked(report: tuple[Path, list[Path], str]) -> None:
     folder, files, text = report
     linked = set(re.findall(r"\(([a-z0-9-]+\.(?:png|svg))\)", text))
     assert linked == {path.name for path in files} - {"report.md"}
@@ -55,142 +59,151 @@ def test_every_figure_is_there_and_linked(report):
         assert content.startswith(b"\x89PNG") if name.endswith("png") else b"<svg" in content
 
 
-def test_each_claim_has_its_verdict_and_a_sentence(report):
+def test_each_claim_has_its_verdict_and_says_why(report: tuple[Path, list[Path], str]) -> None:
     rows = {row[0]: row for row in cells_of(report[2], "## The claims")}
-    assert "**confirmed**" in rows["C1"][3] and rows["C1"][4].startswith("The test MSE is ")
-    assert "higher with n=64 than with n=128, " in rows["C1"][4] and "claim" not in rows["C1"][4]
+    assert "**confirmed**" in rows["C1"][3] and rows["C1"][4].startswith("As claimed: test MSE 0.")
+    assert "higher with n=64 than with n=128; " in rows["C1"][4]
     assert "**not confirmed**" in rows["C8"][3]
     assert re.fullmatch(
-        r"Against the claim, the mean recall on test is 0\.\d+ (higher|lower) than 0\.91, beyond the margin of 0\.005\.",
+        r"Against the claim: mean test recall 0\.\d+ (higher|lower) than 0\.91, beyond the margin of 0\.005\.",
         rows["C8"][4],
     )
 
 
-def test_a_sentence_tells_what_holds_from_what_does_not():
-    values = {"not confirmed": (-0.2, -0.21), "undecided": (1.0, -1.2), "confirmed": (0.012, 0.0122)}
-    contrasts = tuple(
-        Contrast("", values[verdict], None, "the loss", f"with {verdict} than else") for verdict in values
-    )
-    assert _sentence(Claim("C", "", "", contrasts)) == (
-        "Against the claim, the loss is 0.2050 lower with not confirmed than else; undecided with 2 seeds, the loss is "
-        "0.1000 lower with undecided than else; as claimed, the loss is 0.0121 higher with confirmed than else."
-    )
+def test_a_difference_too_small_for_its_digits_is_not_zero() -> None:
+    small = Contrast("test accuracy", values=(0.00001, 0.00002))
+    assert FILTERS["size"](small) == "less than 0.0001 higher"
+    assert FILTERS["number"](0.0001, 3) == "<0.001" and FILTERS["number"](float("nan"), 3) == ""
 
 
-def test_a_difference_too_small_for_its_digits_is_not_zero():
-    small = Contrast("accuracy", (0.00001, 0.00002), 0.005, "the accuracy", "here than there")
-    assert _sentence(Claim("F", "", "", (small,))) == (
-        "The accuracy is less than 0.0001 higher here than there, within the margin of 0.005."
-    )
+def test_few_labels_have_their_verdicts(report: tuple[Path, list[Path], str]) -> None:
+    rows = {row[0]: row for row in cells_of(report[2], "| labels |")}
+    assert {count: rows[count][-1] for count in ("100", "10,000", "50,000")} == {
+        "100": "confirmed",
+        "10,000": "confirmed",
+        "50,000": "undecided",
+    }
 
 
-def test_how_few_labels_follows_the_verdicts(report):
-    assert "\nPre-training helps with up to 10,000 labels; it is undecided with 50,000.\n" in report[2]
-
-
-@pytest.mark.parametrize(
-    ("found", "said"),
-    [
-        ("uuu", "is not seen to help with 100 labels; it is undecided with 100, 300 and 1,000."),
-        ("ccn", "helps with up to 300 labels; it hurts with 1,000."),
-        ("cuc", "helps with up to 100 labels; it also helps with 1,000; it is undecided with 300."),
-        ("ccc", "helps with up to 1,000 labels."),
-    ],
-)
-def test_how_few_labels_where_verdicts_differ(found, said):
-    values = {"c": (1.0, 1.1), "u": (1.0, -1.0), "n": (-1.0, -1.1)}
-    counts = (100, 300, 1_000)
-    own = [Claim("F", "", "", (Contrast("", values[one]),), n) for n, one in zip(counts, found, strict=True)]
-    assert _from_how_few(own) == f"Pre-training {said}"
-
-
-def test_a_figures_own_name_will_do_for_its_part():
+def test_a_figures_own_name_will_do_for_its_part() -> None:
     assert plan(["figure-5"], [0]) == plan(["final-model"], [0]) == plan(["figure-6"], [0])
     assert plan(["figure-ap1"], [0]) == plan(["appendix"], [0])
 
 
-def test_the_reading_that_fits_best_is_bold(report):
+def test_the_reading_that_fits_best_is_bold(report: tuple[Path, list[Path], str]) -> None:
     rows = cells_of(report[2], "## Where the paper's numbers disagree")
     assert sum("**" in cell for row in rows for cell in row) >= 4
 
 
-def test_the_same_results_give_the_same_bytes(report, whole, tmp_path):
+def test_the_same_results_give_the_same_bytes(
+    report: tuple[Path, list[Path], str], study_results: Results, tmp_path: Path
+) -> None:
     folder, files, _ = report
-    write_report(tmp_path, whole)
+    write_report(tmp_path, study_results)
     for path in files:
         if path.suffix != ".png":  # whose bytes may depend on a library's version only, but are large
-            again = (tmp_path / path.name).read_text().replace(tmp_path.name, folder.name)
-            assert again == path.read_text(), path.name
+            second = (tmp_path / path.name).read_text().replace(tmp_path.name, folder.name)
+            assert second == path.read_text(), path.name
 
 
-def test_what_was_not_run_says_so(whole, tmp_path):
+def test_what_was_not_run_says_so(study_results: Results, tmp_path: Path) -> None:
     only = {task.name for task in plan(["table-1"], range(2))}
-    write_report(tmp_path, replace(whole, runs={name: run for name, run in whole.runs.items() if name in only}))
+    runs = {name: run for name, run in study_results.runs.items() if name in only}
+    write_report(tmp_path, replace(study_results, runs=runs))
     text = (tmp_path / "report.md").read_text()
     rows = {row[0]: row for row in cells_of(text, "### Appendix")}
     assert rows["without pooling"][2] == "not run"
     claims = {row[0]: row for row in cells_of(text, "## The claims")}
     assert claims["C10"][3] == "**undecided**" and claims["C10"][4] == "Not all of its runs are there."
-    assert "nan" not in text and not list(tmp_path.glob("figure-3.*"))
+    assert not re.search(r"\bnan\b|\binf\b", text) and not list(tmp_path.glob("figure-3.*"))
 
 
-def test_runs_are_collected_and_read_back(sample, tmp_path):
-    with pytest.raises(RunError, match="has neither finished runs nor results.json: start with  fmcae study run --out"):
-        read(tmp_path)
-    tasks = plan(["appendix", "final-model"], [0], epochs=1)
-    small = [task for task in tasks if task.config.network.pooling]
-    for task in small:
-        run_task(tmp_path, task, str(sample))
-    results = collect(tmp_path, str(sample))
-    assert set(results.runs) == {task.name for task in small}
-    run = results.of(small[1])
-    assert run.confusion.sum() == 400 and set(run.test) == {"cross_entropy", "accuracy"}
-    assert [len(values) for values in run.epochs.values()] == [1, 1, 1, 1] and run.config["seed"] == 0
-    assert str(tmp_path) not in (tmp_path / "results.json").read_text()
-    again = read(tmp_path)
-    assert again.runs.keys() == results.runs.keys() and again.of(small[0]).test == results.of(small[0]).test
-    assert write_report(tmp_path, again, epochs=1)[0].name == "report.md"
+def test_no_runs_at_all_are_reported(study_results: Results, tmp_path: Path) -> None:
+    assert [path.name for path in write_report(tmp_path, replace(study_results, runs={}))] == ["report.md"]
 
 
-def test_results_of_elsewhere_stay(sample, tmp_path):
-    (task, other) = plan(["table-1"], [0], epochs=1)[:2]
-    run_task(tmp_path / "here", task, str(sample))
-    run_task(tmp_path / "there", other, str(sample))
-    collect(tmp_path / "there", str(sample))
-    shutil.copy(tmp_path / "there" / "results.json", tmp_path / "here")
-    assert set(collect(tmp_path / "here", str(sample)).runs) == {task.name, other.name}
-    shutil.rmtree(tmp_path / "here" / "runs" / task.name)
-    assert set(collect(tmp_path / "here", str(sample)).runs) == {task.name, other.name}
-    damaged = (tmp_path / "here" / "results.json").read_text().replace('"fingerprint": "', '"fingerprint": "0')
-    (tmp_path / "there" / "results.json").write_text(damaged)
-    with pytest.raises(RunError, match="there: its runs were trained on different data"):
-        collect(tmp_path / "there", str(sample))
+def test_the_report_is_about_the_epochs_that_there_are(study_results: Results, tmp_path: Path) -> None:
+    assert usual_epochs(study_results) == 30
+    runs = {}
+    for task in plan(["table-1"], [0], epochs=2):
+        run = study_results.runs[plan(["table-1"], [0])[0].name]
+        runs[task.name] = replace(run, name=task.name, config=task.config.to_json())
+    few = replace(study_results, runs=runs)
+    assert usual_epochs(few) == 2
+    assert usual_epochs(replace(few, runs=runs | study_results.runs)) == 30
+    write_report(tmp_path, few)
+    text = (tmp_path / "report.md").read_text()
+    assert "- **Method**: 2 epochs" in text
+    assert "`fmcae study run --only table-1 --seeds 1 --epochs 2 && fmcae study report --epochs 2`" in text
 
 
-def test_damaged_results_are_named(tmp_path):
-    (tmp_path / "results.json").write_text("{")
-    with pytest.raises(RunError, match=r"results\.json: is damaged"):
-        read(tmp_path)
-    (tmp_path / "results.json").write_text(json.dumps({"schema_version": 9}))
-    with pytest.raises(RunError, match=r"schema_version \(=9\) must be 1"):
-        read(tmp_path)
+@pytest.mark.parametrize("classes", [3, 12])
+def test_other_classes_are_trained_on_and_reported(
+    classes: int, make_dataset: Callable[[str, int], Path], tmp_path: Path
+) -> None:
+    data = make_dataset("others", classes)
+    dataset = load_dataset(data)
+    assert len(dataset.class_names) == classes
+    tasks = plan(["final-model", "labels"], [0], epochs=1, train_images=len(dataset.train))
+    for task in tasks:
+        if not task.config.labels:
+            run_task(tmp_path, task, str(data))
+    collect(tmp_path, dataset)
+    run = read(tmp_path).find(classifier(0, epochs=1))
+    assert run and run.confusion is not None and run.confusion.shape == (classes, classes)
+    write_report(tmp_path, read(tmp_path))
+    text = " ".join((tmp_path / "report.md").read_text().split())
+    assert "C9 is left out: it is about the classes Shirt, Pullover and T-shirt/top" in text and "| C9 |" not in text
+    left_out = "300, 1,000, 3,000 and 10,000" if classes == 3 else "1,000, 3,000 and 10,000"
+    assert f"The cells with {left_out} labels are left out" in text
+    assert f"Linear n→{classes} | {classes} |" in text and "Add `--data` with this set" in text
 
 
-def test_the_committed_report_is_of_the_committed_results(tmp_path):
+NO_TORCH = """
+import sys
+
+class NoTorch:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "torch":
+            raise ImportError("torch was asked for")
+
+sys.meta_path.insert(0, NoTorch())
+from fmcae.cli import main
+sys.argv = ["fmcae", "study", "report", sys.argv[1]]
+main()
+"""
+
+
+def test_a_report_needs_neither_torch_nor_the_data(tmp_path: Path) -> None:
+    committed = REPOSITORY / "bench" / "results" / "study" / "results.json"
+    (tmp_path / "results.json").write_bytes(committed.read_bytes())
+    environment = {**os.environ, "FMCAE_DATA": str(tmp_path / "nowhere")}
+    command = [sys.executable, "-c", NO_TORCH, str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert (tmp_path / "results.json").read_bytes() == committed.read_bytes()
+
+
+def test_the_committed_report_is_of_the_committed_results(tmp_path: Path) -> None:
     committed = REPOSITORY / "bench" / "results" / "study"
     (tmp_path / "study").mkdir()
     write_report(tmp_path / "study", read(committed))
-    again = (tmp_path / "study" / "report.md").read_text()
-    assert (
-        again.replace("fmcae study report study", "fmcae study report bench/results/study")
-        == (committed / "report.md").read_text()
-    )
+    text = (tmp_path / "study" / "report.md").read_text()
+    same = text.replace("fmcae study report study", "fmcae study report bench/results/study")
+    assert same == (committed / "report.md").read_text()
     assert {path.name for path in (tmp_path / "study").iterdir()} | {"results.json"} == {
         path.name for path in committed.iterdir()
     }
 
 
-def test_the_readme_has_the_reports_numbers():
+def test_the_first_editions_machine_is_said_to_be_that_of_the_collection() -> None:
+    runs = read(REPOSITORY / "bench" / "results" / "study").runs.values()
+    assert len(runs) == 272 and {run.recorded for run in runs} == {"when the results were collected"}
+    page = (REPOSITORY / "bench" / "results" / "study" / "report.md").read_text()
+    assert "Machine and date (2026-11-24) were recorded when the results were collected." in " ".join(page.split())
+
+
+def test_the_readme_has_the_reports_numbers() -> None:
     text = (REPOSITORY / "bench" / "results" / "study" / "report.md").read_text()
     readme = (REPOSITORY / "README.md").read_text()
     shown = {row[0]: row[1:] for row in cells_of(readme, "**What came out**")}

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -13,22 +14,33 @@ import pytest
 
 from fmcae.errors import FmcaeError
 from fmcae.study import runner
-from fmcae.study.grid import autoencoder, classifier, plan
-from fmcae.study.runner import count_epochs, is_done, local, run_folder, run_study, run_task, to_do
+from fmcae.study.grid import Task, autoencoder, classifier, plan
+from fmcae.study.runner import (
+    StudyProgress,
+    Submit,
+    TaskStatus,
+    count_epochs,
+    is_done,
+    local,
+    run_folder,
+    run_study,
+    run_task,
+    to_do,
+)
 
 
-def weights(folder, task):
+def weights(folder: Path, task: Task) -> Path:
     path = run_folder(folder, task) / f"{task.config.stage}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
 
 
-def submit_fake(started, failing=()):
+def submit_fake(started: list[str], failing: Collection[str] = ()) -> Submit:
     """Runs nothing: what starts is noted, and done at once or failed."""
 
-    def submit(function, folder, task, data):
+    def submit(function: object, folder: Path, task: Task, data: str | None) -> Future[None]:
         started.append(task.name)
-        future = Future()
+        future: Future[None] = Future()
         if task.name in failing:
             future.set_exception(FmcaeError("out of luck\nand more"))
         else:
@@ -39,46 +51,50 @@ def submit_fake(started, failing=()):
     return submit
 
 
-def test_autoencoders_come_first_and_done_runs_are_left_alone(tmp_path):
+def test_autoencoders_come_first_and_done_runs_are_left_alone(tmp_path: Path) -> None:
     tasks = plan(["final-model", "figure-3"], range(2))
     weights(tmp_path, tasks[0]).touch()
     started: list[str] = []
-    board = run_study(tmp_path, tasks, submit_fake(started), 3, None)
+    progress = run_study(tmp_path, tasks, submit_fake(started), 3, None)
     assert sorted(started) == sorted(task.name for task in tasks[1:])
     for task in tasks:
         if task.needs and task.needs.name in started:
             assert started.index(task.needs.name) < started.index(task.name)
-    assert len(board.of("done")) == len(tasks)
-    run_study(tmp_path, tasks, submit_fake(again := []), 3, None)
-    assert again == []
+    assert len(progress.in_state("done")) == len(tasks)
+    second: list[str] = []
+    run_study(tmp_path, tasks, submit_fake(second), 3, None)
+    assert second == []
 
 
-def test_what_is_known_runs_again_only_to_start_from(tmp_path):
+def test_what_is_known_runs_again_only_to_start_from(tmp_path: Path) -> None:
     tasks = plan(["final-model", "figure-3"], [0])
     known = {task.name for task in tasks}
     assert to_do(tmp_path, tasks, known) == []
     follower = classifier(0, latent_dim=64, dropout=0.05)
-    run_study(tmp_path, tasks, submit_fake(started := []), 2, None, known=known - {follower.name})
-    assert started == [follower.needs.name, follower.name]
+    started: list[str] = []
+    run_study(tmp_path, tasks, submit_fake(started), 2, None, known=known - {follower.name})
+    assert follower.needs and started == [follower.needs.name, follower.name]
 
 
-def test_a_failure_takes_along_only_what_starts_from_it(tmp_path):
+def test_a_failure_takes_along_only_what_starts_from_it(tmp_path: Path) -> None:
     tasks = plan(["figure-3"], [0])
     broken = autoencoder(0, latent_dim=256, dropout=0.05)
-    board = run_study(tmp_path, tasks, submit_fake([], {broken.name}), 2, None)
-    reasons = {status.task.name: status.reason for status in board.of("failed")}
+    progress = run_study(tmp_path, tasks, submit_fake([], {broken.name}), 2, None)
+    reasons = {status.task.name: status.reason for status in progress.in_state("failed")}
     follower = classifier(0, latent_dim=256, dropout=0.05)
     assert reasons == {broken.name: "out of luck", follower.name: f"{broken.name}, which it starts from, failed"}
-    assert len(board.of("done")) == 6
+    assert len(progress.in_state("done")) == 6
 
 
-def test_no_more_run_at_a_time_than_there_are_workers(tmp_path):
-    lock, running, most = threading.Lock(), set(), []
+def test_no_more_run_at_a_time_than_there_are_workers(tmp_path: Path) -> None:
+    lock = threading.Lock()
+    running: set[str] = set()
+    most: list[int] = []
 
-    def submit(function, folder, task, data):
-        future = Future()
+    def submit(function: object, folder: Path, task: Task, data: str | None) -> Future[None]:
+        future: Future[None] = Future()
 
-        def work():
+        def work() -> None:
             with lock:
                 running.add(task.name)
                 most.append(len(running))
@@ -96,15 +112,15 @@ def test_no_more_run_at_a_time_than_there_are_workers(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def tasks():
+def tasks() -> list[Task]:
     """An autoencoder and the classifier on it, of one epoch."""
     return plan(["final-model"], [0], epochs=1)
 
 
-def test_fresh_processes_train_what_this_one_does(sample, tmp_path, tasks):
+def test_fresh_processes_train_what_this_one_does(sample: Path, tmp_path: Path, tasks: list[Task]) -> None:
     with local(2) as submit:
-        board = run_study(tmp_path / "a", tasks, submit, 2, str(sample))
-    assert [status.state for status in board.statuses.values()] == ["done", "done"]
+        progress = run_study(tmp_path / "a", tasks, submit, 2, str(sample))
+    assert [status.state for status in progress.statuses.values()] == ["done", "done"]
     for task in tasks:
         run_task(tmp_path / "b", task, str(sample))
         first, second = (
@@ -113,48 +129,48 @@ def test_fresh_processes_train_what_this_one_does(sample, tmp_path, tasks):
         assert first == second
 
 
-def test_a_killed_process_fails_alone_and_goes_on_later(sample, tmp_path, tasks):
+def test_a_killed_process_fails_alone_and_goes_on_later(sample: Path, tmp_path: Path, tasks: list[Task]) -> None:
     long = replace(tasks[0], config=replace(tasks[0].config, epochs=400))
-    killed = []
+    killed: list[int] = []
 
-    def kill_the_long_one(board):
-        for status in board.of("running"):
-            if status.task is long and count_epochs(run_folder(tmp_path, long)) > 2 and not killed:
+    def kill_the_long_one(progress: StudyProgress) -> None:
+        for status in progress.in_state("running"):
+            if status.task is long and count_epochs(run_folder(tmp_path, long), "autoencoder") > 2 and not killed:
                 (child,) = _children(long, tmp_path)
                 killed.append(child)
                 os.kill(child, signal.SIGKILL)
 
     with local(2) as submit:
-        board = run_study(tmp_path, [long, *tasks], submit, 2, str(sample), kill_the_long_one)
-    (failed,) = board.of("failed")
+        progress = run_study(tmp_path, [long, *tasks], submit, 2, str(sample), kill_the_long_one)
+    (failed,) = progress.in_state("failed")
     assert failed.task is long and failed.reason == "its process ended with exit code -9"
-    assert len(board.of("done")) == 2
-    epochs = count_epochs(run_folder(tmp_path, long))
+    assert len(progress.in_state("done")) == 2
+    epochs = count_epochs(run_folder(tmp_path, long), "autoencoder")
     assert 2 < epochs < 400 and not is_done(tmp_path, long)
 
 
-def _children(task, folder):
+def _children(task: Task, folder: Path) -> list[int]:
     """The process that holds the task's lock."""
     lock = os.stat(run_folder(folder, task).with_name(f".{task.name}.lock")).st_ino
     holders = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
     return [int(fields[4]) for fields in holders if fields[5].endswith(f":{lock}") and fields[1] == "FLOCK"]
 
 
-def test_leaving_early_ends_the_processes(sample, tmp_path, tasks):
+def test_leaving_early_ends_the_processes(sample: Path, tmp_path: Path, tasks: list[Task]) -> None:
     long = replace(tasks[0], config=replace(tasks[0].config, epochs=400))
 
-    def stop(board):
-        if count_epochs(run_folder(tmp_path, long)) > 0:
+    def stop(progress: StudyProgress) -> None:
+        if count_epochs(run_folder(tmp_path, long), "autoencoder") > 0:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt), local(1) as submit:
         run_study(tmp_path, [long], submit, 1, str(sample), stop)
-    before = count_epochs(run_folder(tmp_path, long))
+    before = count_epochs(run_folder(tmp_path, long), "autoencoder")
     time.sleep(0.5)
-    assert count_epochs(run_folder(tmp_path, long)) == before > 0
+    assert count_epochs(run_folder(tmp_path, long), "autoencoder") == before > 0
 
 
-def test_a_killed_study_takes_its_processes_along(sample, tmp_path):
+def test_a_killed_study_takes_its_processes_along(sample: Path, tmp_path: Path) -> None:
     arguments = [
         "--only",
         "final-model",
@@ -173,24 +189,27 @@ def test_a_killed_study_takes_its_processes_along(sample, tmp_path):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     ) as study:
-        _wait_until(lambda: count_epochs(run_folder(tmp_path, task)) > 0)
+        _wait_until(lambda: count_epochs(run_folder(tmp_path, task), "autoencoder") > 0)
         assert len(_children(task, tmp_path)) == 1
         study.kill()
     _wait_until(lambda: not _children(task, tmp_path))
 
 
-def _wait_until(condition, seconds=60):
+def _wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.1)
 
 
-def test_a_run_that_another_process_trains_is_waited_for(sample, tmp_path, tasks, monkeypatch):
-    inside, order = threading.Event(), []
+def test_a_run_that_another_process_trains_is_waited_for(
+    sample: Path, tmp_path: Path, tasks: list[Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside = threading.Event()
+    order: list[str] = []
     real = runner.is_done
 
-    def slowly(folder, task):
+    def slowly(folder: Path, task: Task) -> bool:
         order.append(threading.current_thread().name)
         inside.set()
         time.sleep(0.2)
@@ -207,28 +226,30 @@ def test_a_run_that_another_process_trains_is_waited_for(sample, tmp_path, tasks
     first.join()
 
 
-def test_the_time_left_is_estimated_from_what_ran(tmp_path, monkeypatch):
+def test_the_time_left_is_estimated_from_what_ran(tmp_path: Path) -> None:
     tasks = plan(["table-1"], [0])
-    board = runner.Board(tmp_path, {task.name: runner.Status(task) for task in tasks}, workers=2)
-    assert board.seconds_left() is None
-    first = board.statuses[tasks[0].name]
+    progress = StudyProgress(tmp_path, {task.name: TaskStatus(task) for task in tasks}, workers=2)
+    assert progress.seconds_left() is None
+    first = progress.statuses[tasks[0].name]
     first.state, first.started = "running", time.monotonic() - 30
     path = run_folder(tmp_path, tasks[0]) / "metrics.jsonl"
     path.parent.mkdir(parents=True)
     path.write_text("".join(json.dumps({"stage": "autoencoder", "epoch": epoch}) + "\n" for epoch in range(1, 11)))
-    runs_left = board.seconds_left() * 2 / 30  # ten of thirty epochs took 30 s
+    seconds_left = progress.seconds_left()
+    assert seconds_left is not None
+    runs_left = seconds_left * 2 / 30  # ten of thirty epochs took 30 s
     assert 2 + 3 * 3 < runs_left < 2 + 3 * 5  # the others are larger
 
 
-def test_a_ray_cluster_finishes_what_a_killed_worker_began(sample, tmp_path, tasks):
+def test_a_ray_cluster_finishes_what_a_killed_worker_began(sample: Path, tmp_path: Path, tasks: list[Task]) -> None:
     pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
     long = replace(tasks[0], config=replace(tasks[0].config, epochs=30))
-    killed = []
+    killed: list[int] = []
 
-    def kill_once(board):
-        if not killed and count_epochs(run_folder(tmp_path, long)) > 2:
+    def kill_once(progress: StudyProgress) -> None:
+        if not killed and count_epochs(run_folder(tmp_path, long), "autoencoder") > 2:
             killed.extend(_children(long, tmp_path))
             os.kill(killed[0], signal.SIGKILL)
 
@@ -236,8 +257,8 @@ def test_a_ray_cluster_finishes_what_a_killed_worker_began(sample, tmp_path, tas
     try:
         cluster.add_node(num_cpus=1)
         with runner.ray(cluster.address, cpus=1, gpus=0) as submit:
-            board = run_study(tmp_path, [long, *tasks], submit, 2, str(sample), kill_once)
+            progress = run_study(tmp_path, [long, *tasks], submit, 2, str(sample), kill_once)
     finally:
-        cluster.shutdown()
-    assert killed and len(board.of("done")) == 3
-    assert count_epochs(run_folder(tmp_path, long)) == 30
+        cluster.shutdown()  # type: ignore[no-untyped-call]
+    assert killed and len(progress.in_state("done")) == 3
+    assert count_epochs(run_folder(tmp_path, long), "autoencoder") == 30
