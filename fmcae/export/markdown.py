@@ -1,12 +1,15 @@
 """Markdown pages from Jinja2 templates, which lie beside the module that renders them."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+NO_FILTERS: Mapping[str, Callable[..., str]] = {}
 
-def render(template: Path, **values: Any) -> str:
+
+def render(template: Path, filters: Mapping[str, Callable[..., str]] = NO_FILTERS, **values: Any) -> str:
     """Render a template file; a name that it uses and ``values`` lack is an error."""
     environment = Environment(
         loader=FileSystemLoader(template.parent),
@@ -16,4 +19,5 @@ def render(template: Path, **values: Any) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters.update(filters)
     return environment.get_template(template.name).render(values)

@@ -12,10 +12,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from matplotlib.figure import Figure
 
+from fmcae.export.markdown import render
 from fmcae.files import write_atomic
 from fmcae.study import figures, paper
 from fmcae.study.claims import CLAIMS, FINDINGS, Claim, Contrast, evaluate, measure
@@ -59,15 +59,10 @@ class _Page:
         self.figures = self._figures()
 
     def text(self, folder: Path) -> str:
-        environment = jinja2.Environment(
-            loader=jinja2.FileSystemLoader(Path(__file__).parent),
-            undefined=jinja2.StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        environment.filters.update(FILTERS)
         place = folder.name if folder.is_absolute() else folder.as_posix()  # a report names no machine's own path
-        text = environment.get_template(f"{NAME}.jinja").render(
+        text = render(
+            Path(__file__).with_name(f"{NAME}.jinja"),
+            FILTERS,
             **vars(self),
             cells=self.cells,
             values=self.values,

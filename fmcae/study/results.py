@@ -186,21 +186,19 @@ def read(folder: Path, *, missing_ok: bool = False) -> Results:
 
 
 def _run_to_json(run: "Run") -> dict[str, Any]:
-    records = [record for record in run.metrics() if record["stage"] == run.config.stage]
+    records = run.metrics(run.config.stage)
     epochs = [record for record in records if "epoch" in record]
     if not epochs or records[-1].get("split") != "test":
         raise RunError(f"{run.folder}: is finished, and its metrics are not there")
     test = records[-1]
-    described = json.loads((run.folder / "config.json").read_text())
-    config = {name: value for name, value in run.config.to_json().items() if name not in ("data", "autoencoder_from")}
     return {
         "cells": cells_of_runs(run.config.seed, run.config.epochs).get(run.folder.name, []),
-        "config": config,
+        "config": run.facts(run.config.stage)["config"],
         "autoencoder": _source(run),
         "data": {name: run.data[name] for name in ("name", "fingerprint")},
-        "machine": described.get("machine", {}),
-        "versions": described["versions"],
-        "date": described["started"],
+        "machine": run.machine,
+        "versions": run.versions,
+        "date": run.started,
         "recorded": "when the run started",
         "epochs": {
             key: [round(record[key], _DIGITS) for record in epochs]

@@ -177,35 +177,33 @@ def run_task(folder: Path, task: Task, data: str | None) -> None:
 
 
 def _open_or_create(folder: Path, task: Task, dataset: "Dataset", data: str | None) -> "Run":
-    from fmcae.train.loop import adopt_autoencoder
     from fmcae.train.run import create_run, open_run
 
     path = run_folder(folder, task)
+    if (path / "config.json").is_file():
+        return open_run(path)
     network = replace(task.config.network, class_count=len(dataset.class_names))
-    config = replace(task.config, network=network, data=data)
-    run = open_run(path) if (path / "config.json").is_file() else create_run(path, config, dataset)
-    if task.needs and not run.weights("autoencoder").is_file():
-        adopt_autoencoder(run, run_folder(folder, task.needs))
-    return run
+    source = run_folder(folder, task.needs) if task.needs else None
+    return create_run(path, replace(task.config, network=network, data=data), dataset, autoencoder_from=source)
 
 
 def measure_rate() -> float:
     """Measure the multiply-adds a second of one run on one thread of this machine."""
     import torch
 
-    from fmcae.train.loop import DeviceSplit, compute_for, optimizer_for, train_epoch
+    from fmcae.train.loop import DeviceSplit, backend_for, optimizer_for, train_epoch
     from fmcae.train.networks import Autoencoder
     from fmcae.train.progress import Progress
 
     config = autoencoder(0).config
-    compute = compute_for(Autoencoder(config.network), torch.device("cpu"), threads=1)
-    optimizer = optimizer_for(compute, config.learning_rate)
     images = torch.randint(256, (5_000, 28, 28), dtype=torch.uint8)
     split = DeviceSplit(images, torch.zeros(len(images), dtype=torch.int64))
-    for _ in range(2):  # the first time also compiles
-        began = time.perf_counter()
-        train_epoch(compute, optimizer, split, config.batch_size, Progress())
-        seconds = time.perf_counter() - began
+    with backend_for(Autoencoder(config.network), torch.device("cpu"), threads=1) as backend:
+        optimizer = optimizer_for(backend, config.learning_rate)
+        for _ in range(2):  # the first time also compiles
+            began = time.perf_counter()
+            train_epoch(backend, optimizer, split, config.batch_size, Progress())
+            seconds = time.perf_counter() - began
     return 3 * len(images) * multiply_adds(config) / seconds
 
 
