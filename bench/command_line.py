@@ -200,8 +200,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         work = Path(temporary)
         light, train = install(work / "light", "."), install(work / "train", ".[train]")
         disk = {"pip install .": measure_disk(work / "light"), "pip install '.[train]'": measure_disk(work / "train")}
-        for name, row in disk.items():
-            print(f"{name}: {row['size_mb']:,.0f} MB in {row['packages']} packages", flush=True)
+        print(
+            {name: f"{row['size_mb']:,.0f} MB in {row['packages']} packages" for name, row in disk.items()}, flush=True
+        )
         folders = write_folders(options.data, work)
         sample = str(ROOT / "exports" / "samples" / "bag.png")
         python, fmcae = str(light / "python"), str(light / "fmcae")
