@@ -232,15 +232,15 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         work = Path(temporary)
         light, train = install(work / "light", "."), install(work / "train", ".[train]")
         disk = {"pip install .": measure_disk(work / "light"), "pip install '.[train]'": measure_disk(work / "train")}
-        print(
-            {name: f"{row['size_mb']:,.0f} MB in {row['packages']} packages" for name, row in disk.items()}, flush=True
-        )
+        for name, row in disk.items():
+            print(f"{name}: {row['size_mb']:,.0f} MB in {row['packages']} packages", flush=True)
         folders = write_folders(options.data, work)
         comparisons = commands_to_compare(light, train, folders, options.data, temporary)
         results = {}
         for title, commands in comparisons.items():
             print(title)
             results[title] = compare(commands, options.rounds)
+        python = str(light / "python")
         memory = {f"{count:,} PNG files": peak_memory_mib(python, folders[count]) for count in FOLDER_SIZES}
         print(f"peak memory of fmcae predict, in MiB: {memory}")
     return {
