@@ -195,6 +195,38 @@ def main() -> None:
         )
 
 
+def commands_to_compare(
+    light: Path, train: Path, folders: Mapping[int, Path], data: Path | None, temporary: str
+) -> dict[str, dict[str, Command]]:
+    """The commands of each comparison, the plain Python line first."""
+    sample = str(ROOT / "exports" / "samples" / "bag.png")
+    python, fmcae = str(light / "python"), str(light / "fmcae")
+    one_cpu = frozenset([min(os.sched_getaffinity(0))])
+    completing = {"_FMCAE_COMPLETE": "complete_bash", "COMP_WORDS": "fmcae predict --", "COMP_CWORD": "2"}
+    settings = {"FMCAE_DATA": str(data)} if data else None
+    first_step = [str(train / "python"), "-c", FIRST_STEP, temporary]
+    return {
+        "start": {
+            f"python -c '{IMPORT}'": Command([python, "-c", IMPORT]),
+            "fmcae predict bag.png": Command([fmcae, "predict", sample]),
+            "fmcae --help": Command([fmcae, "--help"]),
+            "fmcae --version": Command([fmcae, "--version"]),
+            "fmcae predict --<Tab>": Command([fmcae], completing),
+        },
+        **{
+            f"{count:,} PNG files, one CPU": {
+                "Pillow alone": Command([python, "-c", DECODE, str(folders[count])], cpus=one_cpu),
+                "fmcae predict": Command([fmcae, "predict", str(folders[count])], cpus=one_cpu),
+            }
+            for count in FOLDER_SIZES
+        },
+        "first step of training": {
+            "import torch; load_dataset()": Command([str(train / "python"), "-c", READ], settings),
+            "fmcae train, to its first step": Command(first_step, settings),
+        },
+    }
+
+
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
@@ -203,36 +235,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         for name, row in disk.items():
             print(f"{name}: {row['size_mb']:,.0f} MB in {row['packages']} packages", flush=True)
         folders = write_folders(options.data, work)
-        sample = str(ROOT / "exports" / "samples" / "bag.png")
-        python, fmcae = str(light / "python"), str(light / "fmcae")
-        one_cpu = frozenset([min(os.sched_getaffinity(0))])
-        completing = {"_FMCAE_COMPLETE": "complete_bash", "COMP_WORDS": "fmcae predict --", "COMP_CWORD": "2"}
-        settings = {"FMCAE_DATA": str(options.data)} if options.data else None
-        first_step = [str(train / "python"), "-c", FIRST_STEP, temporary]
-        comparisons = {
-            "start": {
-                f"python -c '{IMPORT}'": Command([python, "-c", IMPORT]),
-                "fmcae predict bag.png": Command([fmcae, "predict", sample]),
-                "fmcae --help": Command([fmcae, "--help"]),
-                "fmcae --version": Command([fmcae, "--version"]),
-                "fmcae predict --<Tab>": Command([fmcae], completing),
-            },
-            **{
-                f"{count:,} PNG files, one CPU": {
-                    "Pillow alone": Command([python, "-c", DECODE, str(folders[count])], cpus=one_cpu),
-                    "fmcae predict": Command([fmcae, "predict", str(folders[count])], cpus=one_cpu),
-                }
-                for count in FOLDER_SIZES
-            },
-            "first step of training": {
-                "import torch; load_dataset()": Command([str(train / "python"), "-c", READ], settings),
-                "fmcae train, to its first step": Command(first_step, settings),
-            },
-        }
+        comparisons = commands_to_compare(light, train, folders, options.data, temporary)
         results = {}
         for title, commands in comparisons.items():
             print(title)
             results[title] = compare(commands, options.rounds)
+        python = str(light / "python")
         memory = {f"{count:,} PNG files": peak_memory_mib(python, folders[count]) for count in FOLDER_SIZES}
         print(f"peak memory of fmcae predict, in MiB: {memory}")
     return {

@@ -14,7 +14,7 @@ IntArray = NDArray[np.integer[Any]]
 
 
 def squared_error(x: FloatArray, x_hat: FloatArray) -> NDArray[np.float64]:
-    """Mean squared error of each image.
+    """The mean squared error of each image.
 
     Args:
         x, x_hat: input and reconstruction, (N, ...) in [0, 1], of one shape.
@@ -30,19 +30,19 @@ def squared_error(x: FloatArray, x_hat: FloatArray) -> NDArray[np.float64]:
 
 
 def mse(x: FloatArray, x_hat: FloatArray) -> float:
-    """Mean squared error over all images and pixels; arguments as for :func:`squared_error`."""
+    """The mean squared error over all images and pixels; arguments as for :func:`squared_error`."""
     return float(squared_error(x, x_hat).mean())
 
 
 def softmax(logits: FloatArray) -> NDArray[np.float32]:
-    """Probabilities (N, K) float32 of logits (N, K), each row summing to 1."""
+    """The probabilities (N, K) float32 of logits (N, K), each row summing to 1."""
     shifted = np.exp(logits - logits.max(axis=-1, keepdims=True), dtype=np.float64)
     probabilities: NDArray[np.float32] = (shifted / shifted.sum(axis=-1, keepdims=True)).astype(np.float32)
     return probabilities
 
 
 def cross_entropy(logits: FloatArray, labels: IntArray) -> float:
-    """Mean cross-entropy in nats of logits (N, K) against class indices (N,).
+    """The mean cross-entropy in nats of logits (N, K) against class indices (N,).
 
     Source: the paper's equation 2, which has log₂: divide by ln 2 for bits.
     """
@@ -52,12 +52,12 @@ def cross_entropy(logits: FloatArray, labels: IntArray) -> float:
 
 
 def accuracy(logits: FloatArray, labels: IntArray) -> float:
-    """Share in [0, 1] of rows of logits (N, K) whose largest entry is the label's (N,)."""
+    """The share in [0, 1] of rows of logits (N, K) whose largest entry is the label's (N,)."""
     return float((logits.argmax(axis=1) == labels).mean())
 
 
 def confusion(logits: FloatArray, labels: IntArray) -> NDArray[np.int64]:
-    """Counts (K, K) int64: row = true class, column = predicted class. Source: the paper's Figure 6."""
+    """The counts (K, K) int64: row = true class, column = predicted class. Source: the paper's Figure 6."""
     class_count = logits.shape[1]
     pairs = labels.astype(np.int64) * class_count + logits.argmax(axis=1)
     return np.bincount(pairs, minlength=class_count**2).reshape(class_count, class_count)

@@ -29,7 +29,7 @@ MEASURED = {
 }
 
 
-def bench(
+def bench(  # long, because its options are listed here
     model: ModelOption = None,
     provider: ProviderOption = "cpu",
     batch: Annotated[str, typer.Option(metavar="N,N,...", help="Batch sizes to measure.")] = "1,4,16,64,256,1024",
