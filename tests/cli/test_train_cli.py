@@ -17,7 +17,7 @@ def in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def test_train_export_verify_predict_as_a_user_would(cli, sample, tmp_path, test_images):
+def test_train_export_verify_predict_as_a_user_would(cli: Callable[..., Any], sample: Path, tmp_path: Path, test_images: NDArray[np.uint8]) -> None:
     result = cli("train", "--data", sample, *QUICK)
     assert result.exit_code == 0
     (run,) = (tmp_path / "runs").iterdir()
@@ -39,7 +39,7 @@ def test_train_export_verify_predict_as_a_user_would(cli, sample, tmp_path, test
     assert cli("reconstruct", "item.png", "-o", "pair.png", "--model", folder).exit_code == 0
 
 
-def test_parity_of_another_run_exits_5(cli, trained_run, exported, sample):
+def test_parity_of_another_run_exits_5(cli: Callable[..., Any], trained_run: Path, exported: Path, sample: Path) -> None:
     assert cli("train", "--data", sample, "--latent-dim", "32", "--epochs", "1", "--out", "other").exit_code == 0
     result = cli("parity", "other", exported)
     assert result.exit_code == 5 and "parity does not hold" in result.stderr
@@ -48,7 +48,7 @@ def test_parity_of_another_run_exits_5(cli, trained_run, exported, sample):
     assert result.exit_code == 2 and "must come with its encoder" in result.stderr
 
 
-def test_a_killed_run_resumes_to_the_same_bits(cli, sample):
+def test_a_killed_run_resumes_to_the_same_bits(cli: Callable[..., Any], sample: Path) -> None:
     arguments = (
         "--data",
         str(sample),
@@ -77,7 +77,7 @@ def test_a_killed_run_resumes_to_the_same_bits(cli, sample):
     assert (result.exit_code, "is already finished" in result.stdout) == (0, True)
 
 
-def test_ctrl_c_says_how_to_go_on(sample):
+def test_ctrl_c_says_how_to_go_on(sample: Path) -> None:
     command = [sys.executable, "-m", "fmcae", "train", "--data", str(sample), "--epochs", "9999", "--out", "run"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     for line in process.stderr:
@@ -90,7 +90,7 @@ def test_ctrl_c_says_how_to_go_on(sample):
     assert "stopped; go on with:  fmcae train --resume --out run" in rest and "Traceback" not in rest
 
 
-def test_ctrl_c_before_a_run_begins_says_so(cli, sample, monkeypatch):
+def test_ctrl_c_before_a_run_begins_says_so(cli: Callable[..., Any], sample: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stopped(data):
         raise KeyboardInterrupt
 
@@ -103,14 +103,14 @@ def test_ctrl_c_before_a_run_begins_says_so(cli, sample, monkeypatch):
 @pytest.mark.parametrize(
     ("typed", "completions"), [("--stage a", ["autoencoder"]), ("--encoder ", ["pretrained", "random"])]
 )
-def test_the_shell_completes_choices(typed, completions):
+def test_the_shell_completes_choices(typed: str, completions: list[str]) -> None:
     environment = {"_FMCAE_COMPLETE": "complete_bash", "COMP_WORDS": f"fmcae train {typed}", "COMP_CWORD": "3"}
     command = [sys.executable, "-c", "import sys; sys.argv = ['fmcae']; from fmcae.cli import main; main()"]
     result = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
     assert result.stdout.split() == completions
 
 
-def test_the_classifier_alone_from_another_run(cli, sample, trained_run):
+def test_the_classifier_alone_from_another_run(cli: Callable[..., Any], sample: Path, trained_run: Path) -> None:
     assert cli("train", "--data", sample, "--stage", "autoencoder", *QUICK, "--out", "first").exit_code == 0
     arguments = ("--data", sample, *QUICK, "--freeze-encoder", "--dropout", "0.2")
     assert cli("train", *arguments, "--from", "first", "--out", "second").exit_code == 0
@@ -146,7 +146,7 @@ def test_the_classifier_alone_from_another_run(cli, sample, trained_run):
         (["--resume", "--out", "missing"], 1, "missing: is not a run folder"),
     ],
 )
-def test_bad_options_are_named_in_one_line_and_leave_nothing(cli, sample, arguments, exit_code, message):
+def test_bad_options_are_named_in_one_line_and_leave_nothing(cli: Callable[..., Any], sample: Path, arguments: list[str], exit_code: int, message: str) -> None:
     data = [] if "--data" in arguments else ["--data", sample]
     result = cli("train", *data, *arguments)
     assert (result.exit_code, result.stdout) == (exit_code, "")
@@ -154,7 +154,7 @@ def test_bad_options_are_named_in_one_line_and_leave_nothing(cli, sample, argume
     assert not list(os.scandir("."))[1:] and not os.path.exists("runs/x")
 
 
-def test_resume_keeps_the_runs_own_configuration(cli, sample, trained_run, tmp_path):
+def test_resume_keeps_the_runs_own_configuration(cli: Callable[..., Any], sample: Path, trained_run: Path, tmp_path: Path) -> None:
     import shutil
 
     run = shutil.copytree(trained_run, tmp_path / "run")
@@ -168,12 +168,12 @@ def test_resume_keeps_the_runs_own_configuration(cli, sample, trained_run, tmp_p
     assert result.exit_code == 2 and "must be a new or empty folder; add --resume" in result.stderr
 
 
-def test_export_needs_a_finished_run(cli):
+def test_export_needs_a_finished_run(cli: Callable[..., Any]) -> None:
     result = cli("export", "--onnx")
     assert result.exit_code == 1 and "no finished run in runs/" in result.stderr
 
 
-def test_a_full_disk_is_one_line_and_keeps_what_was_whole(sample):
+def test_a_full_disk_is_one_line_and_keeps_what_was_whole(sample: Path) -> None:
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); "
     limit += "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); from fmcae.cli import main; main()"
     arguments = ("train", "--data", str(sample), *QUICK, "--out", "run")
