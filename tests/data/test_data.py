@@ -2,9 +2,11 @@ import gzip
 import os
 import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 import fmcae.data
@@ -30,7 +32,9 @@ def test_plain_files_and_torchvisions_layout_give_the_same_data(sample: Path, tm
     assert load_dataset(tmp_path).fingerprint == load_dataset(sample).fingerprint
 
 
-def test_the_environment_variable_is_used_and_the_argument_wins(sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_variable_is_used_and_the_argument_wins(
+    sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("FMCAE_DATA", str(sample))
     assert load_dataset().name == "fashion-mnist-sample"
     with pytest.raises(UsageError, match=r"data \(=.*\) must be an existing folder"):
@@ -42,7 +46,7 @@ def test_the_environment_variable_is_used_and_the_argument_wins(sample: Path, tm
 
 def test_nothing_anywhere_names_every_place_and_every_way(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(fmcae.data, "DEBIAN_FOLDER", tmp_path / "debian")
-    monkeypatch.setattr(fmcae.data, "_download", lambda cache: "failed: no route to host")
+    monkeypatch.setattr(fmcae.data, "download_fashion_mnist", lambda cache: "failed: no route to host")
     with pytest.raises(DataError) as error:
         load_dataset()
     for words in (
@@ -64,7 +68,9 @@ def test_the_cache_comes_before_debians_files(sample: Path, tmp_path: Path, monk
         load_dataset()  # a place for Fashion-MNIST must hold Fashion-MNIST
 
 
-def test_one_changed_byte_of_a_known_set_is_found(sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_changed_byte_of_a_known_set_is_found(
+    sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.copytree(sample, tmp_path / "set")
     contents = {name: idx.read_bytes(sample / f"{name}.gz") for name in IDX_NAMES}
     import hashlib
@@ -90,7 +96,7 @@ def test_an_empty_folder_says_what_it_must_hold(tmp_path: Path) -> None:
         load_dataset(tmp_path)
 
 
-def _write_set(folder, images, labels):
+def _write_set(folder: Path, images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> None:
     for part, count in (("train", len(labels)), ("t10k", len(labels))):
         idx.write(folder / f"{part}-images-idx3-ubyte.gz", images[:count])
         idx.write(folder / f"{part}-labels-idx1-ubyte.gz", labels[:count])
@@ -145,7 +151,7 @@ def test_folders_of_images_of_any_size_and_colour(tmp_path: Path, test_images: N
 
 
 @pytest.fixture
-def image_folders(tmp_path):
+def image_folders(tmp_path: Path) -> Path:
     """A set of two classes, coat and bag."""
     for name in ("coat", "bag"):
         (tmp_path / name).mkdir()

@@ -1,17 +1,19 @@
 import gzip
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
+from numpy.typing import NDArray
 
 from fmcae.data import idx
 from fmcae.errors import DataError
 
 
 @given(arrays(np.uint8, array_shapes(max_dims=4, min_side=0, max_side=5)), st.booleans())
-def test_round_trip(tmp_path_factory: pytest.TempPathFactory, array, zipped: bool) -> None:
+def test_round_trip(tmp_path_factory: pytest.TempPathFactory, array: NDArray[np.uint8], zipped: bool) -> None:
     path = tmp_path_factory.mktemp("idx") / ("a.gz" if zipped else "a")
     idx.write(path, array)
     assert np.array_equal(idx.parse(idx.read_bytes(path), "a"), array)

@@ -22,8 +22,8 @@ def test_splits_are_disjoint_and_whole(count: int) -> None:
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=200), st.data())
-def test_drawn_labels_are_of_all_classes_alike(labels, data) -> None:
-    labels = np.array(labels, np.uint8)
+def test_drawn_labels_are_of_all_classes_alike(values: list[int], data: st.DataObject) -> None:
+    labels = np.array(values, np.uint8)
     count = data.draw(st.integers(1, len(labels)))
     drawn = draw_labels(labels, count, data.draw(st.integers(0, 2**32 - 1)))
     assert len(drawn) == len(set(drawn.tolist())) == count
@@ -34,6 +34,6 @@ def test_drawn_labels_are_of_all_classes_alike(labels, data) -> None:
 
 
 def test_another_seed_draws_others() -> None:
-    labels = np.repeat(np.arange(10), 100)
+    labels = np.repeat(np.arange(10, dtype=np.uint8), 100)
     assert not np.array_equal(draw_labels(labels, 100, 0), draw_labels(labels, 100, 1))
     assert np.array_equal(draw_labels(labels, 100, 1), draw_labels(labels, 100, 1))

@@ -13,7 +13,8 @@ from fmcae.export import artefacts
 from fmcae.export.artefacts import export_run
 from fmcae.runtime.model import read_artefact, read_artefacts
 from fmcae.runtime.verify import verify
-from fmcae.train.run import open_run, save_weights
+from fmcae.train.run import open_run
+from fmcae.train.weights import save_weights
 
 KINDS = ("encoder", "decoder", "classifier")
 

@@ -1,5 +1,5 @@
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -19,6 +19,15 @@ from fmcae.train.networks import Autoencoder, Classifier
 
 Network = Autoencoder | Classifier
 NETWORKS: dict[str, Callable[[NetworkConfig], Network]] = {"autoencoder": Autoencoder, "classifier": Classifier}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """PyTorch's own threads wait for each other, which takes long on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
