@@ -222,13 +222,11 @@ def print_rows(rows: dict[str, dict[str, Any]]) -> None:
 
 
 def plot(results: dict[str, dict[str, dict[str, Any]]], path: Path) -> None:
-    panels = {
-        title: {
-            name: Bar(*row["epoch_s"].values(), f"{row['fmcae_is_faster']['median']:.1f}×", name == "fmcae")
-            for name, row in rows.items()
-        }
-        for title, rows in results.items()
-    }
+    def bar(name: str, row: dict[str, Any]) -> Bar:
+        epoch, ratio = row["epoch_s"], row["fmcae_is_faster"]["median"]
+        return Bar(epoch["median"], epoch["min"], epoch["max"], f"{ratio:.1f}×", name == "fmcae")
+
+    panels = {title: {name: bar(name, row) for name, row in rows.items()} for title, rows in results.items()}
     draw(panels, 1, "seconds an epoch (median and range of rounds); beside the bars: fmcae is faster by", path)
 
 

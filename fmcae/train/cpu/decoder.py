@@ -27,9 +27,7 @@ def unflatten(a, first, key, threshold, scale, y):  # type: ignore[no-untyped-de
     """ReLU and dropout of a (N, 32, 25), flattened as PyTorch does, into y (N, 25, 32)."""
     s = np.empty((25, 32), np.float32)
     for n in range(a.shape[0]):
-        for c in range(32):
-            for p in range(25):
-                s[p, c] = a[n, c, p]
+        s[:] = a[n].T
         for p in range(25):
             at = ((first + n) * 25 + p) * 32
             for c in range(32):
@@ -76,9 +74,7 @@ def fold1(columns, bias, first, key, threshold, scale, y):  # type: ignore[no-un
 def fold2(columns, bias, out):  # type: ignore[no-untyped-def]
     """The second transposed convolution's columns (9, N·169), overlapped and added onto the bias -> out (N, 28, 28)."""
     for n in range(out.shape[0]):
-        for r in range(28):
-            for s in range(28):
-                out[n, r, s] = bias
+        out[n] = bias
         for k in range(9):
             for i in range(13):
                 at = (n * 13 + i) * 13

@@ -54,10 +54,8 @@ def conv1_forward(x, weight, bias, first, key, threshold, scale, drop_first, y, 
     """
     s = np.empty((10, 16), np.float32)  # 9 rows with the weight, 1 with the bias
     for k in range(9):
-        for c in range(16):
-            s[k, c] = weight[k // 3, k % 3, c]
-    for c in range(16):
-        s[9, c] = bias[c]
+        s[k] = weight[k // 3, k % 3]
+    s[9] = bias
     windows = np.empty((4, 12, 16), np.float32)  # the four elements of each window of a row
     for n in range(x.shape[0]):
         for i in range(12):
