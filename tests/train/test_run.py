@@ -54,6 +54,8 @@ def test_a_run_records_what_decides_its_last_bits(trained_run: Path) -> None:
         f"numba was 0.1, is {run.versions['numba']}",
         f"cpu was Z80, is {run.machine['cpu']}",
     ]
+    elsewhere = replace(run, config=replace(run.config, device="cuda"))  # to say so is the training's, not ours
+    assert changes_since(elsewhere) == [] or torch.cuda.is_available()
     fewer = replace(run, machine={**run.machine, "available_cpus": 99, "platform": "CP/M"})
     assert changes_since(fewer) == [], "what decides nothing is not reported"
 

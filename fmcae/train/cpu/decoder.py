@@ -176,14 +176,10 @@ class DecoderWeights(NamedTuple):
     @classmethod
     def from_network(cls, decoder: Decoder) -> "DecoderWeights":
         first, up1, up2 = weighted_layers(decoder)
-        return cls(
-            linear=as_numpy(first.weight),
-            linear_bias=as_numpy(first.bias),
-            up1=np.ascontiguousarray(as_numpy(up1.weight).transpose(0, 2, 3, 1)).reshape(32, 256),
-            up1_bias=as_numpy(up1.bias),
-            up2=np.ascontiguousarray(as_numpy(up2.weight).reshape(16, 9).T),
-            up2_bias=as_numpy(up2.bias)[0],
-        )
+        weight1 = np.ascontiguousarray(as_numpy(up1.weight).transpose(0, 2, 3, 1)).reshape(32, 256)
+        weight2 = np.ascontiguousarray(as_numpy(up2.weight).reshape(16, 9).T)
+        biases = [as_numpy(layer.bias) for layer in (first, up1, up2)]
+        return cls(as_numpy(first.weight), biases[0], weight1, biases[1], weight2, biases[2][0])
 
 
 class Decoded(NamedTuple):

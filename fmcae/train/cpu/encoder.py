@@ -190,15 +190,10 @@ class EncoderWeights(NamedTuple):
     @classmethod
     def from_network(cls, encoder: Encoder) -> "EncoderWeights":
         conv1, conv2, last = weighted_layers(encoder)
-        return cls(
-            conv1=np.ascontiguousarray(as_numpy(conv1.weight)[:, 0].transpose(1, 2, 0)),
-            conv1_bias=as_numpy(conv1.bias),
-            conv2=conv2.weight.detach(),
-            conv2_bias=as_numpy(conv2.bias),
-            linear=as_numpy(last.weight),
-            linear_bias=as_numpy(last.bias),
-            is_trained=last.weight.requires_grad,
-        )
+        weight1 = np.ascontiguousarray(as_numpy(conv1.weight)[:, 0].transpose(1, 2, 0))
+        biases = [as_numpy(layer.bias) for layer in (conv1, conv2, last)]
+        is_trained = last.weight.requires_grad
+        return cls(weight1, biases[0], conv2.weight.detach(), biases[1], as_numpy(last.weight), biases[2], is_trained)
 
 
 class Encoded(NamedTuple):

@@ -1,7 +1,7 @@
 """What encoder and decoder have in common: compiled kernels, dropout, matrix products, views of PyTorch's memory.
 
-A kernel is a single pass over memory, compiled by numba, that replaces several of PyTorch's. Arrays are channels-last
-(N, H, W, C), so that an inner loop over 16 or 32 channels becomes a few vector instructions; sums are collected in one
+A kernel is a single pass over memory, compiled by numba, that replaces several of PyTorch's; some are long, because
+to divide them would be to pass twice. Arrays are channels-last (N, H, W, C), so that an inner loop over 16 or 32 channels becomes a few vector instructions; sums are collected in one
 scratch array for the same reason. No kernel takes the GIL or starts a thread.
 
 Dropout draws no array of random numbers: an element is kept if a hash of its index and of a random key is at least
