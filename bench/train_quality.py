@@ -3,7 +3,7 @@
     python bench/train_quality.py --out bench/results/train_quality_cpu.json
 
 Each seed trains the default configuration, autoencoder and classifier, twice: with the fused step that a CPU gets, and
-with PyTorch's own operators and Adam (``fmcae.train.loop.PlainCompute``). Both start from the same weights; dropout's
+with PyTorch's own operators and Adam (``fmcae.train.backend.PlainBackend``). Both start from the same weights; dropout's
 random numbers differ, so they part from the first step on, and only averages over seeds can agree. The report has each
 metric's mean and standard deviation, and the mean of the paired differences with its 95% interval (Student's t).
 """
@@ -13,7 +13,8 @@ import json
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -24,25 +25,29 @@ import torch
 from scipy import stats
 
 from fmcae.data import Dataset, load_dataset
-from fmcae.runtime.session import available_cpus, describe_machine
+from fmcae.runtime.machine import available_cpus, describe_machine
 from fmcae.train import loop
+from fmcae.train.backend import PlainBackend, backend_for
 from fmcae.train.config import TrainConfig
 from fmcae.train.run import create_run
 
 METRICS = {"autoencoder": ("mse",), "classifier": ("accuracy", "cross_entropy")}
 
 
-def plain_compute(network: Any, device: torch.device, threads: int) -> loop.PlainCompute:
+@contextmanager
+def plain_backend(network: Any, device: torch.device, threads: int) -> Iterator[PlainBackend]:
+    before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    return loop.PlainCompute(network)
+    yield PlainBackend(network)
+    torch.set_num_threads(before)
 
 
-STEPS: dict[str, Callable[..., Any]] = {"fused": loop.compute_for, "plain": plain_compute}
+STEPS: dict[str, Callable[..., Any]] = {"fused": backend_for, "plain": plain_backend}
 
 
 def train_once(step: str, seed: int, epochs: int, threads: int, dataset: Dataset) -> dict[str, Any]:
     config = TrainConfig(seed=seed, epochs=epochs, threads=threads, device="cpu")
-    with tempfile.TemporaryDirectory() as folder, patch.object(loop, "compute_for", STEPS[step]):
+    with tempfile.TemporaryDirectory() as folder, patch.object(loop, "backend_for", STEPS[step]):
         run = create_run(Path(folder) / "run", config, dataset)
         loop.train(run, dataset)
         records = run.metrics()
@@ -62,7 +67,7 @@ def summarize(runs: list[dict[str, Any]]) -> dict[str, Any]:
     for stage, names in METRICS.items():
         for name in names:
             key = f"{stage}_test_{name}"
-            values = {step: np.array([run[key] for run in of]) for step, of in by_step.items()}
+            values = {step: np.array([run[key] for run in step_runs]) for step, step_runs in by_step.items()}
             difference = values["fused"] - values["plain"]
             half = stats.t.ppf(0.975, len(difference) - 1) * difference.std(ddof=1) / np.sqrt(len(difference))
             summary[key] = {

@@ -21,8 +21,10 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -35,14 +37,19 @@ from torchvision.datasets import FashionMNIST
 from torchvision.transforms import ToTensor
 
 from fmcae.data import FASHION_MNIST_SHA256, load_dataset
-from fmcae.runtime.session import available_cpus, describe_machine
-from fmcae.train.config import NetworkConfig
-from fmcae.train.loop import DeviceSplit, compute_for, optimizer_for, train_epoch
+from fmcae.runtime.machine import available_cpus, describe_machine
+from fmcae.train.config import DropoutPosition, NetworkConfig
+from fmcae.train.loop import DeviceSplit, backend_for, optimizer_for, train_epoch
 from fmcae.train.networks import Autoencoder, Classifier
 from fmcae.train.progress import Progress
 
 BATCH = 100  # images
 Timed = Callable[[int], float]  # number of batches -> seconds
+CASES: list[tuple[str, DropoutPosition]] = [
+    ("autoencoder", "after-pooling"),
+    ("autoencoder", "before-pooling"),
+    ("classifier", "after-pooling"),
+]
 
 
 def lay_out_for_torchvision(data: Path, folder: Path) -> None:
@@ -53,12 +60,12 @@ def lay_out_for_torchvision(data: Path, folder: Path) -> None:
         (raw / name).write_bytes(gzip.decompress((data / f"{name}.gz").read_bytes()))
 
 
-def network_of(stage: str, config: NetworkConfig) -> Autoencoder | Classifier:
+def new_network(stage: str, config: NetworkConfig) -> Autoencoder | Classifier:
     return Autoencoder(config) if stage == "autoencoder" else Classifier(config)
 
 
 def plain(stage: str, config: NetworkConfig, threads: int, folder: Path, workers: int) -> Timed:
-    network = network_of(stage, config)
+    network = new_network(stage, config)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
     dataset = Subset(FashionMNIST(str(folder), train=True, transform=ToTensor()), range(50_000))
     loader = DataLoader(dataset, batch_size=BATCH, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
@@ -77,7 +84,7 @@ def plain(stage: str, config: NetworkConfig, threads: int, folder: Path, workers
             output = network(x)
             loss = F.mse_loss(output, x) if stage == "autoencoder" else F.cross_entropy(output, labels)
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         return time.perf_counter() - started
 
@@ -85,25 +92,24 @@ def plain(stage: str, config: NetworkConfig, threads: int, folder: Path, workers
 
 
 def ours(stage: str, config: NetworkConfig, threads: int, split: DeviceSplit, device: torch.device) -> Timed:
-    network = network_of(stage, config).to(device)
-    compute = compute_for(network, device, threads)
-    optimizer = optimizer_for(compute, 1e-3)
+    network = new_network(stage, config).to(device)
 
     def run(count: int) -> float:
-        torch.set_num_threads(1)
         part = DeviceSplit(split.images[: BATCH * count], split.labels[: BATCH * count])
-        started = time.perf_counter()
-        train_epoch(compute, optimizer, part, BATCH, Progress())
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - started
+        with backend_for(network, device, threads) as backend:
+            optimizer = optimizer_for(backend, 1e-3)
+            started = time.perf_counter()
+            train_epoch(backend, optimizer, part, BATCH, Progress())
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            return time.perf_counter() - started
 
     return run
 
 
 def keras(stage: str, config: NetworkConfig, threads: int, images: np.ndarray, labels: np.ndarray) -> Timed | None:
     try:
-        import tensorflow as tf
+        tf = import_module("tensorflow")
     except ImportError:
         return None
     tf.config.threading.set_intra_op_parallelism_threads(threads)
@@ -139,7 +145,7 @@ def keras(stage: str, config: NetworkConfig, threads: int, images: np.ndarray, l
     return run
 
 
-def measure(ways: dict[str, Timed], rounds: int, batches: int) -> dict[str, dict[str, object]]:
+def measure(ways: dict[str, Timed], rounds: int, batches: int) -> dict[str, dict[str, Any]]:
     """Seconds an epoch of each way, and how many times faster fmcae is, within each round."""
     for run in ways.values():
         run(max(20, batches // 4))  # compile, fill caches, start workers
@@ -172,18 +178,14 @@ def main() -> None:
     options = parser.parse_args()
     device = torch.device(options.device)
     dataset = load_dataset(options.data)
-    split = DeviceSplit.of(dataset.train, device)
+    split = DeviceSplit.from_split(dataset.train, device)
     arrays = dataset.train.images.astype(np.float32) / 255, dataset.train.labels
     temporary = tempfile.TemporaryDirectory()  # removed when the process ends
     folder = Path(temporary.name)
     lay_out_for_torchvision(options.data, folder)
-    results = {}
-    for stage, position in (
-        ("autoencoder", "after-pooling"),
-        ("autoencoder", "before-pooling"),
-        ("classifier", "after-pooling"),
-    ):
-        config = NetworkConfig(dropout_position=position)  # type: ignore[arg-type]
+    results: dict[str, dict[str, dict[str, Any]]] = {}
+    for stage, position in CASES:
+        config = NetworkConfig(dropout_position=position)
         ways: dict[str, Timed | None] = {
             "fmcae": ours(stage, config, options.threads, split, device),
             "plain PyTorch, 0 workers": plain(stage, config, options.threads, folder, 0),
@@ -193,25 +195,9 @@ def main() -> None:
         present = {name: run for name, run in ways.items() if run is not None}
         results[f"{stage}, dropout {position}"] = rows = measure(present, options.rounds, options.batches)
         print(f"{stage}, dropout {position}")
-        for name, row in rows.items():
-            epoch, ratio = row["epoch_s"], row["fmcae_is_faster"]
-            spread = f"{epoch['min']:.1f}-{epoch['max']:.1f}"  # type: ignore[index]
-            faster = f"{ratio['median']:.2f}x ({ratio['min']:.2f}-{ratio['max']:.2f})"  # type: ignore[index]
-            print(f"  {name:26}{epoch['median']:7.2f} s an epoch ({spread})  {faster}", flush=True)  # type: ignore[index]
+        print_rows(rows)
     if options.plot:
-        panels = {
-            title: {
-                name: Bar(*row["epoch_s"].values(), f"{row['fmcae_is_faster']['median']:.1f}×", name == "fmcae")  # type: ignore
-                for name, row in rows.items()
-            }
-            for title, rows in results.items()
-        }
-        draw(
-            panels,
-            1,
-            "seconds an epoch (median and range of rounds); beside the bars: fmcae is faster by",
-            options.plot,
-        )
+        plot(results, options.plot)
     if options.out:
         report = {
             "schema_version": 1,
@@ -225,6 +211,23 @@ def main() -> None:
             "command": shlex.join(["python", *sys.argv]),
         }
         options.out.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def print_rows(rows: dict[str, dict[str, Any]]) -> None:
+    for name, row in rows.items():
+        epoch, ratio = row["epoch_s"], row["fmcae_is_faster"]
+        spread = f"{epoch['min']:.1f}-{epoch['max']:.1f}"
+        faster = f"{ratio['median']:.2f}x ({ratio['min']:.2f}-{ratio['max']:.2f})"
+        print(f"  {name:26}{epoch['median']:7.2f} s an epoch ({spread})  {faster}", flush=True)
+
+
+def plot(results: dict[str, dict[str, dict[str, Any]]], path: Path) -> None:
+    def bar(name: str, row: dict[str, Any]) -> Bar:
+        epoch, ratio = row["epoch_s"], row["fmcae_is_faster"]["median"]
+        return Bar(epoch["median"], epoch["min"], epoch["max"], f"{ratio:.1f}×", name == "fmcae")
+
+    panels = {title: {name: bar(name, row) for name, row in rows.items()} for title, rows in results.items()}
+    draw(panels, 1, "seconds an epoch (median and range of rounds); beside the bars: fmcae is faster by", path)
 
 
 if __name__ == "__main__":

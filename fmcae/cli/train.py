@@ -10,27 +10,20 @@ import typer
 from fmcae.cli.options import RUNS_FOLDER, DataOption, ThreadsOption, note
 from fmcae.cli.progress import watch_training
 from fmcae.errors import RunError, UsageError, require_train_extra
-from fmcae.train.config import (
-    LIMITS,
-    DeviceChoice,
-    DropoutPosition,
-    EncoderInit,
-    NetworkConfig,
-    Stage,
-    TrainConfig,
-)
+from fmcae.train.config import LIMITS, DeviceChoice, DropoutPosition, EncoderInit, NetworkConfig, Stage, TrainConfig
 
 if TYPE_CHECKING:
     from fmcae.train.run import Run
 
 DEFAULT = TrainConfig()
+NETWORK = DEFAULT.network
 NETWORK_FIELDS = {item.name for item in fields(NetworkConfig)}
 
 
 def _integer(name: str, help_text: str) -> Any:
     """An option for an integer of the configuration, within its limits."""
     low, high = LIMITS[name]
-    return typer.Option(f"--{name.replace('_', '-')}", metavar="N", min=low, max=high, help=help_text)
+    return typer.Option(metavar="N", min=low, max=high, help=help_text)
 
 
 # Every parameter but out, resume and quiet has the name of the configuration's field that it sets.
@@ -38,31 +31,26 @@ def train(
     context: typer.Context,
     data: DataOption = None,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="RUN", help="The run folder. [default: runs/<date>-<time>]")
+        Path | None, typer.Option(metavar="RUN", help="The run folder. [default: runs/<date>-<time>]")
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --out, or with the newest unfinished one.")
     ] = False,
     stage: Annotated[
-        Stage | None,
-        typer.Option("--stage", help="What to train. [default: both; classifier with --from or --encoder random]"),
+        Stage | None, typer.Option(help="What to train. [default: both; classifier with --from or --encoder random]")
     ] = None,
     autoencoder_from: Annotated[
         Path | None, typer.Option("--from", metavar="RUN", help="Start the classifier from this run's autoencoder.")
     ] = None,
-    latent_dim: Annotated[int, _integer("latent_dim", "Size of z, the paper's n.")] = DEFAULT.network.latent_dim,
+    latent_dim: Annotated[int, _integer("latent_dim", "The size of z, the paper's n.")] = NETWORK.latent_dim,
     dropout: Annotated[
-        float, typer.Option("--dropout", metavar="P", help="Dropout probability, the paper's p.")
-    ] = DEFAULT.network.dropout,
+        float, typer.Option(metavar="P", help="The dropout probability, the paper's p.")
+    ] = NETWORK.dropout,
     dropout_position: Annotated[
-        DropoutPosition, typer.Option("--dropout-position", help="Where the encoder drops.")
-    ] = DEFAULT.network.dropout_position,
-    output_dropout: Annotated[
-        bool, typer.Option("--output-dropout/--no-output-dropout", help="Drop the decoder's output too.")
-    ] = DEFAULT.network.output_dropout,
-    pooling: Annotated[
-        bool, typer.Option("--pooling/--no-pooling", help="Max pooling in the encoder.")
-    ] = DEFAULT.network.pooling,
+        DropoutPosition, typer.Option(help="Where the encoder drops.")
+    ] = NETWORK.dropout_position,
+    output_dropout: Annotated[bool, typer.Option(help="Drop the decoder's output too.")] = NETWORK.output_dropout,
+    pooling: Annotated[bool, typer.Option(help="Max pooling in the encoder.")] = NETWORK.pooling,
     encoder_init: Annotated[
         EncoderInit, typer.Option("--encoder", help="Where the classifier's encoder starts.")
     ] = DEFAULT.encoder_init,
@@ -78,7 +66,7 @@ def train(
     batch_size: Annotated[int, _integer("batch_size", "Images per mini-batch.")] = DEFAULT.batch_size,
     epochs: Annotated[int, _integer("epochs", "Epochs of each stage.")] = DEFAULT.epochs,
     seed: Annotated[int, _integer("seed", "The seed of weights, batch order and dropout.")] = DEFAULT.seed,
-    device: Annotated[DeviceChoice, typer.Option("--device", help="Where to train.")] = "auto",
+    device: Annotated[DeviceChoice, typer.Option(help="Where to train.")] = "auto",
     threads: ThreadsOption = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Plain lines instead of a progress bar.")] = False,
 ) -> None:

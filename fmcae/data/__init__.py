@@ -134,9 +134,9 @@ def _load_folder(folder: Path, parameter: str) -> Dataset:
 
 
 def _find_idx(folder: Path, *, ignore_incomplete: bool = False) -> dict[str, Path]:
-    """The four IDX files in ``folder`` or where torchvision lays them below it; empty if there are none.
+    """Return the four IDX files in ``folder``, or where torchvision puts them below it; empty if there are none.
 
-    A broken-off download leaves some of them; with ``ignore_incomplete`` that counts as none.
+    An interrupted download leaves some of them; with ``ignore_incomplete`` that counts as none.
     """
     for place in (folder, folder / "FashionMNIST" / "raw", folder / "raw"):
         found = {}
@@ -192,7 +192,7 @@ def _load_idx(files: dict[str, Path], *, must_be_fashion_mnist: bool = False) ->
 
 
 def _check_fashion_mnist(contents: dict[str, bytes], files: dict[str, Path], must_be: bool) -> bool:
-    """Whether the files are Fashion-MNIST's. If only some are, the others are damaged, and that is an error."""
+    """Return whether the files are Fashion-MNIST's. If only some are, the others are damaged, which is an error."""
     wrong = [
         name for name, content in contents.items() if hashlib.sha256(content).hexdigest() != FASHION_MNIST_SHA256[name]
     ]
@@ -202,7 +202,7 @@ def _check_fashion_mnist(contents: dict[str, bytes], files: dict[str, Path], mus
 
 
 def _class_names(folder: Path, highest_labels: dict[Path, int]) -> tuple[str, ...]:
-    """The lines of class_names.txt, or numbers; ``highest_labels`` is the highest label of each labels file."""
+    """Return the lines of class_names.txt, or numbers; ``highest_labels`` has the highest label of each labels file."""
     path = folder / CLASS_NAMES_FILE
     if not path.is_file():
         return tuple(str(index) for index in range(max(highest_labels.values()) + 1))
@@ -232,9 +232,9 @@ def _as_28(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _class_folders(folder: Path) -> dict[str, list[Path]]:
-    """Class name -> its image files, both sorted by name, so that indices do not depend on the file system.
+    """Return each class name's image files, both sorted by name, so that indices do not depend on the file system.
 
-    Empty if no folder in ``folder`` holds images.
+    The result is empty if no folder in ``folder`` holds images.
     """
     folders = {}
     for child in sorted(folder.iterdir()):
@@ -247,17 +247,9 @@ def _class_folders(folder: Path) -> dict[str, list[Path]]:
             raise DataError(
                 f"{folder / name}: must hold images, as every class folder beside it; it holds none directly"
             )
-        if not _is_utf8(name):
+        if name != name.encode(errors="replace").decode():  # a byte that is not UTF-8 is a lone surrogate
             raise DataError(f"{folder / name}: must have a name in UTF-8, because it is the name of a class")
     return folders
-
-
-def _is_utf8(name: str) -> bool:
-    try:
-        name.encode()  # a byte that is not UTF-8 is a lone surrogate in a file name
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _load_image_folders(folder: Path, class_folders: dict[str, list[Path]]) -> Dataset:

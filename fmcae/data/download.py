@@ -7,7 +7,7 @@ from fmcae.errors import INSTALL_TRAIN
 
 URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"  # the authors' own, which torchvision uses too
 TIMEOUT_S = 10  # without an answer
-# SHA-256 of the authors' gzipped files. Source: the data set's README, whose MD5 belong to the same files.
+# SHA-256 of the authors' files, whose MD5 their README lists; other mirrors zip the same contents differently
 SHA256 = {
     "train-images-idx3-ubyte.gz": "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
     "train-labels-idx1-ubyte.gz": "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",

@@ -1,4 +1,4 @@
-"""The IDX format: MNIST's way to store arrays of bytes, gzipped or plain.
+"""The IDX format, in which MNIST stores arrays of bytes, gzipped or plain.
 
 Source: http://yann.lecun.com/exdb/mnist/ ("the IDX file format"): two zero bytes, a type code, the number of
 dimensions, each dimension's size as a big-endian uint32, then the values in C order.
@@ -17,7 +17,7 @@ UINT8 = 0x08  # the only type code that MNIST's family uses
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of ``path``, unzipped if it is gzipped (told by its first bytes, not by its name).
+    """Return the content of ``path``, unzipped if its first bytes, not its name, say that it is gzipped.
 
     Raises:
         DataError: the file cannot be read, or the gzip stream is damaged or cut short.
@@ -30,7 +30,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def parse(content: bytes, name: str) -> NDArray[np.uint8]:
-    """The array in the bytes of an unzipped IDX file, uint8, read-only; ``name`` is for error messages.
+    """Return the array in the bytes of an unzipped IDX file, uint8, read-only; ``name`` is for error messages.
 
     Raises:
         DataError: not IDX, not of bytes, or not as long as its header says.

@@ -10,27 +10,27 @@ SPLIT_SEED = 2023  # the paper's year; nothing was tuned on it
 
 
 def split_val(count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Indices (train, val) into ``count`` images that have their own test set: one sixth is val."""
+    """Return indices (train, val) into ``count`` images that have their own test set: one sixth is val."""
     order = _permutation(count)
     val_count = count // 6
     return np.sort(order[val_count:]), np.sort(order[:val_count])
 
 
 def split_val_test(count: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Indices (train, val, test) into ``count`` images without a test set: one seventh each is val and test."""
+    """Return indices (train, val, test) into ``count`` images without a test set: one seventh each is val and test."""
     order = _permutation(count)
     share = count // 7
     return np.sort(order[2 * share :]), np.sort(order[:share]), np.sort(order[share : 2 * share])
 
 
 def draw_labels(labels: NDArray[np.uint8], count: int, seed: int) -> NDArray[np.int64]:
-    """Indices of ``count`` of ``labels`` (N,), as many of each class as there are, or one more or less."""
+    """Return the indices of ``count`` of ``labels`` (N,), as many of each class as of another, or one more or less."""
     order = _permutation(len(labels), seed)
-    turn = np.empty(len(labels), np.int64)  # how many of its class come before an image
+    rank = np.empty(len(labels), np.int64)  # how many images of its class come before an image
     for label in np.unique(labels):
-        of_class = np.flatnonzero(labels[order] == label)
-        turn[of_class] = np.arange(len(of_class))
-    return np.sort(order[np.argsort(turn, kind="stable")[:count]])
+        indices = np.flatnonzero(labels[order] == label)
+        rank[indices] = np.arange(len(indices))
+    return np.sort(order[np.argsort(rank, kind="stable")[:count]])
 
 
 def _permutation(count: int, seed: int = SPLIT_SEED) -> NDArray[np.int64]:

@@ -11,7 +11,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from fmcae.card import CARD_KEY, GOLDEN_KEY, KINDS, Card, Golden, Kind, check_seal, read_metadata
+from fmcae.card import CARD_KEY, GOLDEN_KEY, KINDS, Card, Golden, Kind, Precision, check_seal, read_metadata
 from fmcae.errors import ArtefactError, ProviderError, UsageError
 from fmcae.files import read_at_most
 from fmcae.images import ImageSource
@@ -20,7 +20,7 @@ from fmcae.preprocess import preprocess, scale
 from fmcae.runtime.session import Session, check_provider, check_threads
 
 FloatArray = NDArray[np.float32]
-SHIPPED = {"fashion-mnist": "fp32", "fashion-mnist-int8": "int8"}  # the precision by folder
+SHIPPED: dict[str, Precision] = {"fashion-mnist": "fp32", "fashion-mnist-int8": "int8"}  # the precision by folder
 MAX_ARTEFACT_BYTES = 2**31  # protobuf's own limit
 
 

@@ -1,7 +1,7 @@
 """The pictures of a run, drawn from its records: curves, confusion matrix, and a grid of reconstructions.
 
-Colours are Okabe and Ito's, which colour-blind readers can tell apart; train is dashed and val solid, so that the
-curves can be told apart in grey too.
+The colours are Okabe and Ito's, which colour-blind readers can distinguish. Train is dashed and val solid, so that the
+curves can be distinguished in grey too.
 """
 
 import io
@@ -60,7 +60,7 @@ def draw_reconstructions(folder: Path, images: NDArray[np.uint8], x_hat: NDArray
 
 
 def confusion_figure(counts: NDArray[np.int64], class_names: list[str]) -> Figure:
-    """A labelled heat map of counts (K, K), each row (true class) as shares."""
+    """Return a labelled heat map of counts (K, K), each row (true class) as shares."""
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     size = max(4.5, 0.62 * len(class_names) + 1.5)
     figure = Figure(figsize=(size + 0.8, size), layout="constrained")

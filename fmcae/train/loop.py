@@ -26,7 +26,7 @@ from fmcae.data import Dataset, Split
 from fmcae.data.split import draw_labels
 from fmcae.errors import ProviderError, UsageError
 from fmcae.train.backend import Backend, Optimizer, PlainBackend, backend_for, optimizer_for
-from fmcae.train.config import TrainConfig
+from fmcae.train.config import Device, TrainConfig
 from fmcae.train.cpu import DROPOUT_LAYERS
 from fmcae.train.networks import Autoencoder, Classifier
 from fmcae.train.progress import Progress
@@ -58,7 +58,7 @@ class DeviceSplit:
         )
 
 
-def resolve_device(device: str) -> str:
+def resolve_device(device: str) -> Device:
     """The device, "cpu" or "cuda"; "auto" is cuda where PyTorch has it.
 
     Raises:
@@ -69,9 +69,7 @@ def resolve_device(device: str) -> str:
         raise UsageError(f"device (={device}) must be one of auto, cpu, cuda")
     if device == "cuda" and not torch.cuda.is_available():
         raise ProviderError("device (=cuda) is not available: PyTorch finds no CUDA GPU; run on --device cpu")
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return device
+    return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 def train(run: Run, dataset: Dataset, progress: Progress | None = None) -> None:

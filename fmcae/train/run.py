@@ -14,6 +14,7 @@ Every file is written whole or not at all, ``config.json`` last of what a new ru
 import json
 import os
 import platform
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -197,10 +198,8 @@ def find_runs(parent: Path) -> list[Run]:
     """The runs in the folders directly below ``parent``, the newest last; damaged ones are left out."""
     runs = []
     for config in parent.glob(f"*/{CONFIG}"):
-        try:
+        with suppress(RunError):
             runs.append(open_run(config.parent))
-        except RunError:
-            continue
     return sorted(runs, key=lambda run: (run.started, run.folder))
 
 
@@ -238,7 +237,9 @@ def _machine(device: str) -> dict[str, Any]:
     compiled_for = os.environ.get("NUMBA_CPU_NAME") or get_host_cpu_name()
     instruction_set = f"{torch.backends.cpu.get_cpu_capability()}, {compiled_for}"
     machine = describe_hardware() | {"instruction_set": instruction_set}
-    return machine | {"device_name": torch.cuda.get_device_name()} if device == "cuda" else machine
+    if device == "cuda" and torch.cuda.is_available():
+        machine["device_name"] = torch.cuda.get_device_name()
+    return machine
 
 
 def _lines(records: list[dict[str, Any]]) -> str:

@@ -31,7 +31,7 @@ def write_test_sample(folder: Path) -> None:
 def write_pictures(folder: Path) -> None:
     images, labels = read("t10k-images-idx3-ubyte"), read("t10k-labels-idx1-ubyte")
     folder.mkdir(exist_ok=True)
-    predicted = np.array([prediction.index for prediction in fmcae.load().predict(images)])
+    predicted = np.array([prediction.index for prediction in fmcae.load().predict(list(images))])
     for index, name in enumerate(FASHION_MNIST_CLASSES):
         first = np.flatnonzero((labels == index) & (predicted == index))[0]
         stem = name.lower().replace("/", "-").replace(" ", "-")

@@ -2,9 +2,11 @@ import gzip
 import os
 import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 import fmcae.data
@@ -12,7 +14,7 @@ from fmcae.data import FASHION_MNIST_CLASSES, IDX_NAMES, idx, load_dataset
 from fmcae.errors import DataError, UsageError
 
 
-def test_the_sample_loads_with_its_class_names(sample):
+def test_the_sample_loads_with_its_class_names(sample: Path) -> None:
     dataset = load_dataset(sample)
     assert dataset.class_names == FASHION_MNIST_CLASSES
     assert [len(split) for split in (dataset.train, dataset.val, dataset.test)] == [1000, 200, 400]
@@ -21,7 +23,7 @@ def test_the_sample_loads_with_its_class_names(sample):
     assert np.bincount(dataset.test.labels).tolist() == [40] * 10
 
 
-def test_plain_files_and_torchvisions_layout_give_the_same_data(sample, tmp_path):
+def test_plain_files_and_torchvisions_layout_give_the_same_data(sample: Path, tmp_path: Path) -> None:
     raw = tmp_path / "FashionMNIST" / "raw"
     raw.mkdir(parents=True)
     for name in IDX_NAMES:
@@ -30,7 +32,9 @@ def test_plain_files_and_torchvisions_layout_give_the_same_data(sample, tmp_path
     assert load_dataset(tmp_path).fingerprint == load_dataset(sample).fingerprint
 
 
-def test_the_environment_variable_is_used_and_the_argument_wins(sample, tmp_path, monkeypatch):
+def test_the_environment_variable_is_used_and_the_argument_wins(
+    sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("FMCAE_DATA", str(sample))
     assert load_dataset().name == "fashion-mnist-sample"
     with pytest.raises(UsageError, match=r"data \(=.*\) must be an existing folder"):
@@ -40,9 +44,9 @@ def test_the_environment_variable_is_used_and_the_argument_wins(sample, tmp_path
         load_dataset()
 
 
-def test_nothing_anywhere_names_every_place_and_every_way(monkeypatch, tmp_path):
+def test_nothing_anywhere_names_every_place_and_every_way(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(fmcae.data, "DEBIAN_FOLDER", tmp_path / "debian")
-    monkeypatch.setattr(fmcae.data, "_download", lambda cache: "failed: no route to host")
+    monkeypatch.setattr(fmcae.data, "download_fashion_mnist", lambda cache: "failed: no route to host")
     with pytest.raises(DataError) as error:
         load_dataset()
     for words in (
@@ -57,14 +61,16 @@ def test_nothing_anywhere_names_every_place_and_every_way(monkeypatch, tmp_path)
     assert "\n" not in str(error.value)
 
 
-def test_the_cache_comes_before_debians_files(sample, tmp_path, monkeypatch):
+def test_the_cache_comes_before_debians_files(sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fmcae.data, "DEBIAN_FOLDER", tmp_path / "debian")
     shutil.copytree(sample, fmcae.data.cache_folder())
     with pytest.raises(DataError, match="is damaged: its SHA-256 is not that of Fashion-MNIST's"):
         load_dataset()  # a place for Fashion-MNIST must hold Fashion-MNIST
 
 
-def test_one_changed_byte_of_a_known_set_is_found(sample, tmp_path, monkeypatch):
+def test_one_changed_byte_of_a_known_set_is_found(
+    sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.copytree(sample, tmp_path / "set")
     contents = {name: idx.read_bytes(sample / f"{name}.gz") for name in IDX_NAMES}
     import hashlib
@@ -79,24 +85,24 @@ def test_one_changed_byte_of_a_known_set_is_found(sample, tmp_path, monkeypatch)
         load_dataset(tmp_path / "set")
 
 
-def test_an_incomplete_folder_names_what_is_missing(sample, tmp_path):
+def test_an_incomplete_folder_names_what_is_missing(sample: Path, tmp_path: Path) -> None:
     shutil.copy(sample / f"{IDX_NAMES[0]}.gz", tmp_path)
     with pytest.raises(DataError, match="is incomplete: train-labels-idx1-ubyte, t10k"):
         load_dataset(tmp_path)
 
 
-def test_an_empty_folder_says_what_it_must_hold(tmp_path):
+def test_an_empty_folder_says_what_it_must_hold(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="must hold the four IDX files .* or one folder of images per class"):
         load_dataset(tmp_path)
 
 
-def _write_set(folder, images, labels):
+def _write_set(folder: Path, images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> None:
     for part, count in (("train", len(labels)), ("t10k", len(labels))):
         idx.write(folder / f"{part}-images-idx3-ubyte.gz", images[:count])
         idx.write(folder / f"{part}-labels-idx1-ubyte.gz", labels[:count])
 
 
-def test_another_idx_set_gets_numbers_for_names_and_28_pixels(tmp_path):
+def test_another_idx_set_gets_numbers_for_names_and_28_pixels(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     images = generator.integers(0, 255, (12, 40, 32), dtype=np.uint8)
     _write_set(tmp_path, images, np.arange(12, dtype=np.uint8) % 3)
@@ -105,7 +111,7 @@ def test_another_idx_set_gets_numbers_for_names_and_28_pixels(tmp_path):
     assert dataset.train.images.shape == (10, 28, 28)
 
 
-def test_labels_that_do_not_fit_are_named(tmp_path):
+def test_labels_that_do_not_fit_are_named(tmp_path: Path) -> None:
     images = np.zeros((12, 28, 28), np.uint8)
     _write_set(tmp_path, images, np.zeros(12, np.uint8))
     idx.write(tmp_path / "train-labels-idx1-ubyte.gz", np.zeros(11, np.uint8))
@@ -125,14 +131,14 @@ def test_labels_that_do_not_fit_are_named(tmp_path):
     ("content", "message"),
     [(b"a\nb\na\n", "must name different classes, one a line; 1 repeated"), (b"a\n\xff\n", "is not text in UTF-8")],
 )
-def test_class_names_that_are_not_names_are_refused(tmp_path, content, message):
+def test_class_names_that_are_not_names_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
     _write_set(tmp_path, np.zeros((12, 28, 28), np.uint8), np.zeros(12, np.uint8))
     (tmp_path / "class_names.txt").write_bytes(content)
     with pytest.raises(DataError, match=rf"class_names\.txt: {message}"):
         load_dataset(tmp_path)
 
 
-def test_folders_of_images_of_any_size_and_colour(tmp_path, test_images):
+def test_folders_of_images_of_any_size_and_colour(tmp_path: Path, test_images: NDArray[np.uint8]) -> None:
     for name, mode, size in (("boot", "RGB", (60, 40)), ("coat", "L", (28, 28)), ("bag", "RGBA", (10, 90))):
         (tmp_path / name).mkdir()
         for number in range(7):
@@ -145,7 +151,7 @@ def test_folders_of_images_of_any_size_and_colour(tmp_path, test_images):
 
 
 @pytest.fixture
-def image_folders(tmp_path):
+def image_folders(tmp_path: Path) -> Path:
     """A set of two classes, coat and bag."""
     for name in ("coat", "bag"):
         (tmp_path / name).mkdir()
@@ -154,7 +160,7 @@ def image_folders(tmp_path):
     return tmp_path
 
 
-def test_a_class_folder_without_images_is_named(image_folders):
+def test_a_class_folder_without_images_is_named(image_folders: Path) -> None:
     for ignored in (".cache", "__MACOSX"):
         (image_folders / ignored).mkdir()
     assert load_dataset(image_folders).class_names == ("bag", "coat")
@@ -165,13 +171,13 @@ def test_a_class_folder_without_images_is_named(image_folders):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems allow no such name")
-def test_a_class_folder_whose_name_is_not_utf8_is_refused(image_folders):
+def test_a_class_folder_whose_name_is_not_utf8_is_refused(image_folders: Path) -> None:
     (image_folders / "coat").rename(image_folders / os.fsdecode(b"manteau-d\xe9t\xe9"))
     with pytest.raises(DataError, match="manteau-d.*: must have a name in UTF-8"):
         load_dataset(image_folders)
 
 
-def test_an_unreadable_image_in_a_folder_is_named(tmp_path):
+def test_an_unreadable_image_in_a_folder_is_named(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         for number in range(4):

@@ -1,23 +1,25 @@
 import gzip
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
+from numpy.typing import NDArray
 
 from fmcae.data import idx
 from fmcae.errors import DataError
 
 
 @given(arrays(np.uint8, array_shapes(max_dims=4, min_side=0, max_side=5)), st.booleans())
-def test_round_trip(tmp_path_factory, array, zipped):
+def test_round_trip(tmp_path_factory: pytest.TempPathFactory, array: NDArray[np.uint8], zipped: bool) -> None:
     path = tmp_path_factory.mktemp("idx") / ("a.gz" if zipped else "a")
     idx.write(path, array)
     assert np.array_equal(idx.parse(idx.read_bytes(path), "a"), array)
 
 
-def test_gzip_is_told_by_content_not_by_name(tmp_path):
+def test_gzip_is_told_by_content_not_by_name(tmp_path: Path) -> None:
     path = tmp_path / "plain-name"
     path.write_bytes(gzip.compress(b"\0\0\x08\x01\0\0\0\x02ab"))
     assert idx.parse(idx.read_bytes(path), "a").tolist() == [97, 98]
@@ -34,12 +36,12 @@ def test_gzip_is_told_by_content_not_by_name(tmp_path):
         (b"\0\0\x08\x04" + b"\xff" * 16, "asks for"),
     ],
 )
-def test_damaged_content_is_named(content, reason):
+def test_damaged_content_is_named(content: bytes, reason: str) -> None:
     with pytest.raises(DataError, match=f"a-file: .*{reason}"):
         idx.parse(content, "a-file")
 
 
-def test_damaged_gzip_is_named(tmp_path):
+def test_damaged_gzip_is_named(tmp_path: Path) -> None:
     whole = gzip.compress(b"\0\0\x08\x01\0\0\0\x02ab")
     path = tmp_path / "a.gz"
     for damaged, reason in ((whole[:-3], "cut short"), (whole[:-6] + b"xxxxxx", "damaged gzip")):

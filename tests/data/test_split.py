@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from fmcae.data.split import draw_labels, split_val, split_val_test
 
 
-def test_the_papers_split_is_the_same_everywhere():
+def test_the_papers_split_is_the_same_everywhere() -> None:
     train, val = split_val(60_000)
     assert (len(train), len(val)) == (50_000, 10_000)
     digest = hashlib.sha256(val.astype("<i8").tobytes()).hexdigest()
@@ -15,15 +15,15 @@ def test_the_papers_split_is_the_same_everywhere():
 
 
 @given(st.integers(7, 500))
-def test_splits_are_disjoint_and_whole(count):
+def test_splits_are_disjoint_and_whole(count: int) -> None:
     for parts in (split_val(count), split_val_test(count)):
         assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(count))
         assert all(len(part) > 0 for part in parts)
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=200), st.data())
-def test_drawn_labels_are_of_all_classes_alike(labels, data):
-    labels = np.array(labels, np.uint8)
+def test_drawn_labels_are_of_all_classes_alike(values: list[int], data: st.DataObject) -> None:
+    labels = np.array(values, np.uint8)
     count = data.draw(st.integers(1, len(labels)))
     drawn = draw_labels(labels, count, data.draw(st.integers(0, 2**32 - 1)))
     assert len(drawn) == len(set(drawn.tolist())) == count
@@ -33,7 +33,7 @@ def test_drawn_labels_are_of_all_classes_alike(labels, data):
     assert all(share == there for share, there in zip(taken, available, strict=True) if there < most - 1)
 
 
-def test_another_seed_draws_others():
-    labels = np.repeat(np.arange(10), 100)
+def test_another_seed_draws_others() -> None:
+    labels = np.repeat(np.arange(10, dtype=np.uint8), 100)
     assert not np.array_equal(draw_labels(labels, 100, 0), draw_labels(labels, 100, 1))
     assert np.array_equal(draw_labels(labels, 100, 1), draw_labels(labels, 100, 1))

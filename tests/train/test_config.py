@@ -1,4 +1,5 @@
 import json
+from typing import Any
 
 import pytest
 
@@ -6,27 +7,29 @@ from fmcae.errors import UsageError
 from fmcae.train.config import NetworkConfig, TrainConfig
 
 
-def test_the_defaults_are_the_papers_optimum():
+def test_the_defaults_are_the_papers_optimum() -> None:
     config = TrainConfig()
     assert (config.network.latent_dim, config.network.dropout, config.learning_rate) == (128, 0.1, 0.001)
     assert (config.batch_size, config.epochs) == (100, 30)
 
 
-def test_survives_json():
+def test_survives_json() -> None:
     config = TrainConfig(NetworkConfig(64, 0.2, pooling=False), seed=7, stage="autoencoder")
     assert TrainConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
     config = TrainConfig(labels=300)
     assert TrainConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
 
 
-def test_a_run_from_before_labels_could_be_few_is_read():
-    values = TrainConfig(seed=3).to_json()
-    del values["labels"]
-    assert TrainConfig.from_json(values) == TrainConfig(seed=3)
+def test_a_missing_key_takes_its_default_and_an_unknown_one_is_refused() -> None:
+    assert TrainConfig.from_json({"seed": 3, "network": {"latent_dim": 8}}) == TrainConfig(NetworkConfig(8), seed=3)
+    with pytest.raises(UsageError, match="TrainConfig has no momentum, wings"):
+        TrainConfig.from_json({"wings": 2, "momentum": 0.9})
+    with pytest.raises(UsageError, match="NetworkConfig has no depth"):
+        TrainConfig.from_json({"network": {"depth": 3}})
 
 
 @pytest.mark.parametrize(("labels", "passes"), [(None, 1), (1, 5000), (100, 50), (300, 16), (3000, 1), (50_000, 1)])
-def test_an_epoch_with_few_labels_goes_over_them_again(labels, passes):
+def test_an_epoch_with_few_labels_goes_over_them_again(labels: int | None, passes: int) -> None:
     assert TrainConfig(labels=labels).passes == passes
 
 
@@ -38,9 +41,11 @@ def test_an_epoch_with_few_labels_goes_over_them_again(labels, passes):
         ({"dropout": float("nan")}, r"dropout \(=nan\)"),
         ({"dropout_position": "never"}, r"dropout_position \(=never\) must be one of before-pooling, after-pooling"),
         ({"class_count": 1}, r"class_count \(=1\)"),
+        ({"dropout": "0.1"}, r"dropout \(=0.1\) must be a float"),
+        ({"pooling": "yes"}, r"pooling \(=yes\) must be a bool"),
     ],
 )
-def test_a_network_out_of_range_is_named(values, message):
+def test_a_network_out_of_range_is_named(values: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         NetworkConfig(**values)
 
@@ -67,6 +72,6 @@ def test_a_network_out_of_range_is_named(values, message):
         ),
     ],
 )
-def test_a_run_out_of_range_is_named(values, message):
+def test_a_run_out_of_range_is_named(values: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         TrainConfig(**values)

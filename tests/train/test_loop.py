@@ -1,49 +1,55 @@
+import tracemalloc
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from fmcae import metrics
-from fmcae.data import load_dataset
+from fmcae.data import Dataset, load_dataset
 from fmcae.errors import ProviderError, RunError, UsageError
 from fmcae.preprocess import scale as scale_numpy
+from fmcae.train.backend import PlainBackend, backend_for, training_loss
 from fmcae.train.config import NetworkConfig, TrainConfig
-from fmcae.train.loop import adopt_autoencoder, loss_of, resolve_device, scale, train
+from fmcae.train.loop import DeviceSplit, evaluate, resolve_device, scale, train
 from fmcae.train.networks import Autoencoder, Classifier
 from fmcae.train.progress import Progress
-from fmcae.train.run import create_run, open_run
+from fmcae.train.run import Run, create_run, open_run
 
 NETWORK = NetworkConfig(latent_dim=8)
+Weights = dict[str, dict[str, Tensor]]
 
 
 @pytest.fixture(scope="module")
-def dataset(sample):
+def dataset(sample: Path) -> Dataset:
     return load_dataset(sample)
 
 
-def _weights(run):
-    return {
-        stage: {name: tensor.clone() for name, tensor in run.network(stage).state_dict().items()}
-        for stage in ("autoencoder", "classifier")
-    }
+def _weights(run: Run) -> Weights:
+    return {stage: dict(run.network(stage).state_dict()) for stage in ("autoencoder", "classifier")}
 
 
-def _equal(first, second):
+def _equal(first: Weights, second: Weights) -> bool:
     return all(torch.equal(first[stage][name], second[stage][name]) for stage in first for name in first[stage])
 
 
 class StopAt(Progress):
     """Stops a run as a signal would, after a number of mini-batches."""
 
-    def __init__(self, steps):
+    def __init__(self, steps: int) -> None:
         self.steps = steps
 
-    def step(self, images, loss):
+    def step(self, images: int, loss: Tensor) -> None:
         self.steps -= 1
         if self.steps == 0:
             raise KeyboardInterrupt
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_does_not(dataset, tmp_path):
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(dataset: Dataset, tmp_path: Path) -> None:
     weights = []
     for number, seed in enumerate((3, 3, 4)):
         run = create_run(tmp_path / str(number), TrainConfig(NETWORK, epochs=1, seed=seed), dataset)
@@ -57,14 +63,14 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(dataset, tmp_
 
 
 @pytest.fixture(scope="module")
-def whole_run(dataset, tmp_path_factory):
+def whole_run(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Run:
     run = create_run(tmp_path_factory.mktemp("whole") / "run", TrainConfig(NETWORK, epochs=2, seed=1), dataset)
     train(run, dataset)
     return run
 
 
 @pytest.mark.parametrize("steps", [1, 15, 20, 35])  # ten steps an epoch, two epochs a stage
-def test_a_stopped_run_resumes_to_the_same_bits(dataset, whole_run, tmp_path, steps):
+def test_a_stopped_run_resumes_to_the_same_bits(dataset: Dataset, whole_run: Run, tmp_path: Path, steps: int) -> None:
     stopped = create_run(tmp_path / "stopped", whole_run.config, dataset)
     with pytest.raises(KeyboardInterrupt):
         train(stopped, dataset, StopAt(steps))
@@ -80,25 +86,23 @@ def test_a_stopped_run_resumes_to_the_same_bits(dataset, whole_run, tmp_path, st
     assert not (stopped.folder / "checkpoint.safetensors").exists()
 
 
-def test_a_damaged_checkpoint_is_named_not_used(dataset, tmp_path):
+def test_a_damaged_checkpoint_is_named_not_used(dataset: Dataset, tmp_path: Path) -> None:
     run = create_run(tmp_path / "run", TrainConfig(NETWORK, epochs=2), dataset)
     with pytest.raises(KeyboardInterrupt):
         train(run, dataset, StopAt(15))
     checkpoint = run.folder / "checkpoint.safetensors"
     checkpoint.write_bytes(checkpoint.read_bytes()[:-10])
-    with pytest.raises(RunError, match=r"checkpoint\.safetensors: is not a whole checkpoint"):
+    with pytest.raises(RunError, match=r"checkpoint\.safetensors: is not a whole safetensors file"):
         train(run, dataset)
 
 
-def test_other_data_are_refused(dataset, tmp_path):
-    from dataclasses import replace
-
+def test_other_data_are_refused(dataset: Dataset, tmp_path: Path) -> None:
     run = create_run(tmp_path / "run", TrainConfig(NETWORK, epochs=1), dataset)
     with pytest.raises(RunError, match="was trained on fashion-mnist-sample with fingerprint"):
         train(run, replace(dataset, test=dataset.val))
 
 
-def test_a_frozen_encoder_keeps_the_autoencoders_weights(dataset, trained_run, tmp_path):
+def test_a_frozen_encoder_keeps_the_autoencoders_weights(dataset: Dataset, trained_run: Path, tmp_path: Path) -> None:
     source = open_run(trained_run)
     config = TrainConfig(
         source.config.network,
@@ -107,25 +111,23 @@ def test_a_frozen_encoder_keeps_the_autoencoders_weights(dataset, trained_run, t
         autoencoder_from=str(trained_run),
         encoder_training="frozen",
     )
-    run = create_run(tmp_path / "run", config, dataset)
-    adopt_autoencoder(run, trained_run)
+    run = create_run(tmp_path / "run", config, dataset, trained_run)
     train(run, dataset)
     encoder = source.network("autoencoder").encoder.state_dict()
     kept = run.network("classifier").encoder.state_dict()
     assert all(torch.equal(kept[name], encoder[name]) for name in encoder)
     config = TrainConfig(source.config.network, epochs=1, stage="classifier", autoencoder_from=str(trained_run))
-    run = create_run(tmp_path / "tuned", config, dataset)
-    adopt_autoencoder(run, trained_run)
+    run = create_run(tmp_path / "tuned", config, dataset, trained_run)
     train(run, dataset)
     kept = run.network("classifier").encoder.state_dict()
     assert not any(torch.equal(kept[name], encoder[name]) for name in encoder)
 
 
-def test_a_classifier_with_few_labels_sees_only_them(dataset, tmp_path):
-    seen = []
+def test_a_classifier_with_few_labels_sees_only_them(dataset: Dataset, tmp_path: Path) -> None:
+    seen: list[int] = []
 
     class Count(Progress):
-        def step(self, images, loss):
+        def step(self, images: int, loss: Tensor) -> None:
             seen.append(images)
 
     config = TrainConfig(NETWORK, epochs=2, stage="classifier", encoder_init="random", labels=20, learning_rate=0.01)
@@ -139,14 +141,7 @@ def test_a_classifier_with_few_labels_sees_only_them(dataset, tmp_path):
     assert not (tmp_path / "more").exists()
 
 
-def test_an_autoencoder_of_another_shape_is_not_adopted(dataset, trained_run, tmp_path):
-    config = TrainConfig(NetworkConfig(latent_dim=99), stage="classifier", autoencoder_from=str(trained_run))
-    run = create_run(tmp_path / "run", config, dataset)
-    with pytest.raises(RunError, match="the autoencoder to start from cannot be used: .* does not fit"):
-        adopt_autoencoder(run, trained_run)
-
-
-def test_random_encoder_and_no_pooling_and_output_dropout_train(dataset, tmp_path):
+def test_random_encoder_and_no_pooling_and_output_dropout_train(dataset: Dataset, tmp_path: Path) -> None:
     config = TrainConfig(NETWORK, epochs=1, stage="classifier", encoder_init="random")
     run = create_run(tmp_path / "random", config, dataset)
     train(run, dataset)
@@ -157,7 +152,7 @@ def test_random_encoder_and_no_pooling_and_output_dropout_train(dataset, tmp_pat
     assert run.finished and not run.weights("classifier").exists()
 
 
-def test_torch_and_numpy_agree_on_scale_and_loss(test_images):
+def test_torch_and_numpy_agree_on_scale_and_loss(test_images: NDArray[np.uint8]) -> None:
     images = torch.from_numpy(np.array(test_images))
     assert np.array_equal(scale(images).numpy(), scale_numpy(test_images))
     every_byte = np.arange(784, dtype=np.uint8).reshape(1, 28, 28)
@@ -167,12 +162,64 @@ def test_torch_and_numpy_agree_on_scale_and_loss(test_images):
     with torch.no_grad():
         autoencoder, classifier = Autoencoder(NETWORK).eval(), Classifier(NETWORK).eval()
         x_hat, logits = autoencoder(x).numpy(), classifier(x).numpy()
-        assert float(loss_of(autoencoder, x, labels)) == pytest.approx(metrics.mse(x.numpy(), x_hat), rel=1e-5)
+        assert float(training_loss(autoencoder, x, labels)) == pytest.approx(metrics.mse(x.numpy(), x_hat), rel=1e-5)
         expected = metrics.cross_entropy(logits, labels.numpy())
-        assert float(loss_of(classifier, x, labels)) == pytest.approx(expected, rel=1e-5)
+        assert float(training_loss(classifier, x, labels)) == pytest.approx(expected, rel=1e-5)
 
 
-def test_devices(monkeypatch):
+class ConstantBackend(PlainBackend):
+    """Its outputs are numpy's memory, which tracemalloc counts."""
+
+    def outputs(self, x: Tensor) -> Tensor:
+        shape = x.shape if isinstance(self.network, Autoencoder) else (len(x), 10)
+        return torch.from_numpy(np.full(tuple(shape), 0.5, np.float32))
+
+
+@pytest.mark.parametrize("network", [Autoencoder(NETWORK), Classifier(NETWORK)])
+def test_the_memory_of_an_evaluation_does_not_grow_with_the_split(network: Autoencoder | Classifier) -> None:
+    def peak(count: int) -> int:
+        split = DeviceSplit(torch.zeros((count, 28, 28), dtype=torch.uint8), torch.arange(count) % 10)
+        tracemalloc.start()
+        evaluate(ConstantBackend(network), split)
+        size = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return size
+
+    assert peak(12_000) < 1.1 * peak(2_000)
+
+
+def test_an_evaluation_gives_the_metrics_of_all_outputs_at_once(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fmcae.train.loop.EVALUATION_BATCH", 64)  # the last batch is smaller
+    split = DeviceSplit.from_split(dataset.test, torch.device("cpu"))
+    x, labels = scale(split.images), dataset.test.labels
+    autoencoder, classifier = Autoencoder(NETWORK).eval(), Classifier(NETWORK).eval()
+    with torch.no_grad():
+        x_hat, logits = autoencoder(x).numpy(), classifier(x).numpy()
+    with backend_for(autoencoder, torch.device("cpu"), 2) as backend:
+        values, confusion = evaluate(backend, split)
+    assert values == {"mse": pytest.approx(metrics.mse(x.numpy(), x_hat), rel=1e-5)} and confusion is None
+    values, confusion = evaluate(PlainBackend(classifier), split)
+    assert values["cross_entropy"] == pytest.approx(metrics.cross_entropy(logits, labels), rel=1e-6)
+    assert values["accuracy"] == metrics.accuracy(logits, labels)
+    assert np.array_equal(confusion, metrics.confusion(logits, labels))  # type: ignore[arg-type]
+
+
+def test_the_picture_of_reconstructions_computes_what_it_shows(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[tuple[Any, ...]] = []
+    monkeypatch.setattr("fmcae.train.figures.draw_reconstructions", lambda *arguments: drawn.append(arguments))
+    train(run := create_run(tmp_path / "run", TrainConfig(NETWORK, epochs=1, stage="autoencoder"), dataset), dataset)
+    ((_, images, x_hat),) = drawn
+    assert np.array_equal(images, dataset.test.images[:10])
+    with torch.no_grad():
+        expected = run.network("autoencoder")(scale(torch.from_numpy(np.array(images)))).numpy()
+    assert np.allclose(x_hat, expected, atol=1e-5)
+
+
+def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert resolve_device("auto") == "cpu"
     with pytest.raises(ProviderError, match=r"device \(=cuda\) is not available"):

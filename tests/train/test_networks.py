@@ -8,7 +8,7 @@ from fmcae.train.networks import Autoencoder, Classifier
 
 @pytest.mark.parametrize("pooling", [True, False])
 @pytest.mark.parametrize("latent_dim", [1, 64])
-def test_shapes(pooling, latent_dim):
+def test_shapes(pooling: bool, latent_dim: int) -> None:
     config = NetworkConfig(latent_dim=latent_dim, pooling=pooling, class_count=7)
     autoencoder, classifier = Autoencoder(config).eval(), Classifier(config).eval()
     x = torch.rand(3, 1, 28, 28)
@@ -21,16 +21,16 @@ def test_shapes(pooling, latent_dim):
     assert classifier(x).shape == (3, 7)
 
 
-def test_the_layout_has_the_papers_parameters():
+def test_the_layout_has_the_papers_parameters() -> None:
     encoder = Autoencoder(NetworkConfig()).encoder
     assert [tuple(p.shape) for p in encoder.parameters() if p.ndim > 1] == [(16, 1, 3, 3), (32, 16, 3, 3), (128, 800)]
 
 
-def _order(module):
+def _order(module: nn.Sequential) -> list[str]:
     return [type(layer).__name__ for layer in module]
 
 
-def test_the_open_readings_are_switches():
+def test_the_open_readings_are_switches() -> None:
     before = Autoencoder(NetworkConfig(dropout_position="before-pooling"))
     after = Autoencoder(NetworkConfig(dropout_position="after-pooling", output_dropout=True))
     assert _order(before.encoder)[:4] == ["Conv2d", "ReLU", "Dropout", "MaxPool2d"]

@@ -1,23 +1,38 @@
 import json
-import pickle
 import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
+import fmcae.train.run as run_module
+from fmcae.data import Dataset, load_dataset
 from fmcae.errors import RunError, UsageError
-from fmcae.train.config import NetworkConfig
-from fmcae.train.networks import Classifier
-from fmcae.train.run import create_run, find_runs, load_weights, open_run
+from fmcae.files import write_atomic
+from fmcae.train.config import NetworkConfig, TrainConfig
+from fmcae.train.loop import train
+from fmcae.train.run import Run, changes_since, create_run, find_runs, open_run
+
+
+@pytest.fixture(scope="module")
+def dataset(sample: Path) -> Dataset:
+    return load_dataset(sample)
 
 
 @pytest.fixture
-def run_copy(trained_run, tmp_path):
+def run_copy(trained_run: Path, tmp_path: Path) -> Path:
     return shutil.copytree(trained_run, tmp_path / "run")
 
 
-def test_a_run_folder_holds_what_is_promised(trained_run):
+def classifier_on(source: Path, **values: Any) -> TrainConfig:
+    return TrainConfig(
+        NetworkConfig(latent_dim=32), epochs=1, seed=5, stage="classifier", autoencoder_from=str(source), **values
+    )
+
+
+def test_a_run_folder_holds_what_is_promised(trained_run: Path) -> None:
     names = {path.name for path in trained_run.iterdir()}
     assert names == {
         "config.json", "autoencoder.safetensors", "classifier.safetensors", "metrics.jsonl",
@@ -28,34 +43,62 @@ def test_a_run_folder_holds_what_is_promised(trained_run):
     assert run.data["name"] == "fashion-mnist-sample"
 
 
-def test_metrics_have_every_epoch_and_then_test(trained_run):
-    records = open_run(trained_run).metrics()
+def test_a_run_records_what_decides_its_last_bits(trained_run: Path) -> None:
+    run = open_run(trained_run)
+    assert set(run.versions) == {"fmcae", "python", "torch", "numpy", "numba"}
+    assert {"cpu", "available_cpus", "memory_gib", "platform", "instruction_set"} <= set(run.machine)
+    assert run.machine["instruction_set"].startswith(torch.backends.cpu.get_cpu_capability() + ", ")
+    assert changes_since(run) == []
+    other = replace(run, machine={**run.machine, "cpu": "Z80"}, versions={**run.versions, "numba": "0.1"})
+    assert changes_since(other) == [
+        f"numba was 0.1, is {run.versions['numba']}",
+        f"cpu was Z80, is {run.machine['cpu']}",
+    ]
+    elsewhere = replace(run, config=replace(run.config, device="cuda"))  # to say so is the training's, not ours
+    assert changes_since(elsewhere) == [] or torch.cuda.is_available()
+    fewer = replace(run, machine={**run.machine, "available_cpus": 99, "platform": "CP/M"})
+    assert changes_since(fewer) == [], "what decides nothing is not reported"
+
+
+def test_metrics_have_every_epoch_and_then_test(trained_run: Path) -> None:
+    run = open_run(trained_run)
+    records = run.metrics()
     assert [record.get("epoch", record.get("split")) for record in records] == [1, 2, 3, 4, "test"] * 2
     assert set(records[0]) == {"stage", "epoch", "train_mse", "val_mse", "seconds", "images_per_second"}
     assert {"val_accuracy", "val_cross_entropy", "train_accuracy"} <= set(records[5])
     assert sum(map(sum, records[-1]["confusion"])) == 400
+    assert (run.metrics("autoencoder"), run.metrics("classifier")) == (records[:5], records[5:])
 
 
-def test_training_learns(trained_run):
+def test_training_learns(trained_run: Path) -> None:
     records = open_run(trained_run).metrics()
     assert records[3]["val_mse"] < 0.8 * records[0]["val_mse"]
     assert records[-1]["test_accuracy"] > 0.5
 
 
-def test_a_used_folder_is_not_overwritten(trained_run, sample):
-    from fmcae.data import load_dataset
-
+def test_a_used_folder_is_not_overwritten(trained_run: Path, dataset: Dataset, tmp_path: Path) -> None:
     run = open_run(trained_run)
-    with pytest.raises(UsageError, match=r"out \(=.*\) must be a new or empty folder; add --resume"):
-        create_run(trained_run, run.config, load_dataset(sample))
+    for used in ("run", "file", "weights"):
+        folder = tmp_path / used
+        if used == "run":
+            folder = trained_run
+        elif used == "file":
+            folder.touch()
+        else:
+            folder.mkdir()
+            (folder / "autoencoder.safetensors").write_bytes(b"somebody's weights")
+        with pytest.raises(UsageError, match=r"out \(=.*\) must be a new or empty folder; add --resume"):
+            create_run(folder, run.config, dataset)
+        with pytest.raises(UsageError, match=r"out \(=.*\) must be a new or empty folder; add --resume"):
+            create_run(folder, classifier_on(trained_run), dataset, trained_run)
 
 
-def test_what_is_not_a_run_is_named(tmp_path, run_copy):
+def test_what_is_not_a_run_is_named(tmp_path: Path, run_copy: Path) -> None:
     with pytest.raises(RunError, match=r"is not a run folder: it has no config\.json"):
         open_run(tmp_path)
     config = run_copy / "config.json"
     values = json.loads(config.read_text())
-    for damaged in ("{", "[]", json.dumps({**values, "config": {"epochs": 1}})):
+    for damaged in ("{", "[]", json.dumps({**values, "config": {"wings": 1}}), json.dumps({**values, "data": 1})):
         config.write_text(damaged)
         with pytest.raises(RunError, match=r"config\.json: is damaged"):
             open_run(run_copy)
@@ -65,35 +108,83 @@ def test_what_is_not_a_run_is_named(tmp_path, run_copy):
     assert find_runs(tmp_path) == []
 
 
-def test_runs_are_found_newest_last(trained_run, tmp_path):
-    import os
-
-    for name, age in (("old", 1000), ("new", 2000)):
-        shutil.copytree(trained_run, tmp_path / name)
-        os.utime(tmp_path / name / "config.json", (age, age))
-    assert [run.folder.name for run in find_runs(tmp_path)] == ["old", "new"]
-
-
-def test_weights_of_another_shape_are_refused(run_copy):
-    path = open_run(run_copy).weights("classifier")
-    with pytest.raises(RunError, match=r"does not fit the configuration: .* is torch.float32 .*, expected"):
-        load_weights(Classifier(NetworkConfig(latent_dim=16)), path)
-    tensors = load_file(path)
-    save_file({**tensors, "extra": torch.zeros(1)}, path)
-    with pytest.raises(RunError, match="extra is in only one of the two"):
-        open_run(run_copy).network("classifier")
+def test_runs_are_found_newest_last_by_when_they_started(dataset: Dataset, tmp_path: Path) -> None:
+    names = ["b", "d", "a", "c"]  # all within one second
+    for name in names:
+        create_run(tmp_path / name, TrainConfig(), dataset)
+    (tmp_path / "b" / "config.json").touch()  # as a copy or a checkout does
+    assert [run.folder.name for run in find_runs(tmp_path)] == names
 
 
-def test_a_pickle_is_never_read(run_copy, tmp_path):
-    class Bomb:
-        def __reduce__(self):
-            return (open, (str(tmp_path / "boom"), "w"))
+# --- adoption ----------------------------------------------------------------------------------------------------
 
-    path = open_run(run_copy).weights("classifier")
-    path.write_bytes(pickle.dumps(Bomb()))
-    with pytest.raises(RunError, match=r"classifier\.safetensors: is not a whole safetensors file"):
-        open_run(run_copy).network("classifier")
-    assert not (tmp_path / "boom").exists()
-    path.unlink()
-    with pytest.raises(RunError, match="does not exist"):
-        open_run(run_copy).network("classifier")
+
+def test_an_adopted_autoencoder_brings_its_facts_and_records(
+    trained_run: Path, dataset: Dataset, tmp_path: Path
+) -> None:
+    source = open_run(trained_run)
+    other_data = replace(dataset, test=dataset.val)
+    run = create_run(tmp_path / "run", classifier_on(trained_run), other_data, trained_run)
+    assert run.metrics() == source.metrics("autoencoder")
+    train(run, other_data)
+    assert run.metrics("autoencoder") == source.metrics("autoencoder")
+    assert [record.get("epoch", record.get("split")) for record in run.metrics("classifier")] == [1, "test"]
+    facts = open_run(run.folder).facts("autoencoder")
+    assert facts == source.facts("autoencoder")
+    assert set(facts) == {"name", "started", "config", "data", "versions", "machine"}
+    assert facts["name"] == trained_run.name and facts["data"]["fingerprint"] == dataset.fingerprint
+    assert facts["config"]["epochs"] == 4 and not {"data", "autoencoder_from"} & set(facts["config"])
+    own = run.facts("classifier")
+    assert own["name"] == "run" and own["config"]["epochs"] == 1 and own["started"] == run.started
+    assert own["data"]["fingerprint"] == other_data.fingerprint
+
+
+def test_a_chain_of_adoptions_hands_the_facts_on(trained_run: Path, dataset: Dataset, tmp_path: Path) -> None:
+    first = create_run(tmp_path / "first", classifier_on(trained_run), dataset, trained_run)
+    second = create_run(tmp_path / "second", classifier_on(first.folder), dataset, first.folder)
+    source = open_run(trained_run)
+    assert second.facts("autoencoder") == source.facts("autoencoder")
+    assert second.metrics("autoencoder") == source.metrics("autoencoder")
+    assert second.weights("autoencoder").read_bytes() == source.weights("autoencoder").read_bytes()
+
+
+def test_an_autoencoder_that_cannot_be_adopted_leaves_no_folder(
+    trained_run: Path, run_copy: Path, dataset: Dataset, tmp_path: Path
+) -> None:
+    config = replace(classifier_on(trained_run), network=NetworkConfig(latent_dim=99))
+    with pytest.raises(RunError, match="the autoencoder to start from cannot be used: .* does not fit"):
+        create_run(tmp_path / "new", config, dataset, trained_run)
+    (run_copy / "autoencoder.safetensors").unlink()
+    with pytest.raises(RunError, match="the autoencoder to start from cannot be used: .* does not exist"):
+        create_run(tmp_path / "new", classifier_on(run_copy), dataset, run_copy)
+    with pytest.raises(RunError, match="is not a run folder"):
+        create_run(tmp_path / "new", classifier_on(tmp_path), dataset, tmp_path)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("step", [0, 1, 2, 3])
+def test_an_adoption_that_was_killed_between_two_steps_can_be_repeated(
+    trained_run: Path, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    written: list[str] = []
+
+    def write_until_killed(path: Path, data: bytes | str) -> None:
+        if len(written) == step:
+            (path.parent / f".{path.name}.x1y2.part").write_bytes(b"half")  # what a kill inside the write leaves
+            raise KeyboardInterrupt
+        write_atomic(path, data)
+        written.append(path.name)
+
+    def create() -> Run:
+        return create_run(tmp_path / "run", classifier_on(trained_run), dataset, trained_run)
+
+    monkeypatch.setattr(run_module, "write_atomic", write_until_killed)
+    if step < 3:
+        with pytest.raises(KeyboardInterrupt):
+            create()
+        with pytest.raises(RunError, match="is not a run folder"):
+            open_run(tmp_path / "run")
+        monkeypatch.setattr(run_module, "write_atomic", write_atomic)
+    run = create()
+    assert run.metrics() == open_run(trained_run).metrics("autoencoder")
+    assert run.weights("autoencoder").read_bytes() == open_run(trained_run).weights("autoencoder").read_bytes()

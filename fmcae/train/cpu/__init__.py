@@ -3,7 +3,7 @@
 A plain step spends its time on memory and Python, not on arithmetic: every layer's dropout, ReLU and pooling passes over
 its array again, forward and backward. Here
 
-- what stands between two matrix products is one pass, a kernel compiled by numba (``*kernels.py``);
+- what stands between two matrix products is one pass, a kernel compiled by numba;
 - the threads divide a batch once, from x to the gradients, instead of once in every operator;
 - the encoder computes only what pooling uses: 11×11 are pooled to 5×5 without their last row and column, so the second
   convolution gives 10×10 and the first block 12×12;

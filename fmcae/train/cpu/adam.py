@@ -4,9 +4,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fmcae.train.cpu import kernels
 from fmcae.train.cpu.backend import FusedBackend
-from fmcae.train.cpu.layers import as_numpy
+from fmcae.train.cpu.layers import as_numpy, compiled
+
+BETA1_REST, BETA2, BETA2_REST, EPSILON = np.float32(0.1), np.float32(0.999), np.float32(0.001), np.float32(1e-8)
+
+
+@compiled
+def adam(parameter, grad, exp_avg, exp_avg_sq, step_size, root_correction):  # type: ignore[no-untyped-def]
+    """One step of Adam, beta (0.9, 0.999), eps 1e-8, on flat float32 arrays of one length, in place.
+
+    ``step_size`` is the learning rate over 1 - 0.9^t, ``root_correction`` the root of 1 - 0.999^t, at the t-th step.
+    Source: Kingma and Ba 2015, arXiv:1412.6980, Algorithm 1, with its parts in PyTorch's order.
+    """
+    for i in range(parameter.shape[0]):
+        g = grad[i]
+        exp_avg[i] += (g - exp_avg[i]) * BETA1_REST
+        exp_avg_sq[i] = exp_avg_sq[i] * BETA2 + g * g * BETA2_REST
+        parameter[i] -= step_size * exp_avg[i] / (np.sqrt(exp_avg_sq[i]) / root_correction + EPSILON)
 
 
 class FusedAdam:
@@ -43,7 +58,7 @@ class FusedAdam:
             for gradient, (parameter, exp_avg, exp_avg_sq, _step) in zip(gradients, self._arrays, strict=True):
                 size = -(-len(parameter) // threads)
                 own = slice(thread * size, (thread + 1) * size)
-                kernels.adam(parameter[own], gradient[own], exp_avg[own], exp_avg_sq[own], step_size, root_correction)
+                adam(parameter[own], gradient[own], exp_avg[own], exp_avg_sq[own], step_size, root_correction)
 
         self._backend.run_parts(step_part, threads, 1)
 

@@ -29,7 +29,9 @@ class FusedBackend:
     def __init__(self, network: Autoencoder | Classifier, threads: int) -> None:
         self.network = network
         self.threads = threads
-        self._executor = ThreadPoolExecutor(max(1, threads - 1))
+        # PyTorch's number of threads is each thread's own. At its default, a product in a new thread of ours may be divided
+        # between more threads, which changes its last bits.
+        self._executor = ThreadPoolExecutor(max(1, threads - 1), initializer=torch.set_num_threads, initargs=(1,))
 
     def close(self) -> None:
         """End the threads."""

@@ -1,16 +1,77 @@
-"""What the passes of encoder and decoder have in common: dropout, matrix products, views of PyTorch's memory."""
+"""What encoder and decoder have in common: compiled kernels, dropout, matrix products, views of PyTorch's memory.
 
+A kernel is a single pass over memory, compiled by numba, that replaces several of PyTorch's; some are long, because
+to divide them would be to pass twice. Arrays are channels-last (N, H, W, C), so that an inner loop over 16 or 32 channels becomes a few vector instructions; sums are collected in one
+scratch array for the same reason. No kernel takes the GIL or starts a thread.
+
+Dropout draws no array of random numbers: an element is kept if a hash of its index and of a random key is at least
+``threshold`` = p·2³². Index and key do not depend on how the threads divide a batch. An output above 0 was kept and
+passed its ReLU, so outputs serve as the masks of the backward pass. ``scale`` is 1/(1 - p).
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import numba
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+ZERO, ONE = np.float32(0), np.float32(1)
 DROPOUT_LAYERS = 6  # three of the encoder, two of the decoder, and its output
 Floats: TypeAlias = NDArray[np.float32]
 Gradients: TypeAlias = dict[str, Floats]  # by the parameter's name
+
+
+def compiled(function: Callable[..., Any]) -> Any:
+    """Compile a kernel at its first call, and keep it on disk for the next process."""
+    fast = {"contract", "nsz", "nnan", "reassoc"}
+    try:
+        return numba.njit(cache=True, nogil=True, error_model="numpy", fastmath=fast)(function)
+    except RuntimeError:  # neither the package's folder nor the user's cache can be written
+        return numba.njit(nogil=True, error_model="numpy", fastmath=fast)(function)
+
+
+def inlined(function: Callable[..., Any]) -> Any:
+    """Compile a function into each kernel that calls it."""
+    return numba.njit(inline="always")(function)
+
+
+@inlined
+def random_bits(index, key):  # type: ignore[no-untyped-def]
+    """32 random bits. Source: C. Wellons, "Prospecting for Hash Functions" 2018, with the constants found since."""
+    bits = np.uint32(np.uint32(index) * np.uint32(0x9E3779B1) + key)  # numba computes in 64 bits unless told each time
+    bits = np.uint32((bits ^ (bits >> np.uint32(16))) * np.uint32(0x21F0AAAD))
+    bits = np.uint32((bits ^ (bits >> np.uint32(15))) * np.uint32(0x735A2D97))
+    return np.uint32(bits ^ (bits >> np.uint32(15)))
+
+
+@compiled
+def dropout_mask(size, key, threshold):  # type: ignore[no-untyped-def]
+    """(size,) bool: which elements a layer keeps. The kernels do the same in passing; this is for the tests."""
+    mask = np.empty(size, np.bool_)
+    for index in range(size):
+        mask[index] = random_bits(index, key) >= threshold
+    return mask
+
+
+@compiled
+def relu_dropout(a, first, key, threshold, scale):  # type: ignore[no-untyped-def]
+    """ReLU and dropout of a (N, M) in place."""
+    for n in range(a.shape[0]):
+        for m in range(a.shape[1]):
+            kept = a[n, m] > 0 and random_bits((first + n) * a.shape[1] + m, key) >= threshold
+            a[n, m] = a[n, m] * scale if kept else ZERO
+
+
+@compiled
+def relu_dropout_backward(grad, y, scale):  # type: ignore[no-untyped-def]
+    """The gradient of :func:`relu_dropout`, in place of grad (N, M); y is its output."""
+    for n in range(grad.shape[0]):
+        for m in range(grad.shape[1]):
+            grad[n, m] = grad[n, m] * scale if y[n, m] > 0 else ZERO
 
 
 @dataclass(frozen=True)

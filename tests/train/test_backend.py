@@ -1,0 +1,37 @@
+import threading
+
+import pytest
+import torch
+
+from fmcae.train.backend import PlainBackend, backend_for
+from fmcae.train.config import NetworkConfig
+from fmcae.train.cpu import FusedBackend
+from fmcae.train.networks import Autoencoder
+
+CPU = torch.device("cpu")
+
+
+def test_only_networks_with_pooling_have_a_fused_step() -> None:
+    with backend_for(Autoencoder(NetworkConfig()), CPU, 2) as backend:
+        assert isinstance(backend, FusedBackend)
+    with backend_for(Autoencoder(NetworkConfig(pooling=False)), CPU, 2) as backend:
+        assert isinstance(backend, PlainBackend) and torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("pooling", [True, False])
+def test_no_thread_is_left_and_pytorch_has_its_number_again(fails: bool, pooling: bool) -> None:
+    before, torch_threads = threading.active_count(), torch.get_num_threads()
+    torch.set_num_threads(5)
+    network = Autoencoder(NetworkConfig(pooling=pooling))
+    try:
+        with backend_for(network, CPU, 3) as backend:
+            backend.outputs(torch.zeros(3, 1, 28, 28))
+            assert threading.active_count() == before + (2 if pooling else 0)
+            if fails:
+                raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        assert fails
+    assert threading.active_count() == before
+    assert torch.get_num_threads() == 5
+    torch.set_num_threads(torch_threads)
