@@ -181,7 +181,7 @@ def main() -> None:
     if options.plot:
         panels = {
             title: {
-                name: Bar(*row["times_base"].values(), f"{row['wall_s']['median']:.2f} s", name.startswith("fmcae"))
+                name: Bar(**row["times_base"], note=f"{row['wall_s']['median']:.2f} s", is_own=name.startswith("fmcae"))
                 for name, row in rows.items()
             }
             for title, rows in report["comparisons"].items()

@@ -383,9 +383,11 @@ def draw_report(report: dict[str, Any], path: Path) -> None:
     panels = {
         f"{case['threads']} thread{'s' * (case['threads'] > 1)}, batch {case['batch_size']}": {
             name: Bar(
-                *row["times_fmcae_fp32"].values(),
-                f"{row['latency_us']['median'] / case['batch_size']:.1f} µs",
-                name.startswith("fmcae"),
+                median=row["times_fmcae_fp32"]["median"],
+                low=row["times_fmcae_fp32"]["min"],
+                high=row["times_fmcae_fp32"]["max"],
+                note=f"{row['latency_us']['median'] / case['batch_size']:.1f} µs",
+                is_own=name.startswith("fmcae"),
             )
             for name, row in case["rows"].items()
         }
