@@ -26,7 +26,8 @@ def _integer(name: str, help_text: str) -> Any:
     return typer.Option(metavar="N", min=low, max=high, help=help_text)
 
 
-# Every parameter but out, resume and quiet has the name of the configuration's field that it sets.
+# Every parameter but out, resume and quiet has the name of the configuration's field that it sets. Its options make the
+# function long.
 def train(
     context: typer.Context,
     data: DataOption = None,

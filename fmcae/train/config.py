@@ -1,4 +1,4 @@
-"""What a run is: small frozen dataclasses that check themselves and travel as JSON.
+"""The configuration of a run: small frozen dataclasses that check themselves and travel as JSON.
 
 The defaults, the choices and the limits of ``fmcae train`` and of the study are these. The defaults are the paper's
 optimum (n=128, p=0.1, lr=0.001, batches of 100, 30 epochs; §3.2). Where its text leaves a reading open (dropout before or

@@ -1,4 +1,4 @@
-"""What a run tells whoever watches it. No torch here, so that a renderer need not import it."""
+"""The events of a run, for whoever shows them. There is no torch here, so that a renderer need not import it."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -217,7 +217,7 @@ def check_data(run: Run, dataset: Dataset) -> None:
 
 
 def changes_since(run: Run) -> list[str]:
-    """What decides the last bits of the weights and is not what it was when the run began, one entry each."""
+    """Return an entry for each version and fact of the machine that may change the weights' last bits and has changed."""
     before, now = run.versions | run.machine, _versions() | _machine(run.config.device)
     deciding = (*_versions(), "cpu", "instruction_set", "device_name")
     return [

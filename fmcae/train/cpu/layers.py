@@ -1,8 +1,9 @@
 """What encoder and decoder have in common: compiled kernels, dropout, matrix products, views of PyTorch's memory.
 
-A kernel is a single pass over memory, compiled by numba, that replaces several of PyTorch's; some are long, because
-to divide them would be to pass twice. Arrays are channels-last (N, H, W, C), so that an inner loop over 16 or 32 channels becomes a few vector instructions; sums are collected in one
-scratch array for the same reason. No kernel takes the GIL or starts a thread.
+A kernel is a single pass over memory, compiled by numba, that replaces several of PyTorch's; some are long, because two
+functions would be two passes. Arrays are channels-last (N, H, W, C), so that an inner loop over 16 or 32 channels
+becomes a few vector instructions; sums are collected in one scratch array for the same reason. No kernel takes the GIL
+or starts a thread.
 
 Dropout draws no array of random numbers: an element is kept if a hash of its index and of a random key is at least
 ``threshold`` = p·2³². Index and key do not depend on how the threads divide a batch. An output above 0 was kept and
@@ -35,7 +36,10 @@ def compiled(function: Callable[..., Any]) -> Any:
 
 
 def inlined(function: Callable[..., Any]) -> Any:
-    """Compile a function into each kernel that calls it."""
+    """Compile a function into each kernel that calls it.
+
+    numba looks for changes in the kernel's own file: after a change in another file, remove ``__pycache__``.
+    """
     return numba.njit(inline="always")(function)
 
 
