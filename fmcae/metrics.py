@@ -27,7 +27,7 @@ def softmax(logits: FloatArray) -> NDArray[np.float32]:
 
 
 def cross_entropy(logits: FloatArray, labels: IntArray) -> float:
-    """The mean cross-entropy in nats of logits (N, K) and class indices (N,). Source: the paper's equation 2, in bits."""
+    """The mean cross-entropy in nats of logits (N, K) and class indices (N,). Source: the paper's equation 2 (in bits)."""
     shifted = (logits - logits.max(axis=1, keepdims=True)).astype(np.float64)
     log_sum = np.log(np.exp(shifted).sum(axis=1))
     return float((log_sum - shifted[np.arange(len(labels)), labels]).mean())
