@@ -1,6 +1,4 @@
-"""What an artefact says of itself, and how it proves that it is still what was exported.
-
-An exported ONNX file carries three entries in its own metadata:
+"""What an artefact says of itself in the metadata of its ONNX file, and how it proves that nothing has changed.
 
     fmcae.card    the card: JSON, readable by people
     fmcae.golden  golden vectors: images, and the outputs that PyTorch gave for them
@@ -16,7 +14,7 @@ import json
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,14 +24,10 @@ from fmcae.errors import ArtefactError
 SCHEMA_VERSION = 1
 CARD_KEY, GOLDEN_KEY, SEAL_KEY = "fmcae.card", "fmcae.golden", "fmcae.seal"
 Kind = Literal["encoder", "decoder", "classifier"]
-KINDS: tuple[Kind, ...] = ("encoder", "decoder", "classifier")
+KINDS: tuple[Kind, ...] = get_args(Kind)
 Precision = Literal["fp32", "int8", "fp16"]
-# What each is made for: CUDA has no kernels for the integer operators of int8.
-PRECISION_PROVIDERS: dict[Precision, tuple[str, ...]] = {
-    "fp32": ("cpu", "cuda"),
-    "int8": ("cpu",),
-    "fp16": ("cpu", "cuda"),
-}
+# What each precision is made for: CUDA has no kernels for the integer operators of int8.
+PRECISION_PROVIDERS = {"fp32": ("cpu", "cuda"), "int8": ("cpu",), "fp16": ("cpu", "cuda")}
 GRAPH_FIELD, METADATA_FIELD = 7, 14  # of ModelProto in onnx.proto
 
 
@@ -44,10 +38,7 @@ class Card:
     Attributes:
         kind: "encoder" (x -> z), "decoder" (z -> x_hat) or "classifier" (x -> logits).
         name: the name of the run that it came from.
-        fmcae_version: the version that exported it.
-        class_names: the label of each class index.
         input, output: each ``{"name", "shape", "dtype", "range"}``; the first axis of shape is the batch.
-        preprocessing: how an image becomes the input, in words and numbers.
         training: name, configuration, data set, versions and machine of the run that trained it. A classifier that
             started from another run's autoencoder has that run's facts as ``"autoencoder"``.
         metrics: what PyTorch measured at the end of training, such as ``test_accuracy`` in [0, 1].
@@ -103,13 +94,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Golden:
-    """Inputs and the outputs that PyTorch gave for them.
-
-    Attributes:
-        inputs: (G, ...) float32, the model's input.
-        outputs: (G, ...) float32, the expected output.
-        labels: the label that each input of a classifier must get; empty for the other kinds.
-    """
+    """Inputs (G, ...) float32, the outputs (G, ...) float32 that PyTorch gave for them, and a classifier's labels."""
 
     inputs: NDArray[np.float32]
     outputs: NDArray[np.float32]
@@ -118,8 +103,7 @@ class Golden:
     def to_text(self) -> str:
         """Return the vectors compressed, as ASCII."""
         buffer = io.BytesIO()
-        # labels as JSON bytes: an array of strings would be pickled or padded
-        labels = np.frombuffer(json.dumps(self.labels).encode(), np.uint8)
+        labels = np.frombuffer(json.dumps(self.labels).encode(), np.uint8)  # strings would be pickled or padded
         np.savez(buffer, inputs=self.inputs, outputs=self.outputs, labels=labels)
         return base64.b85encode(zlib.compress(buffer.getvalue(), 9)).decode()
 
@@ -132,8 +116,7 @@ class Golden:
         """
         try:
             with np.load(io.BytesIO(zlib.decompress(base64.b85decode(text))), allow_pickle=False) as arrays:
-                labels = tuple(json.loads(arrays["labels"].tobytes()))
-                return cls(arrays["inputs"], arrays["outputs"], labels)
+                return cls(arrays["inputs"], arrays["outputs"], tuple(json.loads(arrays["labels"].tobytes())))
         except (ValueError, KeyError, zlib.error, OSError) as error:
             raise ArtefactError(f"its golden vectors are damaged: {error}") from error
 
@@ -143,24 +126,18 @@ def parity_lines(evidence: Mapping[str, Any]) -> str:
     lines = []
     for item in evidence["comparisons"]:
         agreement, difference = item["label_agreement"], item["difference"]
+        distance = f"max abs {difference['max_abs']:.2e}  max rel {difference['max_rel']:.2e}"
         labels = "" if agreement is None else f"  labels agree {agreement:.2%}"
-        lines.append(
-            f"  {item['output']:<7} batch {item['batch_size']:>4}  max abs {difference['max_abs']:.2e}  "
-            f"max rel {difference['max_rel']:.2e}{labels}"
-        )
+        lines.append(f"  {item['output']:<7} batch {item['batch_size']:>4}  {distance}{labels}")
     result = "holds" if evidence["passed"] else "does not hold"
     return "\n".join([*lines, f"parity {result} on {evidence['images']:,} images, provider {evidence['provider']}"])
 
 
 def seal(model: bytes, card: str, golden: str) -> str:
     """The seal of an ONNX file's bytes with its card and golden vectors: JSON of three SHA-256 digests."""
-    return json.dumps(_digests(model, card, golden))
-
-
-def _digests(model: bytes, card: str, golden: str) -> dict[str, str]:
     graph = b"".join(raw for number, _, raw in _protobuf_fields(model) if number != METADATA_FIELD)
     parts = {"graph": graph, "card": card.encode(), "golden": golden.encode()}
-    return {name: hashlib.sha256(content).hexdigest() for name, content in parts.items()}
+    return json.dumps({name: hashlib.sha256(content).hexdigest() for name, content in parts.items()})
 
 
 def check_seal(model: bytes, metadata: Mapping[str, str]) -> None:
@@ -174,15 +151,15 @@ def check_seal(model: bytes, metadata: Mapping[str, str]) -> None:
     for key in (GOLDEN_KEY, SEAL_KEY):
         if key not in metadata:
             raise ArtefactError(f"is damaged: its metadata entry {key} is missing")
-    what = {"graph": "its graph or weights", "card": "its card (labels, metrics, ...)", "golden": "its golden vectors"}
     try:
         expected = json.loads(metadata[SEAL_KEY])
-        digests = _digests(model, metadata[CARD_KEY], metadata[GOLDEN_KEY])
+        digests = json.loads(seal(model, metadata[CARD_KEY], metadata[GOLDEN_KEY]))
     except (ValueError, RecursionError) as error:
         raise ArtefactError(f"is damaged: its seal cannot be read: {error}") from error
     if not isinstance(expected, dict) or expected.keys() != digests.keys():
         raise ArtefactError("is damaged: its seal is no JSON object of three digests")
-    changed = [words for name, words in what.items() if digests[name] != expected[name]]
+    parts = {"graph": "its graph or weights", "card": "its card (labels, metrics, ...)", "golden": "its golden vectors"}
+    changed = [part for name, part in parts.items() if digests[name] != expected[name]]
     if changed:
         raise ArtefactError(f"is not the file that was exported: {' and '.join(changed)} changed since")
 
@@ -193,11 +170,10 @@ def read_metadata(model: bytes) -> dict[str, str]:
     Raises:
         ArtefactError: the bytes are not an ONNX model.
     """
-    entries = {}
+    entries, has_graph = {}, False
     try:
-        has_graph = False
         for number, content, _ in _protobuf_fields(model):
-            has_graph = has_graph or (number == GRAPH_FIELD and content != b"")
+            has_graph |= number == GRAPH_FIELD and content != b""
             if number == METADATA_FIELD:  # a StringStringEntryProto of key (1) and value (2)
                 pair = {part: text.decode() for part, text, _ in _protobuf_fields(content)}
                 entries[pair.get(1, "")] = pair.get(2, "")
@@ -220,30 +196,21 @@ def _protobuf_fields(message: bytes) -> Iterator[tuple[int, bytes, bytes]]:
         start = position
         tag, position = _varint(message, position)
         number, wire_type = tag >> 3, tag & 7
-        if wire_type == 0:
-            _, position = _varint(message, position)
-            size = 0
-        elif wire_type == 2:
-            size, position = _varint(message, position)
-        elif wire_type in (1, 5):
-            size = 8 if wire_type == 1 else 4
-        else:
+        value, position = _varint(message, position) if wire_type in (0, 2) else (0, position)
+        sizes = {0: 0, 1: 8, 2: value, 5: 4}
+        if wire_type not in sizes:
             raise ValueError(f"byte {position} starts no protobuf field")
-        if position + size > len(message):
+        end = position + sizes[wire_type]
+        if end > len(message):
             raise ValueError("it ends inside a field")
-        content = message[position : position + size] if wire_type == 2 else b""
-        position += size
-        yield number, content, message[start:position]
+        yield number, message[position:end] if wire_type == 2 else b"", message[start:end]
+        position = end
 
 
 def _varint(message: bytes, position: int) -> tuple[int, int]:
     value = 0
-    for shift in range(0, 70, 7):
-        if position >= len(message):
-            raise ValueError("it ends inside a number")
-        byte = message[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
+    for index, byte in enumerate(message[position : position + 10]):
+        value |= (byte & 0x7F) << 7 * index
         if byte < 0x80:
-            return value, position
-    raise ValueError(f"byte {position} ends no number")
+            return value, position + index + 1
+    raise ValueError(f"byte {position} starts a number that does not end")

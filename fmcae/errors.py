@@ -56,14 +56,10 @@ def require_train_extra(*modules: str) -> None:
 
 
 def require_extra(extra: str, *modules: str) -> None:
-    """Check that packages of an optional extra are installed, without importing them.
-
-    Raises:
-        MissingExtraError: one is missing; the message has the command that installs it.
-    """
+    """Raise MissingExtraError, with the command to run, if a package of an optional extra is not installed."""
     from importlib.util import find_spec
 
     for module in modules:
         if find_spec(module) is None:
-            command = INSTALL.format(extra=extra)
-            raise MissingExtraError(f"this command needs {module}, which is not installed: run  {command}")
+            need = f"this command needs {module}, which is not installed"
+            raise MissingExtraError(f"{need}: run  {INSTALL.format(extra=extra)}")

@@ -4,14 +4,11 @@ import errno
 import os
 import stat
 from collections.abc import Mapping
-from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
-_CHUNK = 1 << 20  # bytes
 
-
-def read_at_most(source: str | os.PathLike[str] | BinaryIO, limit: int) -> bytes:
+def read_at_most(source: str | os.PathLike[str] | BinaryIO, limit: int, chunk_size: int = 1 << 20) -> bytes:
     """Read a file or an open stream that may have ``limit`` bytes at most.
 
     Raises:
@@ -22,12 +19,8 @@ def read_at_most(source: str | os.PathLike[str] | BinaryIO, limit: int) -> bytes
             status = os.fstat(file.fileno())
             if stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode):
                 raise OSError(errno.EINVAL, "it is a device, not a file")
-            chunk_size = min(status.st_size, limit) + 1 if stat.S_ISREG(status.st_mode) else _CHUNK
-            return _read_chunks(file, limit, chunk_size)
-    return _read_chunks(source, limit, _CHUNK)
-
-
-def _read_chunks(source: BinaryIO | FileIO, limit: int, chunk_size: int) -> bytes:
+            is_regular = stat.S_ISREG(status.st_mode)
+            return read_at_most(file, limit, min(status.st_size, limit) + 1 if is_regular else chunk_size)
     chunks, size = [], 0
     while chunk := source.read(chunk_size):
         size += len(chunk)
@@ -38,21 +31,14 @@ def _read_chunks(source: BinaryIO | FileIO, limit: int, chunk_size: int) -> byte
 
 
 def write_atomic(path: Path | str, data: bytes | str) -> None:
-    """Write ``data`` (text as UTF-8) beside ``path``, force it to disk, then rename it over ``path``.
-
-    A crash, a full disk or a power cut leaves either the old file or the new one.
-
-    Raises:
-        OSError: the folder cannot be written; no temporary file is left behind.
-    """
+    """Write one file as :func:`write_all_atomic` does: a crash or a power cut leaves the old file or the new one."""
     write_all_atomic({Path(path): data})
 
 
 def write_all_atomic(files: Mapping[Path, bytes | str]) -> None:
-    """Write several files so that each appears whole or not at all, and all are on disk before the first is renamed.
+    """Write files (text as UTF-8) beside their paths, force all to disk, then rename each over its path.
 
-    A failure before the renames leaves every old file. A failure or a power cut between two renames leaves some files
-    new and the others old.
+    Each appears whole or not at all. A failure or a power cut between two renames leaves some new and the others old.
 
     Raises:
         OSError: a folder cannot be written; no temporary file is left behind.

@@ -4,8 +4,6 @@ import io
 import os
 import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -30,6 +28,7 @@ IMAGE_SUFFIXES = frozenset({
 })  # fmt: skip
 EXIF_KEYS = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}  # where an orientation may be
 DRAFT_SIZE = 1344  # pixels of an edge that a JPEG is not decoded below: four times what preprocessing works at
+_warnings_lock = threading.Lock()  # warnings.catch_warnings changes what all threads share
 
 
 def read_image(source: ImageSource) -> Image.Image:
@@ -53,8 +52,10 @@ def read_image(source: ImageSource) -> Image.Image:
         if isinstance(source, Image.Image):
             _check_size(source.size, name)
             return _to_eight_bits(_upright(source))
-        with _no_warnings():  # Pillow warns of large pictures
-            image = _open(_read_bytes(source, name))
+        content = _read_bytes(source, name)
+        with _warnings_lock, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of large pictures
+            image = _open(content)
         _check_size(image.size, name)
         image.draft(None, (DRAFT_SIZE, DRAFT_SIZE))  # a large JPEG is decoded at a smaller size
         return _to_eight_bits(_upright(image))
@@ -68,16 +69,6 @@ def read_image(source: ImageSource) -> Image.Image:
     except Exception as error:  # Pillow's decoders raise anything on damaged data
         reason = str(error).split("\n")[0] or type(error).__name__
         raise ImageError(f"{name}: cannot be read as an image: {reason}") from error
-
-
-_warnings_lock = threading.Lock()  # warnings.catch_warnings changes what all threads share
-
-
-@contextmanager
-def _no_warnings() -> Iterator[None]:
-    with _warnings_lock, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def _read_bytes(source: str | os.PathLike[str] | bytes, name: str) -> bytes:
@@ -100,8 +91,7 @@ def _open(content: bytes) -> Image.Image:
 
 
 def _check_size(size: tuple[int, int], name: str) -> None:
-    pixels = size[0] * size[1]
-    if not 1 <= pixels <= MAX_PIXELS:
+    if not 1 <= size[0] * size[1] <= MAX_PIXELS:
         raise ImageError(f"{name}: has {size[0]}×{size[1]} pixels; 1 to {MAX_PIXELS:,} are read")
 
 
@@ -135,7 +125,6 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """Bring an image of any of Pillow's modes to L, RGB or RGBA."""
     mode = image.mode
     if mode[0] in "IF":
         return Image.fromarray(_grey_to_eight_bits(image))
@@ -148,9 +137,7 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
         image = image.convert(mode[:-1] + "A")
     if image.has_transparency_data:
         return image.convert("RGBA")
-    if mode in ("L", "RGB"):
-        return image
-    return image.convert("L" if mode == "1" else "RGB")
+    return image if mode in ("L", "RGB") else image.convert("L" if mode == "1" else "RGB")
 
 
 def _grey_to_eight_bits(image: Image.Image) -> NDArray[np.uint8]:

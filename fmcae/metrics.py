@@ -1,7 +1,6 @@
 """The one definition of each metric, in numpy and float64.
 
-Training, export, parity and bench all report through these functions; a metric over a whole split is the mean over its
-images, which equals the paper's mean over batches whenever the batches are of one size.
+A metric over a split is the mean over its images; the paper's mean over batches equals it if they are of one size.
 """
 
 from typing import Any
@@ -13,25 +12,11 @@ FloatArray = NDArray[np.floating[Any]]
 IntArray = NDArray[np.integer[Any]]
 
 
-def squared_error(x: FloatArray, x_hat: FloatArray) -> NDArray[np.float64]:
-    """The mean squared error of each image.
-
-    Args:
-        x, x_hat: input and reconstruction, (N, ...) in [0, 1], of one shape.
-
-    Returns:
-        (N,) float64.
-
-    Source: the paper's ECM, §1.2.3.
-    """
-    difference = np.subtract(x, x_hat).reshape(len(x), -1)
-    total: NDArray[np.float64] = np.einsum("np,np->n", difference, difference, dtype=np.float64)
-    return total / difference.shape[1]
-
-
 def mse(x: FloatArray, x_hat: FloatArray) -> float:
-    """The mean squared error over all images and pixels; arguments as for :func:`squared_error`."""
-    return float(squared_error(x, x_hat).mean())
+    """The mean squared error of inputs and reconstructions, both (N, ...) in [0, 1]. Source: the paper's ECM, §1.2.3."""
+    difference = np.subtract(x, x_hat).reshape(len(x), -1)
+    total = np.einsum("np,np->n", difference, difference, dtype=np.float64)
+    return float((total / difference.shape[1]).mean())
 
 
 def softmax(logits: FloatArray) -> NDArray[np.float32]:
@@ -42,10 +27,7 @@ def softmax(logits: FloatArray) -> NDArray[np.float32]:
 
 
 def cross_entropy(logits: FloatArray, labels: IntArray) -> float:
-    """The mean cross-entropy in nats of logits (N, K) against class indices (N,).
-
-    Source: the paper's equation 2, which has log₂: divide by ln 2 for bits.
-    """
+    """The mean cross-entropy in nats of logits (N, K) and class indices (N,). Source: the paper's equation 2 (in bits)."""
     shifted = (logits - logits.max(axis=1, keepdims=True)).astype(np.float64)
     log_sum = np.log(np.exp(shifted).sum(axis=1))
     return float((log_sum - shifted[np.arange(len(labels)), labels]).mean())

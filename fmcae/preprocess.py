@@ -1,14 +1,8 @@
 """Turn an image into the model's input: the one path of training, export, parity, bench and predict.
 
 A 28×28 grey image is taken as it is. Anything else goes through the pipeline that made Fashion-MNIST of product photos:
-
-1. decode the picture, and turn it upright;
-2. trim the edges that are close to the corners' colour;
-3. bring the longest edge to 28 pixels by subsampling;
-4. sharpen;
-5. centre on 28×28;
-6. negate, so that the background is 0 and the item is bright;
-7. keep 8 bits of grey.
+turn the picture upright, trim the edges that are close to the corners' colour, bring the longest edge to 28 pixels by
+subsampling, sharpen, centre on 28×28, and negate, so that the background is 0 and the item is bright.
 
 Source: Xiao, Rasul and Vollgraf 2017, arXiv:1708.07747, section 2. Made robust here: any background colour,
 transparency, soft edges, noise, any size and shape. ``bench/preprocess_roundtrip.py`` measures how well that works.
@@ -44,14 +38,11 @@ DESCRIPTION: dict[str, Any] = {
 
 
 def preprocess(source: ImageSource) -> Floats:
-    """Return the model's input for one image: ``scale(to_uint8(source))``.
+    """Return the model's input for one image, (1, 28, 28) float32 in [0, 1].
 
     Args:
         source: a path, an image file's bytes, a PIL image, or an array of uint8, uint16 or bool of shape (H, W),
             (H, W, 1), (H, W, 3) or (H, W, 4).
-
-    Returns:
-        (1, 28, 28) float32 in [0, 1].
 
     Raises:
         ImageError: the source cannot be read as an image; the message names it and says why.
@@ -81,11 +72,6 @@ def to_uint8(source: ImageSource) -> Bytes:
         if (pixels[..., 3] == 255).all() and (pixels[..., :3] == pixels[..., :1]).all():
             grey: Bytes = pixels[..., 0].copy()
             return grey
-    return _fashion_mnist(image)
-
-
-def _fashion_mnist(image: Image.Image) -> Bytes:
-    """Take steps 2 to 7 for a picture of any size, mode L, RGB or RGBA."""
     picture, is_negative = _opaque(image)
     alpha = _visible_part(image)
     background = _corner_colour(_floats(_shrunk(picture)))
@@ -101,10 +87,7 @@ def _fashion_mnist(image: Image.Image) -> Bytes:
 
 
 def _opaque(image: Image.Image) -> tuple[Image.Image, bool]:
-    """Bring the picture to RGB, a transparent one before white, as in the data set.
-
-    A white item shows nothing there: it is put before black, which makes it negative already.
-    """
+    """Bring the picture to RGB, a transparent one before white, or a white one before black: it is negative already."""
     if image.mode != "RGBA":
         return image.convert("RGB"), False
     for backdrop in ((255, 255, 255), (0, 0, 0)):
@@ -118,10 +101,8 @@ def _opaque(image: Image.Image) -> tuple[Image.Image, bool]:
 
 def _visible_part(image: Image.Image) -> Image.Image | None:
     """A cut-out item's alpha channel, which says where it is; None if the corners are not transparent."""
-    if image.mode != "RGBA":
-        return None
-    alpha = image.getchannel("A")
-    return alpha if _corner_colour(_floats(_shrunk(alpha.convert("RGB"))))[0] < CLOSE else None
+    alpha = image.getchannel("A") if image.mode == "RGBA" else None
+    return alpha if alpha and _corner_colour(_floats(_shrunk(alpha.convert("RGB"))))[0] < CLOSE else None
 
 
 def _shrunk(picture: Image.Image) -> Image.Image:
@@ -158,7 +139,11 @@ def _outline(picture: Image.Image, alpha: Image.Image | None, background: Floats
     if alpha is not None:
         return _floats(_shrunk(alpha)), CLEAN
     rgb = _floats(_shrunk(picture))
-    return _distance(rgb, background), _noise(rgb)
+    grey = _luminance(rgb)
+    # The limit of the background's distances is six times the usual step between neighbours in the margin.
+    steps = [np.abs(np.diff(line)) for line in (grey[0], grey[-1], grey[:, 0], grey[:, -1])]
+    noise = 6 * float(np.median(np.concatenate(steps))) if max(grey.shape) > 1 else CLEAN
+    return _distance(rgb, background), max(CLEAN, noise)
 
 
 def _around(box: Box | None, picture: Image.Image) -> tuple[int, int, int, int]:
@@ -175,8 +160,8 @@ def _around(box: Box | None, picture: Image.Image) -> tuple[int, int, int, int]:
 def _item_box(ink: Floats, noise: float) -> Box | None:
     """Find the item in a map (H, W) that is about 0 in the background; None if there is nothing.
 
-    As for Canny's edges there are two tolerances: what stands out more than the paper's 5% is item for sure, and so is
-    what touches it and stands out from the margin's noise. Without its faint outer pixels an item's scale would change.
+    As for Canny's edges there are two tolerances: what stands out more than the paper's 5% is item, and so is what
+    touches it and stands out from the margin's noise. Without its faint outer pixels an item's scale would change.
     """
     top = float(ink.max())
     if top <= noise:
@@ -189,13 +174,6 @@ def _item_box(ink: Floats, noise: float) -> Box | None:
     return left, upper, right, lower
 
 
-def _noise(rgb: Floats) -> float:
-    """The limit of the background's distances: six times the usual step between neighbours in the margin."""
-    grey = _luminance(rgb)
-    steps = [np.abs(np.diff(line)) for line in (grey[0], grey[-1], grey[:, 0], grey[:, -1])]
-    return max(CLEAN, 6 * float(np.median(np.concatenate(steps)))) if max(grey.shape) > 1 else CLEAN
-
-
 def _span(profile: Floats, weak: float, strong: float) -> tuple[int, int]:
     sure = np.flatnonzero(profile > strong)
     clear_before = np.flatnonzero(profile[: sure[0]] <= weak)
@@ -205,18 +183,15 @@ def _span(profile: Floats, weak: float, strong: float) -> tuple[int, int]:
 
 
 def _half_way(profile: Floats, span: tuple[int, int], pixel: float) -> tuple[float, float]:
-    """Cut a span's soft edges (of an enlarged picture, a blurred photo) half way up their rise.
-
-    ``pixel`` is one of the 28 in pixels of the profile. The rise is looked for in a little less than that.
-    """
-    reach = int(0.95 * pixel) + 1
+    """Cut a span's soft edges (of an enlarged picture, a blurred photo) half way up their rise."""
+    reach = int(0.95 * pixel) + 1  # ``pixel`` is one of the 28 in pixels of the profile
     begin = span[0] + (_rise(profile[span[0] - 1 :][: reach + 1]) if span[0] > 0 else 0)
     end = span[1] - (_rise(profile[: span[1] + 1][::-1][: reach + 1]) if span[1] < len(profile) else 0)
     return (begin, end) if begin < end else span  # a line may be thinner than what two soft edges take
 
 
 def _rise(profile: Floats) -> float:
-    """The distance in pixels from the second value's outer edge to half the last value's height; the first is background."""
+    """The distance in pixels from the second value's outer edge to half the last's height; the first is background."""
     half = float(profile[-1]) / 2
     index = int((profile[1:] >= half).argmax())
     below, above = float(profile[index]), float(profile[index + 1])
@@ -253,20 +228,18 @@ def _negated(rgb: Floats, background: Floats, box: Box, noise: float) -> Floats:
         return _subsampled(_photo(grey, distance, max(box[2] - box[0], box[3] - box[1]) / SIZE, noise), box)
     # Seen at 28 pixels an edge is at most one pixel, which differs far less from the background than the next one inwards
     outside = _connected_with_margin(small_distance <= np.maximum(noise, 0.15 * _largest_near(small_distance, 1)))
-    ink: Floats = np.where(outside, 0, 1 - small_grey)
-    return ink
+    return np.where(outside, 0, 1 - small_grey)
 
 
 def _luminance(rgb: Floats) -> Floats:
-    grey: Floats = rgb @ np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as Pillow's "L"
-    return grey
+    return rgb @ np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as Pillow's "L"
 
 
 def _rim_is_lighter(grey: Floats, distance: Floats) -> bool:
     """Whether a picture with a dark background is a photo, to be negated, and not negative already.
 
-    A pixel at an item's rim was partly white background when the photo was taken, so in the photo it is lighter than
-    the next one inwards, and in the negative darker. That holds for 99% of Fashion-MNIST.
+    An item's rim was partly white background when the photo was taken: in the photo it is lighter than the next pixel
+    inwards, in the negative darker. That holds for 99% of Fashion-MNIST.
     """
     item = distance > max(CLOSE, 0.1 * float(distance.max()))
     before = [np.logical_or.accumulate(item, axis=axis) for axis in (0, 1)]
@@ -283,8 +256,7 @@ def _photo(grey: Floats, distance: Floats, pixel: float, noise: float) -> Floats
     reach = max(1, round(0.7 * pixel))
     is_soft = _edge_is_soft(distance, outside, reach)
     if is_soft:
-        # It is less than ``pixel`` wide. Its outer part is background too: it is less than a third as far from the
-        # background's colour as what is further in.
+        # The edge's outer part, less than a third as far from the background's colour as what is inwards, is background.
         edge = distance < _largest_near(distance, reach) / 3
         for _ in range(reach):
             outside |= edge & _beside(np.pad(outside, 1, constant_values=True))
@@ -294,8 +266,7 @@ def _photo(grey: Floats, distance: Floats, pixel: float, noise: float) -> Floats
         gap = ~outside & (distance < 0.3 * float(distance.max()) ** 2)
         large = _largest_near(~_largest_near(~gap, round(0.9 * pixel)), round(1.4 * pixel))
         outside |= gap & ~large & _largest_near(outside, round(1.5 * pixel))
-    ink: Floats = np.where(outside, 0, 1 - grey)
-    return ink
+    return np.where(outside, 0, 1 - grey)
 
 
 def _edge_is_soft(distance: Floats, outside: Mask, reach: int) -> bool:

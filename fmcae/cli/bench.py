@@ -1,6 +1,7 @@
 """``fmcae bench``: how fast the exported graphs run here, cold and warm, beside PyTorch where it is installed."""
 
 import os
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -65,7 +66,7 @@ def bench(  # long, because its options are listed here
         "measured": MEASURED,
         "load_average": load,
         "notes": notes + _waiting_notes(graphs),
-        "graphs": [graph.to_json() for graph in graphs],
+        "graphs": [asdict(graph) for graph in graphs],
     }
     if json_output:
         print_json(report)

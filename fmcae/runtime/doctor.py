@@ -6,8 +6,6 @@ Every check of ONNX Runtime runs in a process of its own: a broken installation 
 import base64
 import json
 import platform
-import subprocess
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import Any
@@ -15,10 +13,10 @@ from typing import Any
 from fmcae import __version__
 from fmcae.errors import FmcaeError
 from fmcae.runtime.fresh import call_in_fresh_process
-from fmcae.runtime.machine import available_cpus, driver_obstacle
-from fmcae.runtime.session import PROVIDERS, Provider, Session, import_onnxruntime, short_reason
+from fmcae.runtime.machine import available_cpus, driver_obstacle, installed_version
+from fmcae.runtime.session import PROVIDERS, Provider, Session, import_onnxruntime, release, short_reason
 
-OLDEST_ONNXRUNTIME = (1, 19)
+OLDEST_ONNXRUNTIME = "1.19"
 _PROBE_TIMEOUT_S = 120  # CUDA's first start compiles kernels for a GPU newer than the build
 _REINSTALL = "pip install --force-reinstall fmcae  (from a checkout:  pip install --force-reinstall .)"
 RUNTIME_PACKAGES = ("numpy", "pillow", "typer", "rich")
@@ -43,8 +41,7 @@ class Probe:
     Attributes:
         works: whether a session was created, its provider read back, and the golden output came out.
         reason: why it does not work, and how to get it.
-        version: the version of the module ``onnxruntime`` that was imported.
-        package: the name of the package that the module's files say they are from; None if they do not say.
+        version, package: those of the imported ``onnxruntime``, as its files say; None if they do not say.
         listed: ONNX Runtime's names of all providers in that build, working or not.
     """
 
@@ -58,7 +55,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class ShippedFile:
-    """A shipped artefact: its kind, its file, and what is wrong with it, if anything."""
+    """A shipped artefact and what is wrong with it, if anything."""
 
     kind: str
     file: str
@@ -75,12 +72,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """All findings.
-
-    Attributes:
-        packages: the version of each distribution, None for one that is not installed.
-        onnxruntime_distributions: the version of each installed distribution that brings the module ``onnxruntime``.
-    """
+    """All findings; ``packages`` has None for one that is not installed."""
 
     python: str
     platform: str
@@ -101,23 +93,18 @@ class Diagnosis:
         return {"usable": self.usable, **asdict(self)}
 
 
-def diagnose(probe: "Callable[[Provider], Probe] | None" = None) -> Diagnosis:
-    """Examine this installation and change nothing.
-
-    Args:
-        probe: tries one provider; another one in tests.
-    """
-    packages = {name: _version(name) for name in ("fmcae", *RUNTIME_PACKAGES, *TRAIN_PACKAGES)}
-    packages["fmcae"] = __version__  # a checkout runs without being installed
+def diagnose() -> Diagnosis:
+    """Examine this installation and change nothing."""
+    packages = {name: installed_version(name) for name in (*RUNTIME_PACKAGES, *TRAIN_PACKAGES)}
     distributions = onnxruntime_distributions()
-    probes = tuple((probe or probe_provider)(provider) for provider in PROVIDERS)
+    probes = tuple(probe_provider(provider) for provider in PROVIDERS)
     artefacts, artefact_problems = _shipped()
     has_gpu = driver_obstacle() is None
     return Diagnosis(
         python=platform.python_version(),
         platform=platform.platform(),
         available_cpus=available_cpus(),
-        packages=packages,
+        packages={"fmcae": __version__, **packages},  # a checkout runs without being installed
         onnxruntime_distributions=distributions,
         probes=probes,
         artefacts=artefacts,
@@ -139,12 +126,9 @@ def onnxruntime_distributions() -> dict[str, str]:
 
 
 def onnxruntime_problems(distributions: dict[str, str], cpu: Probe, has_gpu: bool) -> list[Problem]:
-    """Find what is wrong with how ONNX Runtime is installed.
+    """Find what is wrong with how ONNX Runtime is installed, from :func:`onnxruntime_distributions` and the CPU's probe.
 
-    Args:
-        distributions: what :func:`onnxruntime_distributions` gave.
-        cpu: what the probe of the CPU found.
-        has_gpu: whether there is an NVIDIA GPU with a driver, which makes the GPU build the better one to keep.
+    With ``has_gpu``, an NVIDIA GPU with a driver, the GPU build is the better one to keep.
     """
     names = list(distributions)
     installed = " and ".join(f"{name} {version}" for name, version in distributions.items())
@@ -158,8 +142,8 @@ def onnxruntime_problems(distributions: dict[str, str], cpu: Probe, has_gpu: boo
         return [Problem(reason, f"pip install --force-reinstall {names[0] if names else 'onnxruntime'}")]
     problems = []
     version = cpu.version or ""
-    if _number(version) < OLDEST_ONNXRUNTIME:
-        what = f"onnxruntime (={version}) must be at least {'.'.join(map(str, OLDEST_ONNXRUNTIME))}"
+    if release(version) < release(OLDEST_ONNXRUNTIME):
+        what = f"onnxruntime (={version}) must be at least {OLDEST_ONNXRUNTIME}"
         problems.append(Problem(what, "pip install --upgrade onnxruntime"))
     foreign = cpu.package not in (None, *names) or version not in distributions.values()
     if names and foreign:  # one build was installed over another, and then the other's record was lost
@@ -171,26 +155,20 @@ def onnxruntime_problems(distributions: dict[str, str], cpu: Probe, has_gpu: boo
 def probe_provider(provider: Provider) -> Probe:
     """Try a provider in a fresh process."""
     try:
-        child = call_in_fresh_process("fmcae.runtime.doctor", "_probe_child", provider, _PROBE_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        return Probe(provider, False, f"it hangs: no answer in {_PROBE_TIMEOUT_S} s")
-    if child.returncode != 0:
-        lines = child.stderr.strip().splitlines() or ["no message"]
-        return Probe(provider, False, f"its process crashed (exit code {child.returncode}): {lines[-1]}")
-    facts = json.loads(child.stdout.splitlines()[-1])
+        facts = call_in_fresh_process("fmcae.runtime.doctor", "_probe_child", provider, _PROBE_TIMEOUT_S)
+    except FmcaeError as error:
+        return Probe(provider, False, str(error))
     return Probe(**{**facts, "listed": tuple(facts["listed"])})
 
 
-def _probe_child(name: str) -> None:
-    provider = next(known for known in PROVIDERS if known == name)
+def _probe_child(provider: Provider) -> None:
     facts: dict[str, Any] = {}
     reason = None
     try:
         import numpy as np
 
         ort = import_onnxruntime()
-        facts["version"] = getattr(ort, "__version__", None)
-        facts["package"] = getattr(ort, "package_name", None) or None
+        facts = {"version": ort.__version__, "package": getattr(ort, "package_name", None) or None}
         facts["listed"] = tuple(ort.get_available_providers())
         y = Session(PROBE_MODEL, provider=provider, threads=1).run(np.array(PROBE_X, np.float32))
         if not np.allclose(y, PROBE_Y, rtol=0, atol=1e-6):
@@ -203,7 +181,6 @@ def _probe_child(name: str) -> None:
 
 
 def _shipped() -> tuple[tuple[ShippedFile, ...], list[Problem]]:
-    """Read the artefacts that ship with fmcae and check their seals."""
     try:
         from fmcae.card import KINDS
         from fmcae.runtime.model import SHIPPED, file_name, read_artefact, shipped_folder
@@ -218,17 +195,5 @@ def _shipped() -> tuple[tuple[ShippedFile, ...], list[Problem]]:
             except FmcaeError as error:
                 problem = str(error).removeprefix(f"{path}: ")
             found.append(ShippedFile(kind, str(path), problem))
-    broken = [artefact for artefact in found if artefact.problem is not None]
-    return tuple(found), [Problem(f"{item.file}: {item.problem}", _REINSTALL) for item in broken[:1]]
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _number(version: str) -> tuple[int, ...]:
-    parts = version.split(".")[:2]
-    return tuple(int(part) for part in parts) if all(part.isdigit() for part in parts) else OLDEST_ONNXRUNTIME
+    broken = [Problem(f"{item.file}: {item.problem}", _REINSTALL) for item in found if item.problem is not None]
+    return tuple(found), broken[:1]

@@ -1,17 +1,19 @@
 """Call a function of fmcae in a fresh Python process, because it must start cold or may crash."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+from fmcae.errors import FmcaeError
 
 
-def call_in_fresh_process(
-    module: str, function: str, argument: str, timeout_s: float | None = None
-) -> "subprocess.CompletedProcess[str]":
-    """Run ``module.function(argument)`` in a new process of this interpreter, with its output captured.
+def call_in_fresh_process(module: str, function: str, argument: str, timeout_s: float | None = None) -> Any:
+    """Run ``module.function(argument)`` in a new process of this interpreter and return the JSON that it prints.
 
     Raises:
-        subprocess.TimeoutExpired: it did not end in time, and was killed.
+        FmcaeError: the process failed, or did not end in time and was killed; the message says how.
     """
     # The folder goes behind all others, so that it shadows nothing there; only a checkout needs it.
     code = (
@@ -20,4 +22,11 @@ def call_in_fresh_process(
     )
     folder = str(Path(__file__).parents[2])
     command = [sys.executable, "-c", code, folder, module, function, argument]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+    try:
+        child = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise FmcaeError(f"the fresh process hangs: no answer in {timeout_s} s") from error
+    if child.returncode != 0:
+        lines = child.stderr.strip().splitlines() or ["no message"]
+        raise FmcaeError(f"the fresh process crashed (exit code {child.returncode}): {lines[-1]}")
+    return json.loads(child.stdout.splitlines()[-1])

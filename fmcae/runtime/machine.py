@@ -6,6 +6,7 @@ Nothing heavy is imported with this module; each probe imports what it needs.
 import math
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +22,27 @@ def available_cpus(root: Path = Path("/")) -> int:
     Source: the kernel's documentation, cgroup-v2 "cpu.max" and cgroup-v1 "cpu.cfs_quota_us".
     """
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _cgroup_quota(root)
-    return max(1, cpus if quota is None else min(cpus, math.ceil(quota)))
+    return max(1, min([cpus, *map(math.ceil, _cgroup_quotas(root))]))
 
 
 def describe_hardware() -> dict[str, Any]:
-    """Return the CPU's name, the CPUs that this process may use, the machine's memory in GiB and the platform.
+    """Return the platform, the CPU's name, the CPUs that this process may use, and the machine's memory in GiB.
 
     The memory is None where the system does not tell.
     """
     import platform
 
+    lines = _read(Path("/proc/cpuinfo")).splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.lower().startswith(("model name", "hardware"))]
+    try:
+        memory_gib = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
+        memory_gib = None
     return {
         "platform": platform.platform(),
-        "cpu": _cpu_name(),
+        "cpu": names[0] if names else platform.processor() or platform.machine(),
         "available_cpus": available_cpus(),
-        "memory_gib": _memory_gib(),
+        "memory_gib": memory_gib,
     }
 
 
@@ -46,28 +52,31 @@ def describe_machine() -> dict[str, Any]:
     A package that is not installed is None; torch is looked up, never imported.
     """
     import platform
-    from importlib.metadata import PackageNotFoundError, version
 
     from fmcae import __version__
     from fmcae.runtime.session import import_onnxruntime
-
-    def installed(name: str) -> str | None:
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            return None
 
     ort = import_onnxruntime()
     return {
         "fmcae": __version__,
         "python": platform.python_version(),
         **describe_hardware(),
-        "numpy": installed("numpy"),
+        "numpy": installed_version("numpy"),
         "onnxruntime": ort.__version__,
         "onnxruntime_build": ort.get_device(),  # "CPU" or "GPU"
         "onnxruntime_cuda": getattr(ort, "cuda_version", None) or None,
-        "torch": installed("torch"),
+        "torch": installed_version("torch"),
     }
+
+
+def installed_version(name: str) -> str | None:
+    """Return the version of a distribution without importing it; None if it is not installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def driver_obstacle() -> str | None:
@@ -77,9 +86,8 @@ def driver_obstacle() -> str | None:
     """
     import ctypes
 
-    name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
     try:
-        driver = ctypes.CDLL(name)
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError:
         return "no NVIDIA driver is found"
     count = ctypes.c_int(0)
@@ -132,34 +140,25 @@ def cpu_times_ns() -> tuple[int, int]:
     return ran, waited
 
 
-def _cgroup_quota(root: Path) -> float | None:
-    """Return the smallest CPU quota of this process's control groups and their parents, in CPUs; None without one."""
-    quotas = []
+def _cgroup_quotas(root: Path) -> Iterator[float]:
+    """Find the CPU quotas of this process's control groups and their parents, in CPUs."""
     for line in _read(root / "proc/self/cgroup").splitlines():
         controllers, _, group = line.partition(":")[2].partition(":")
-        if controllers == "":
-            mount, is_v2 = root / "sys/fs/cgroup", True
-        elif "cpu" in controllers.split(","):
-            mount, is_v2 = root / "sys/fs/cgroup/cpu", False
-        else:
+        if controllers and "cpu" not in controllers.split(","):
             continue
+        mount = root / "sys/fs/cgroup" / ("cpu" if controllers else "")  # version 2 names no controllers
+        names = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if controllers else ("cpu.max",)
         # A container often sees its host's path but only its own mount: what is not there is passed over.
         folder = mount / group.strip("/")
-        for candidate in (folder, *folder.parents):
-            names = ["cpu.max"] if is_v2 else ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
-            quotas.append(_quotient(" ".join(_read(candidate / name) for name in names)))
-            if candidate == mount:
+        for parent in (folder, *folder.parents):
+            try:
+                quota, period = map(int, " ".join(_read(parent / name) for name in names).split())
+            except ValueError:  # "max" or an absent file: no quota
+                quota = period = 0
+            if quota > 0 and period > 0:  # version 1 writes -1 for no quota
+                yield quota / period
+            if parent == mount:
                 break
-    return min((quota for quota in quotas if quota is not None), default=None)
-
-
-def _quotient(quota_and_period: str) -> float | None:
-    try:
-        quota, period = map(int, quota_and_period.split())
-        cpus = quota / period
-    except (ValueError, ZeroDivisionError):  # "max" or an absent file: no quota
-        return None
-    return cpus if cpus > 0 else None  # version 1 writes -1 for none
 
 
 def _read(path: Path) -> str:
@@ -167,19 +166,3 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):
         return ""
-
-
-def _cpu_name() -> str:
-    import platform
-
-    for line in _read(Path("/proc/cpuinfo")).splitlines():
-        if line.lower().startswith(("model name", "hardware")):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _memory_gib() -> float | None:
-    try:
-        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
-    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
-        return None

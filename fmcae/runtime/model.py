@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,19 +20,17 @@ from fmcae.preprocess import preprocess, scale
 from fmcae.runtime.session import Session, check_provider, check_threads
 
 FloatArray = NDArray[np.float32]
-SHIPPED: dict[str, Precision] = {"fashion-mnist": "fp32", "fashion-mnist-int8": "int8"}  # the precision by folder
+PathName: TypeAlias = str | os.PathLike[str]
+# What ships, trained on Fashion-MNIST in the paper's final configuration: the precision by the folder's name.
+SHIPPED: dict[str, Precision] = {"fashion-mnist": "fp32", "fashion-mnist-int8": "int8"}
 MAX_ARTEFACT_BYTES = 2**31  # protobuf's own limit
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the classifier says of one image.
+    """What the classifier says of one image: its most probable class, and the probabilities of all.
 
-    Attributes:
-        label: the name of the most probable class.
-        index: the number of that class.
-        probability: the probability of that class in [0, 1].
-        probabilities: (K,) float32 over all classes, summing to 1.
+    ``probability`` is that class's, in [0, 1]; ``probabilities`` is (K,) float32 and sums to 1.
     """
 
     label: str
@@ -81,35 +79,30 @@ class Artefact:
 
 
 def file_name(kind: Kind) -> str:
-    """The file that holds a kind of artefact: "encoder.onnx", ..."""
+    """The name of the file that holds a kind of artefact, such as "encoder.onnx"."""
     return f"{kind}.onnx"
 
 
 def shipped_folder(name: str = "fashion-mnist") -> Path:
-    """The folder of artefacts that ship with fmcae, trained on Fashion-MNIST in the paper's final configuration.
-
-    Args:
-        name: "fashion-mnist", or "fashion-mnist-int8" for the classifier in int8.
-    """
-    package = Path(__file__).parents[1]
-    installed = package / "exports"
-    return (installed if installed.is_dir() else package.parent / "exports") / name
+    """The folder of artefacts that ship with fmcae under one of the names in SHIPPED."""
+    checkout, package = Path(__file__).parents[2], Path(__file__).parents[1]
+    return (package if (package / "exports").is_dir() else checkout) / "exports" / name
 
 
-def artefact_files(folder: str | os.PathLike[str]) -> dict[Kind, Path]:
+def artefact_files(folder: PathName) -> dict[Kind, Path]:
     """Find the exported files in a folder, by the kind that their names say.
 
     Raises:
         ArtefactError: there is none.
     """
-    paths = {kind: resolve_path(folder) / file_name(kind) for kind in KINDS}
-    files = {kind: path for kind, path in paths.items() if path.is_file()}
+    parent = resolve_path(folder)
+    files = {kind: parent / file_name(kind) for kind in KINDS if (parent / file_name(kind)).is_file()}
     if not files:
         raise ArtefactError(f"{folder}: holds none of {', '.join(map(file_name, KINDS))}")
     return files
 
 
-def read_artefact(path: str | os.PathLike[str]) -> Artefact:
+def read_artefact(path: PathName) -> Artefact:
     """Read an exported file and check its seal.
 
     Raises:
@@ -119,21 +112,17 @@ def read_artefact(path: str | os.PathLike[str]) -> Artefact:
     path = resolve_path(path)
     try:
         content = read_at_most(path, MAX_ARTEFACT_BYTES)
-    except OSError as error:
-        raise ArtefactError(f"{path}: cannot be read: {error.strerror}") from error
-    try:
         metadata = read_metadata(content)
         check_seal(content, metadata)
         return Artefact(path, content, Card.from_json(metadata[CARD_KEY]), metadata[GOLDEN_KEY])
+    except OSError as error:
+        raise ArtefactError(f"{path}: cannot be read: {error.strerror}") from error
     except ArtefactError as error:
         raise ArtefactError(f"{path}: {error}") from error
 
 
-def read_artefacts(path: str | os.PathLike[str] | None = None, only: Kind | None = None) -> dict[Kind, Artefact]:
-    """Read the artefacts in a file or folder, by kind; None means those that ship with fmcae.
-
-    Args:
-        only: the kind to read if a folder has it; the others are then not read.
+def read_artefacts(path: PathName | None = None, only: Kind | None = None) -> dict[Kind, Artefact]:
+    """Read the artefacts in a file or folder, by kind; arguments as for :func:`load`.
 
     Raises:
         ArtefactError: there is none, one is damaged, or they come from different runs.
@@ -148,22 +137,18 @@ def read_artefacts(path: str | os.PathLike[str] | None = None, only: Kind | None
     files = artefact_files(path)
     wanted = {only: files[only]} if only in files else files
     artefacts = {kind: read_artefact(file) for kind, file in wanted.items()}
+    first, first_training = next((artefact.path.name, artefact.card.training) for artefact in artefacts.values())
     for kind, artefact in artefacts.items():
+        training = artefact.card.training
         if artefact.card.kind != kind:
             raise ArtefactError(f"{artefact.path}: is named {kind} but is a {artefact.card.kind}")
-    first, *others = artefacts.values()
-    for other in others:
-        if _autoencoder_facts(other.card) != _autoencoder_facts(first.card):
-            raise ArtefactError(f"{path}: {other.path.name} and {first.path.name} come from different runs")
+        # All files of one export have the autoencoder in common; a classifier's may come from another run.
+        if training.get("autoencoder", training) != first_training.get("autoencoder", first_training):
+            raise ArtefactError(f"{path}: {artefact.path.name} and {first} come from different runs")
     return artefacts
 
 
-def _autoencoder_facts(card: Card) -> object:
-    """The facts of the run that trained a card's autoencoder, which is what all files of one export have in common."""
-    return card.training.get("autoencoder", card.training)
-
-
-def resolve_path(path: str | os.PathLike[str]) -> Path:
+def resolve_path(path: PathName) -> Path:
     """Return ``path``, or the folder that ships under that name if there is nothing of that name here.
 
     Raises:
@@ -196,21 +181,21 @@ class Model:
             ArtefactError: this model was loaded without that graph.
             ProviderError: the provider asked for is not the one that would run.
         """
-        session = self._sessions.get(kind)
-        if session is None:
-            with self._lock:
-                if kind not in self._sessions:
-                    self._sessions[kind] = self._artefact(kind).session(self._provider, self._threads)
-                session = self._sessions[kind]
-        return session
+        with self._lock:
+            if kind not in self.artefacts:
+                has = ", ".join(str(artefact.path) for artefact in self.artefacts.values())
+                need = f"this needs {file_name(kind)}; the model was loaded with {has} only: name its folder"
+                raise ArtefactError(need)
+            if kind not in self._sessions:
+                self._sessions[kind] = self.artefacts[kind].session(self._provider, self._threads)
+            return self._sessions[kind]
 
     def classify(self, x: FloatArray) -> FloatArray:
         """Compute the logits of model inputs.
 
         Args:
-            x: (N, 1, 28, 28) float32 in [0, 1], or (1, 28, 28) for one image; :func:`fmcae.preprocess.preprocess`
-                makes it. The values are not checked, because that would take longer than a small batch: outside
-                [0, 1], or with NaN, the logits mean nothing.
+            x: (N, 1, 28, 28) float32 in [0, 1], or (1, 28, 28) for one image, from :func:`fmcae.preprocess.preprocess`.
+                Values are not checked, because that takes longer than a small batch; logits of others mean nothing.
 
         Returns:
             (N, K) float32, or (K,).
@@ -225,11 +210,7 @@ class Model:
         return self._run("encoder", x, 4)
 
     def decode(self, z: FloatArray) -> FloatArray:
-        """Compute the reconstructions (N, 1, 28, 28) float32 in [0, 1] of latents z (N, latent_dim) float32.
-
-        Raises:
-            UsageError: z has another shape or dtype.
-        """
+        """Compute the reconstructions (N, 1, 28, 28) float32 in [0, 1] of latents z (N, latent_dim) float32."""
         return self._run("decoder", z, 2)
 
     def reconstruct(self, x: FloatArray) -> FloatArray:
@@ -241,29 +222,25 @@ class Model:
     @overload
     def predict(self, images: Sequence[ImageSource]) -> list[Prediction]: ...
     def predict(self, images: Any) -> Any:
-        """Classify one image or several.
+        """Classify one image, which gives a Prediction, or several, which give a list of them.
 
         Args:
             images: a path, encoded bytes, a PIL image or an array (uint8, (H, W) or (H, W, C)); or a list of them, or
                 arrays of many: uint8 (N, 28, 28), or float32 model inputs (N, 1, 28, 28).
-
-        Returns:
-            One Prediction for one image, a list of them for several.
 
         Raises:
             ImageError: an image cannot be read.
             UsageError: a float32 array is not a model input.
         """
         if isinstance(images, np.ndarray):
+            if images.dtype == np.float32 and images.ndim == 3:
+                return self.predict_inputs(images[np.newaxis])[0]
             if images.dtype == np.float32:
-                predictions = self.predict_inputs(images[np.newaxis] if images.ndim == 3 else images)
-                return predictions[0] if images.ndim == 3 else predictions
+                return self.predict_inputs(images)
             if images.dtype == np.uint8 and images.ndim == 3 and images.shape[1:] == (28, 28):
                 return self.predict_inputs(scale(images))
         elif isinstance(images, Sequence) and not isinstance(images, str | bytes):
-            if not images:
-                return []
-            return self.predict_inputs(np.stack([preprocess(image) for image in images]))
+            return self.predict_inputs(np.stack([preprocess(image) for image in images])) if images else []
         return self.predict_inputs(preprocess(images)[np.newaxis])[0]
 
     def predict_inputs(self, x: FloatArray) -> list[Prediction]:
@@ -273,12 +250,6 @@ class Model:
             Prediction(self.class_names[index], int(index), float(row[index]), row)
             for row, index in zip(softmax(logits), logits.argmax(axis=1), strict=True)
         ]
-
-    def _artefact(self, kind: Kind) -> Artefact:
-        if kind not in self.artefacts:
-            has = ", ".join(str(artefact.path) for artefact in self.artefacts.values())
-            raise ArtefactError(f"this needs {file_name(kind)}; the model was loaded with {has} only: name its folder")
-        return self.artefacts[kind]
 
     def _run(self, kind: Kind, x: FloatArray, dimensions: int) -> FloatArray:
         """Run inputs that have ``dimensions`` axes, or one input without the batch's axis."""
@@ -290,11 +261,7 @@ class Model:
 
 
 def load(
-    path: str | os.PathLike[str] | None = None,
-    *,
-    provider: str = "cpu",
-    threads: int | None = None,
-    only: Kind | None = None,
+    path: PathName | None = None, *, provider: str = "cpu", threads: int | None = None, only: Kind | None = None
 ) -> Model:
     """Load exported networks.
 

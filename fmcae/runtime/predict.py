@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 from operator import itemgetter
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from fmcae.runtime.model import Model, Prediction
 
 STDIN = "-"
 BATCH_SIZE = 64  # images
+Found: TypeAlias = tuple[str, ImageError | None]
 
 
 @dataclass(frozen=True)
@@ -29,26 +31,24 @@ class Outcome:
     error: FmcaeError | None
 
 
-def find_images(names: Iterable[str]) -> Iterator[tuple[str, ImageError | None]]:
+def find_images(names: Iterable[str]) -> Iterator[Found]:
     """Find the image files that ``names`` stand for, sorted within each name.
 
     A name is a file, a folder (every image below it), a glob, or "-" for stdin. One that stands for nothing comes with
-    the error that says so, as does a folder that cannot be read; a file's error is None, whether or not it can be read.
+    the error that says so, as does a folder that cannot be read; a file's error is None.
     """
     for name in names:
-        found: list[tuple[str, ImageError | None]]
         if os.path.isdir(name):
-            found = _images_below(name) or [(name, ImageError(f"{name}: is a folder without images"))]
+            yield from _images_below(name) or [(name, ImageError(f"{name}: is a folder without images"))]
         elif name != STDIN and not os.path.lexists(name) and glob.has_magic(name):
-            matches = sorted(glob.glob(name, recursive=True))
-            found = [(path, None) for path in matches] or [(name, ImageError(f"{name}: matches no file"))]
+            matches: list[Found] = [(path, None) for path in sorted(glob.glob(name, recursive=True))]
+            yield from matches or [(name, ImageError(f"{name}: matches no file"))]
         else:
-            found = [(name, None)]
-        yield from found
+            yield name, None
 
 
-def _images_below(folder: str) -> list[tuple[str, ImageError | None]]:
-    found: list[tuple[str, ImageError | None]] = []
+def _images_below(folder: str) -> list[Found]:
+    found: list[Found] = []
     folders = [str(Path(folder))]
     while folders:
         parent = folders.pop()
@@ -95,9 +95,7 @@ def read_pixels(path: str, stdin: bytes = b"") -> NDArray[np.uint8]:
 def predict_images(model: Model, names: Iterable[str], stdin: bytes = b"") -> Iterator[Outcome]:
     """Predict every image that ``names`` stand for, in order; one that cannot be read does not stop the rest.
 
-    Args:
-        names: as for :func:`find_images`.
-        stdin: the encoded image that "-" stands for.
+    ``names`` are those of :func:`find_images`, and ``stdin`` is the encoded image that "-" stands for.
     """
     images = find_images(names)
     while batch := list(islice(images, BATCH_SIZE)):

@@ -1,16 +1,16 @@
 """One graph in ONNX Runtime: the provider that really runs it, and its threads.
 
-ONNX Runtime moves a graph, or nodes of it, to the CPU by itself when CUDA cannot run them. Here "cuda" means that CUDA
-runs every node, or an error: CUDA is the session's only provider, and it is read back after the session is created.
+ONNX Runtime moves nodes that CUDA cannot run to the CPU by itself. Here "cuda" means that CUDA runs every node, or an
+error: CUDA is the session's only provider, and it is read back after the session is created.
 """
 
 import contextlib
-import importlib
 import io
 import warnings
-from collections.abc import Callable
+from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from fmcae.errors import ArtefactError, FmcaeError, ProviderError, UsageError
 from fmcae.runtime.machine import available_cpus, driver_obstacle
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+ModelSource: TypeAlias = bytes | str | Path  # a file's bytes, or its path
 Provider = Literal["cpu", "cuda"]
 PROVIDERS: tuple[Provider, ...] = get_args(Provider)
 ORT_NAMES: dict[Provider, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -26,7 +27,6 @@ MAX_THREADS = 1_024  # far above what a graph of this size can use; ONNX Runtime
 
 INSTALL_CUDA = "pip uninstall -y onnxruntime && pip install 'onnxruntime-gpu[cuda,cudnn]'"
 INSTALL_DRIVER = "install NVIDIA's driver, or give the container the GPU (docker run --gpus all)"
-REINSTALL_CPU = "pip install --force-reinstall onnxruntime"
 
 # Full float32, as on the CPU and as in the parity evidence: TF32 keeps 10 bits of mantissa. The heuristic search,
 # because the exhaustive one times every cuDNN algorithm again for each new batch size and may choose another next time.
@@ -35,9 +35,8 @@ _NO_CPU_NODES = "session.disable_cpu_ep_fallback"
 # How long a thread looks out for work before it sleeps. If it slept at once, two threads would take longer for one image
 # than one does, because operators follow each other faster than a thread wakes; if it never slept, a CPU would be busy.
 _SPIN_MICROSECONDS = 100
-_SPIN_DURATION_SINCE = (1, 26)  # the version of ONNX Runtime; in older ones spinning has no end
-_LOG_FATAL = 4  # ONNX Runtime's severities: 0 verbose, 1 info, 2 warning, 3 error, 4 fatal
-_LOG_WARNING = 2
+_SPIN_DURATION_SINCE = "1.26"  # the version of ONNX Runtime; in older ones spinning has no end
+_LOG_WARNING, _LOG_FATAL = 2, 4  # ONNX Runtime's severities
 
 
 class Session:
@@ -46,24 +45,18 @@ class Session:
     Attributes:
         provider: "cpu" or "cuda", read back from ONNX Runtime after creation.
         threads: the CPU threads of one operator.
-        input_name, output_name: the graph's own names.
         raw: the :class:`onnxruntime.InferenceSession` itself.
     """
 
     def __init__(
-        self,
-        model: bytes | str | Path,
-        *,
-        provider: str = "cpu",
-        threads: int | None = None,
-        profile_prefix: Path | None = None,
+        self, model: ModelSource, *, provider: str = "cpu", threads: int | None = None, profile_prefix: str = ""
     ) -> None:
         """
         Args:
             model: an ONNX file, or its bytes.
             provider: "cpu" or "cuda"; "cuda" never falls back to the CPU, not even for single nodes.
             threads: None for all that :func:`available_cpus` counts. Between runs they sleep.
-            profile_prefix: where ONNX Runtime's profile goes, written by ``raw.end_profiling()``; None for no profile.
+            profile_prefix: where ``raw.end_profiling()`` writes ONNX Runtime's profile; empty for no profile.
 
         Raises:
             UsageError: the provider is unknown, or threads is out of range.
@@ -76,21 +69,24 @@ class Session:
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1  # the graphs are chains: there is nothing to run side by side
-        if tuple(map(int, ort.__version__.split(".")[:2])) >= _SPIN_DURATION_SINCE:
+        if release(ort.__version__) >= release(_SPIN_DURATION_SINCE):
             options.add_session_config_entry("session.intra_op.spin_duration_us", str(_SPIN_MICROSECONDS))
         else:
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = _LOG_FATAL  # what goes wrong arrives as an exception
         # where a graph quantizes was measured; ONNX Runtime would quantize before pooling, which takes twice as long
         options.add_session_config_entry("session.disable_quant_qdq", "1")
-        if profile_prefix is not None:
-            options.enable_profiling = True
-            options.profile_file_prefix = str(profile_prefix)
+        options.enable_profiling = bool(profile_prefix)
+        options.profile_file_prefix = profile_prefix
 
         create = _create_on_cuda if wanted == "cuda" else _create_on_cpu
         self.raw: Any = create(ort, model, options)
         self.provider = next(known for known in PROVIDERS if ORT_NAMES[known] == self.raw.get_providers()[0])
-        self.input_name, self.output_name = _sole_names(self.raw, _name_of(model))
+        inputs, outputs = self.raw.get_inputs(), self.raw.get_outputs()
+        if len(inputs) != 1 or len(outputs) != 1:
+            found = f"must have one input and one output, not {len(inputs)} and {len(outputs)}"
+            raise ArtefactError(f"{_name_of(model)} {found}: it is no artefact of fmcae")
+        self.input_name, self.output_name = inputs[0].name, outputs[0].name
         self._output_names = [self.output_name]
         # ONNX Runtime's own object below its Python one, whose checks take 1 µs and are made here after a failure
         self._run = getattr(self.raw, "_sess", self.raw).run
@@ -108,16 +104,13 @@ class Session:
 
     def _explain(self, x: Any, error: Exception) -> FmcaeError:
         """Find the reason only after a failure, so that a run that succeeds pays for no check."""
-        expected = self.raw.get_inputs()[0]
-        wanted = f"{self.input_name} must be an array {_shape(expected.shape)} float32"
-        shape, dtype = getattr(x, "shape", None), getattr(x, "dtype", None)
-        if shape is None or dtype is None:
+        sizes = self.raw.get_inputs()[0].shape  # a free one is a name or None
+        wanted = f"{self.input_name} must be an array {_shape(sizes)} float32"
+        if not hasattr(x, "shape") or not hasattr(x, "dtype"):
             return UsageError(f"{wanted}, not {type(x).__name__}")
-        fits = len(shape) == len(expected.shape) and all(
-            not isinstance(size, int) or size == got for size, got in zip(expected.shape, shape, strict=True)
-        )
-        if str(dtype) != "float32" or not fits:
-            return UsageError(f"{wanted}, not {_shape(shape)} {dtype}")
+        expected = [size if isinstance(size, int) else found for size, found in zip(sizes, x.shape, strict=False)]
+        if str(x.dtype) != "float32" or len(x.shape) != len(sizes) or list(x.shape) != expected:
+            return UsageError(f"{wanted}, not {_shape(x.shape)} {x.dtype}")
         return FmcaeError(f"ONNX Runtime failed on {self.provider}: {short_reason(error)}")
 
 
@@ -127,10 +120,9 @@ def check_provider(provider: str) -> Provider:
     Raises:
         UsageError: it is neither "cpu" nor "cuda".
     """
-    for known in PROVIDERS:
-        if provider == known:
-            return known
-    raise UsageError(f"provider (={provider}) must be one of {', '.join(PROVIDERS)}")
+    if provider not in PROVIDERS:
+        raise UsageError(f"provider (={provider}) must be one of {', '.join(PROVIDERS)}")
+    return provider
 
 
 def check_threads(threads: int | None) -> int:
@@ -155,15 +147,20 @@ def import_onnxruntime() -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the GPU build warns where CUDA is missing; the CPU needs none
-            onnxruntime = importlib.import_module("onnxruntime")
+            onnxruntime: Any = import_module("onnxruntime")
     except ImportError as error:
-        raise FmcaeError(f"ONNX Runtime cannot be imported ({short_reason(error)}): run  {REINSTALL_CPU}") from error
+        command = "pip install --force-reinstall onnxruntime"
+        raise FmcaeError(f"ONNX Runtime cannot be imported ({short_reason(error)}): run  {command}") from error
     if not hasattr(onnxruntime, "InferenceSession"):
         # pip removes the files that the CPU and the GPU package have in common when one of the two is uninstalled.
         raise FmcaeError("ONNX Runtime's files are incomplete; fmcae doctor names the command that mends it")
-    if hasattr(onnxruntime, "disable_telemetry_events"):
-        onnxruntime.disable_telemetry_events()  # nothing that a user did not ask for leaves the machine
+    onnxruntime.disable_telemetry_events()  # nothing that a user did not ask for leaves the machine
     return onnxruntime
+
+
+def release(version: str) -> tuple[int, ...]:
+    """The first two numbers of a version of ONNX Runtime, to be compared."""
+    return tuple(map(int, version.split(".")[:2]))
 
 
 def short_reason(error: BaseException, limit: int = 200) -> str:
@@ -175,29 +172,23 @@ def short_reason(error: BaseException, limit: int = 200) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def _create_on_cpu(ort: Any, model: bytes | str | Path, options: Any) -> Any:
-    if not isinstance(model, bytes):
-        path = Path(model)
-        try:
-            with path.open("rb"):  # a clearer reason than ONNX Runtime's for a missing or unreadable file
-                pass
-        except OSError as error:
-            raise ArtefactError(f"{path}: {error.strerror or error}") from error
-        model = str(path)
+def _create_on_cpu(ort: Any, model: ModelSource, options: Any) -> Any:
     try:
+        if not isinstance(model, bytes):
+            open(model, "rb").close()  # a clearer reason than ONNX Runtime's for a missing or unreadable file
         session = ort.InferenceSession(model, options, providers=[ORT_NAMES["cpu"]], enable_fallback=0)
-    except Exception as error:  # its exceptions share no base class but this one
+    except OSError as error:
+        raise ArtefactError(f"{model!s}: {error.strerror or error}") from error
+    except Exception as error:  # ONNX Runtime's exceptions share no base class but this one
         raise ArtefactError(f"{_name_of(model)} is no ONNX model that runs here: {short_reason(error)}") from error
     session.disable_fallback()
     return session
 
 
-def _create_on_cuda(ort: Any, model: bytes | str | Path, options: Any) -> Any:
-    preload = getattr(ort, "preload_dlls", None)  # since 1.21: finds the CUDA libraries that pip installed
-    if preload is not None:
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(), contextlib.suppress(Exception):
-            warnings.simplefilter("ignore")
-            preload()
+def _create_on_cuda(ort: Any, model: ModelSource, options: Any) -> Any:
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(), contextlib.suppress(Exception):
+        warnings.simplefilter("ignore")
+        ort.preload_dlls()  # finds the CUDA libraries that pip installed; not before version 1.21
     driver = driver_obstacle()
     if ORT_NAMES["cuda"] not in ort.get_available_providers():
         build = "only the CPU build of ONNX Runtime is installed"
@@ -205,11 +196,7 @@ def _create_on_cuda(ort: Any, model: bytes | str | Path, options: Any) -> Any:
     if driver:
         raise _cuda_error(driver, INSTALL_DRIVER)
 
-    def create() -> Any:
-        source = model if isinstance(model, bytes) else str(model)
-        providers = [(ORT_NAMES["cuda"], _CUDA_OPTIONS)]
-        return ort.InferenceSession(source, options, providers=providers, enable_fallback=0)
-
+    create = partial(ort.InferenceSession, model, options, [(ORT_NAMES["cuda"], _CUDA_OPTIONS)], enable_fallback=0)
     # A CUDA that cannot start is reported by the default logger, not by the session's.
     ort.set_default_logger_severity(_LOG_FATAL)
     options.add_session_config_entry(_NO_CPU_NODES, "1")
@@ -218,12 +205,13 @@ def _create_on_cuda(ort: Any, model: bytes | str | Path, options: Any) -> Any:
     except Exception as error:
         options.add_session_config_entry(_NO_CPU_NODES, "0")
         _create_on_cpu(ort, model, options)  # raises if it is the model that is broken
-        fell_back = "fallback to CPU" in str(error)
-        if fell_back and (operators := _cpu_operators(create, options)):
-            reason = f"CUDA has no kernel for {operators}, which would run on the CPU"
+        if "fallback to CPU" not in str(error):
+            raise _cuda_error(_library_obstacle(ort) or short_reason(error)) from error
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        session = create()
+        if session.get_providers()[0] == ORT_NAMES["cuda"]:
+            reason = f"CUDA has no kernel for {_cpu_operators(session)}, which would run on the CPU"
             raise ProviderError(f"{_name_of(model)} does not run on cuda alone: {reason}") from error
-        reason = "ONNX Runtime could not start it" if fell_back else short_reason(error)
-        raise _cuda_error(_library_obstacle(ort) or reason) from error
     finally:
         ort.set_default_logger_severity(_LOG_WARNING)
     session.disable_fallback()
@@ -232,12 +220,8 @@ def _create_on_cuda(ort: Any, model: bytes | str | Path, options: Any) -> Any:
     return session
 
 
-def _cpu_operators(create: Callable[[], Any], options: Any) -> str | None:
-    """The operators that would run on the CPU beside CUDA, if ONNX Runtime tells; None if CUDA does not start at all."""
-    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    session = create()
-    if session.get_providers()[0] != ORT_NAMES["cuda"]:
-        return None
+def _cpu_operators(session: Any) -> str:
+    """The operators that run on the CPU beside CUDA, if ONNX Runtime tells."""
     list_parts = getattr(session, "get_provider_graph_assignment_info", list)  # since 1.24
     nodes = (node.op_type for part in list_parts() if part.ep_name == ORT_NAMES["cpu"] for node in part.get_nodes())
     return ", ".join(dict.fromkeys(nodes)) or "some of its nodes"
@@ -264,17 +248,7 @@ def _library_obstacle(ort: Any) -> str | None:
     return None
 
 
-def _sole_names(raw: Any, model_name: str) -> tuple[str, str]:
-    inputs, outputs = raw.get_inputs(), raw.get_outputs()
-    if len(inputs) != 1 or len(outputs) != 1:
-        raise ArtefactError(
-            f"{model_name} must have one input and one output, not {len(inputs)} and {len(outputs)}: "
-            "it is no artefact of fmcae"
-        )
-    return inputs[0].name, outputs[0].name
-
-
-def _name_of(model: bytes | str | Path) -> str:
+def _name_of(model: ModelSource) -> str:
     return f"the model of {len(model):,} bytes" if isinstance(model, bytes) else str(model)
 
 

@@ -1,7 +1,5 @@
 """Measure how fast a graph runs, and what it takes to start it.
 
-The two measurements are kept apart because one spoils the other:
-
     cold   in a fresh process: session creation, first run of each batch size, peak memory
     warm   in this process: latency after a warm-up, all engines that are compared in turns, so that a change in the
            machine's load or clock falls on each of them alike
@@ -16,8 +14,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,9 +29,8 @@ FloatArray = NDArray[np.float32]
 Runner = Callable[[], object]
 
 ROUNDS = 5  # turns of each series: the spread of a ratio is over these
-CONTENDED = (
-    0.2  # the limit of cpu_wait_share: idle it is below 0.06 (0.17 in 0.1 s), with one of two CPUs taken above 0.3
-)
+# The limit of cpu_wait_share: idle it is below 0.06 (0.17 in 0.1 s), with one of two CPUs taken above 0.3.
+CONTENDED = 0.2
 _WARM_UP_SHARE = 0.2  # the warm-up as a share of the time that is then measured
 _MIN_RUNS, _MAX_RUNS = 3, 5_000  # the limits of one round, however slow or fast a run is
 
@@ -60,10 +57,9 @@ class Ratio:
 
 @dataclass(frozen=True)
 class FirstRun:
-    """One batch size in a fresh process, in which smaller ones ran before it.
+    """The first run of one batch size in a fresh process, in which smaller ones ran before it.
 
     Attributes:
-        first_run_ms: the time of the first run at this size.
         peak_memory_mib: the process's peak resident memory until then; None where the system does not tell.
         gpu_memory_mib: the rise of the GPU's used memory since before the session, all processes together.
     """
@@ -76,10 +72,10 @@ class FirstRun:
 
 @dataclass(frozen=True)
 class ColdStart:
-    """A graph's start in a fresh process.
+    """A graph's start in a fresh process that has numpy.
 
     Attributes:
-        import_ms: the time to import ONNX Runtime, with numpy there already.
+        import_ms: the time to import ONNX Runtime.
         session_creation_ms: the time from the file to a session, CUDA's own start included.
         base_memory_mib: the peak resident memory with everything imported and no session.
     """
@@ -94,9 +90,8 @@ class ColdStart:
 class Case:
     """One batch size: the latency of every series, and the ratios to the first of them.
 
-    Attributes:
-        cpu_wait_share: the share of the time in which this process's threads could run that they waited for a CPU: near
-            0 on an idle machine, 0.5 where two threads share one CPU. None where the system does not tell.
+    ``cpu_wait_share`` is the share of the time in which this process's threads could run that they waited for a CPU:
+    near 0 on an idle machine, 0.5 where two threads share one CPU. It is None where the system does not tell.
     """
 
     batch_size: int
@@ -115,7 +110,7 @@ class GraphTiming:
     """All that was measured of one graph.
 
     Attributes:
-        nodes: the optimized graph's operator types by the provider that runs them, in order.
+        nodes: what :func:`node_placement` gives.
         cuda_beats_cpu_from: the batch size from which each CUDA series is faster than onnxruntime-cpu at every size
             measured; None if at no size. Empty where CUDA was not measured.
     """
@@ -129,10 +124,6 @@ class GraphTiming:
     cold: ColdStart
     cases: tuple[Case, ...]
     cuda_beats_cpu_from: dict[str, int | None]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return a dict of plain JSON values, with units in the keys."""
-        return asdict(self)
 
 
 def time_graph(
@@ -149,8 +140,8 @@ def time_graph(
     """Measure one ONNX file.
 
     Args:
-        graph: its name in the result.
-        seconds: measuring time of each series at each batch size, warm-up not counted.
+        graph: the graph's name in the result.
+        seconds: the measuring time of each series at each batch size, warm-up not counted.
         baselines: gives other engines' runners for an input x, by series, to be timed in turns with ONNX Runtime.
         progress: called with each step's name before it starts.
 
@@ -160,26 +151,31 @@ def time_graph(
         UsageError: a batch size that the graph does not take.
     """
     session = Session(path, provider=provider, threads=threads)  # first: it fails before anything is measured
+    on_cuda = session.provider == "cuda"
+    on_cpu = Session(path, threads=threads) if on_cuda else session
     sizes = sorted(set(batch_sizes))
     progress("cold start")
     cold = cold_start(path, session.provider, session.threads, sizes)
-    nodes = node_placement(path, session.provider, session.threads)
-    on_cpu = session if session.provider == "cpu" else Session(path, threads=threads)
-
     cases = []
     for size in sizes:
         progress(f"batch {size}")
         x = random_input(session, size)
         runners: dict[str, Runner] = {f"onnxruntime-{session.provider}": partial(session.run, x)}
-        if session.provider == "cuda":
+        if on_cuda:
             runners["onnxruntime-cuda-resident"] = resident_runner(session, x)
             runners["onnxruntime-cpu"] = partial(on_cpu.run, x)
         cases.append(time_in_turns({**runners, **baselines(x)}, size, seconds))
-    cuda_series = ("onnxruntime-cuda", "onnxruntime-cuda-resident") if session.provider == "cuda" else ()
-    beats_cpu = {series: beats_from(cases, series, "onnxruntime-cpu") for series in cuda_series}
-    size_bytes = path.stat().st_size
+    cuda_series = ("onnxruntime-cuda", "onnxruntime-cuda-resident") if on_cuda else ()
     return GraphTiming(
-        graph, path.name, size_bytes, session.provider, session.threads, nodes, cold, tuple(cases), beats_cpu
+        graph=graph,
+        file=path.name,
+        size_bytes=path.stat().st_size,
+        provider=session.provider,
+        threads=session.threads,
+        nodes=node_placement(path, session.provider, session.threads),
+        cold=cold,
+        cases=tuple(cases),
+        cuda_beats_cpu_from={series: beats_from(cases, series, "onnxruntime-cpu") for series in cuda_series},
     )
 
 
@@ -195,15 +191,12 @@ def time_in_turns(runners: Mapping[str, Runner], batch_size: int, seconds: float
             rounds[name].append(_run_for(runners[name], seconds / ROUNDS))
     ran, waited = (now - then for now, then in zip(cpu_times_ns(), before, strict=True))
 
-    medians = {name: np.array([np.median(times) for times in rounds[name]]) for name in runners}
+    latencies = {name: _latency(np.concatenate(times), batch_size) for name, times in rounds.items()}
+    medians = {name: np.array([np.median(times) for times in series]) for name, series in rounds.items()}
     first, *others = runners
     ratios = {name: medians[name] / medians[first] for name in others}
-    return Case(
-        batch_size=batch_size,
-        latencies={name: _latency(np.concatenate(times), batch_size) for name, times in rounds.items()},
-        ratios={name: Ratio(float(np.median(r)), float(r.min()), float(r.max())) for name, r in ratios.items()},
-        cpu_wait_share=waited / (ran + waited) if ran > 0 else None,
-    )
+    summary = {name: Ratio(float(np.median(r)), float(r.min()), float(r.max())) for name, r in ratios.items()}
+    return Case(batch_size, latencies, summary, cpu_wait_share=waited / (ran + waited) if ran > 0 else None)
 
 
 def resident_runner(session: Session, x: FloatArray) -> Runner:
@@ -222,10 +215,9 @@ def resident_runner(session: Session, x: FloatArray) -> Runner:
         binding.synchronize_outputs()  # a run is over when its output is there
 
     try:
-        device_x = ort.OrtValue.ortvalue_from_numpy(x, device, 0)
         device_y = ort.OrtValue.ortvalue_from_shape_and_type(list(expected.shape), np.float32, device, 0)
         binding = raw.io_binding()
-        binding.bind_ortvalue_input(session.input_name, device_x)
+        binding.bind_ortvalue_input(session.input_name, ort.OrtValue.ortvalue_from_numpy(x, device, 0))
         binding.bind_ortvalue_output(session.output_name, device_y)
         run()
         found = device_y.numpy()
@@ -237,13 +229,12 @@ def resident_runner(session: Session, x: FloatArray) -> Runner:
 
 
 def node_placement(path: Path, provider: str, threads: int | None = None) -> dict[str, tuple[str, ...]]:
-    """Find the provider of each node of the optimized graph in ONNX Runtime's own profile of one run.
+    """The optimized graph's operator types by ONNX Runtime's name of the provider that runs them, in order.
 
-    Returns:
-        The operator types in the order of their runs, by ONNX Runtime's name of the provider.
+    They are read from ONNX Runtime's own profile of one run.
     """
     with tempfile.TemporaryDirectory(prefix="fmcae-profile-") as folder:
-        session = Session(path, provider=provider, threads=threads, profile_prefix=Path(folder) / "profile")
+        session = Session(path, provider=provider, threads=threads, profile_prefix=f"{folder}/profile")
         session.run(random_input(session, 1))
         events = json.loads(Path(session.raw.end_profiling()).read_text(encoding="utf-8"))
     nodes: dict[str, tuple[str, ...]] = {}
@@ -256,12 +247,9 @@ def node_placement(path: Path, provider: str, threads: int | None = None) -> dic
 
 def beats_from(cases: Sequence[Case], series: str, other: str) -> int | None:
     """The smallest batch size from which ``series`` has the lower median latency at every size up to the largest."""
-    start = None
-    for case in sorted(cases, key=lambda case: -case.batch_size):
-        if case.latencies[series].p50_ms >= case.latencies[other].p50_ms:
-            break
-        start = case.batch_size
-    return start
+    largest_first = sorted(cases, key=lambda case: -case.batch_size)
+    faster = takewhile(lambda case: case.latencies[series].p50_ms < case.latencies[other].p50_ms, largest_first)
+    return min((case.batch_size for case in faster), default=None)
 
 
 def cold_start(path: Path, provider: Provider, threads: int, batch_sizes: Sequence[int]) -> ColdStart:
@@ -271,11 +259,10 @@ def cold_start(path: Path, provider: Provider, threads: int, batch_sizes: Sequen
         FmcaeError: the process fails, for example because the memory does not suffice.
     """
     task = json.dumps([str(path), provider, threads, sorted(batch_sizes)])
-    child = call_in_fresh_process("fmcae.runtime.timing", "_cold_child", task)
-    if child.returncode != 0:
-        last = (child.stderr.strip().splitlines() or [f"exit code {child.returncode}"])[-1]
-        raise FmcaeError(f"{path.name}: the fresh process failed: {last}")
-    facts = json.loads(child.stdout.splitlines()[-1])
+    try:
+        facts = call_in_fresh_process("fmcae.runtime.timing", "_cold_child", task)
+    except FmcaeError as error:
+        raise FmcaeError(f"{path.name}: {error}") from error
     return ColdStart(**{**facts, "first_runs": tuple(FirstRun(**item) for item in facts["first_runs"])})
 
 
@@ -300,7 +287,8 @@ def _cold_child(task: str) -> None:
         gpu_now = gpu_facts() if gpu_before else None
         rise = gpu_now["memory_used_mib"] - gpu_before["memory_used_mib"] if gpu_now and gpu_before else None
         first_runs.append(asdict(FirstRun(size, first_run_ms, peak_memory_mib(), rise)))
-    print(json.dumps(asdict(ColdStart(import_ms, creation_ms, base_memory, tuple(first_runs)))))  # type: ignore[arg-type]
+    facts = {"import_ms": import_ms, "session_creation_ms": creation_ms, "base_memory_mib": base_memory}
+    print(json.dumps({**facts, "first_runs": first_runs}))
 
 
 def random_input(session: Session, batch_size: int) -> FloatArray:
@@ -318,8 +306,8 @@ def random_input(session: Session, batch_size: int) -> FloatArray:
 def _run_for(run: Runner, seconds: float) -> NDArray[np.float64]:
     """Run for ``seconds`` and return the runs' times in ms."""
     times: list[int] = []
-    began = previous = time.perf_counter_ns()
-    end = began + int(seconds * 1e9)
+    previous = time.perf_counter_ns()
+    end = previous + int(seconds * 1e9)
     while len(times) < _MIN_RUNS or (previous < end and len(times) < _MAX_RUNS):
         run()
         now = time.perf_counter_ns()
@@ -329,6 +317,5 @@ def _run_for(run: Runner, seconds: float) -> NDArray[np.float64]:
 
 
 def _latency(times_ms: NDArray[np.float64], batch_size: int) -> Latency:
-    p50, p90, p99 = np.percentile(times_ms, [50, 90, 99])
-    images_per_s = batch_size * len(times_ms) / (times_ms.sum() / 1e3)
-    return Latency(len(times_ms), float(p50), float(p90), float(p99), float(images_per_s))
+    p50, p90, p99 = np.percentile(times_ms, [50, 90, 99]).tolist()
+    return Latency(len(times_ms), p50, p90, p99, images_per_s=float(batch_size * len(times_ms) / times_ms.sum() * 1e3))

@@ -8,17 +8,15 @@ from numpy.typing import NDArray
 
 from fmcae.runtime.model import Artefact, read_artefact
 
-RELATIVE_FLOOR = 1e-3
+RELATIVE_FLOOR = 1e-3  # below it a relative difference says nothing, since a ReLU's output may be any small number
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How far outputs are from their reference.
+    """How far outputs are from their reference; infinitely far if the shapes differ.
 
     Attributes:
-        max_abs: the largest absolute difference; infinite if the shapes differ.
-        max_rel: the largest difference relative to the reference, over values of at least RELATIVE_FLOOR in size: below
-            it a relative difference says nothing, since a ReLU's output may be any small number.
+        max_rel: the largest difference relative to the reference, over values of at least RELATIVE_FLOOR in size.
         within: whether every value is within atol + rtol·|reference|.
     """
 
@@ -29,7 +27,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Verification:
-    """The outcome for one artefact: its provider, its difference from the golden outputs, and what failed, if anything."""
+    """The outcome for one artefact; ``failure`` says what did not hold, if anything."""
 
     path: str
     kind: str
@@ -63,8 +61,7 @@ def verify(
 
     Args:
         artefact: an exported file's path, or what :func:`fmcae.runtime.model.read_artefact` gave for it.
-        provider: "cpu" or "cuda"; "cuda" never runs on the CPU instead.
-        threads: ONNX Runtime's threads, 1 to 1,024; None takes the CPUs that this process may use.
+        provider, threads: as for :func:`fmcae.load`.
 
     Raises:
         ProviderError: the file is not made for ``provider``, or ``provider`` is not the one that would run.
@@ -75,22 +72,15 @@ def verify(
     card, golden = artefact.card, artefact.golden
     session = artefact.session(provider, threads)
     outputs = session.run(golden.inputs)
-    failure = None
+    difference, failure = Difference(float("inf"), float("inf"), False), None
     if outputs.shape != golden.outputs.shape:
-        difference = Difference(float("inf"), float("inf"), False)
         failure = f"gives outputs of shape {outputs.shape} where {golden.outputs.shape} is expected"
-    else:
-        difference = compare(outputs, golden.outputs, card.tolerance)
-        if not difference.within:
-            failure = (
-                f"outputs differ from the golden ones by up to {difference.max_abs:.3g}, "
-                f"more than the tolerance (atol {card.tolerance['atol']:g}, rtol {card.tolerance['rtol']:g})"
-            )
-        elif golden.labels:
-            labels = tuple(card.class_names[index] for index in outputs.argmax(axis=1))
-            wrong = [
-                f"{found} for {wanted}" for found, wanted in zip(labels, golden.labels, strict=True) if found != wanted
-            ]
-            if wrong:
-                failure = f"labels differ from the golden ones: {wrong[0]}"
+    elif not (difference := compare(outputs, golden.outputs, card.tolerance)).within:
+        limit = f"the tolerance (atol {card.tolerance['atol']:g}, rtol {card.tolerance['rtol']:g})"
+        failure = f"outputs differ from the golden ones by up to {difference.max_abs:.3g}, more than {limit}"
+    elif golden.labels:
+        labels = [card.class_names[index] for index in outputs.argmax(axis=1)]
+        pairs = zip(labels, golden.labels, strict=True)
+        wrong = [f"{found} for {expected}" for found, expected in pairs if found != expected]
+        failure = f"labels differ from the golden ones: {wrong[0]}" if wrong else None
     return Verification(str(artefact.path), card.kind, session.provider, len(golden.inputs), difference, failure)

@@ -1,6 +1,7 @@
 # mypy: disable-error-code="import-untyped"
 import json
 import subprocess
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
@@ -21,7 +22,7 @@ from fmcae.runtime.doctor import (
     onnxruntime_problems,
     probe_provider,
 )
-from fmcae.runtime.session import Session
+from fmcae.runtime.session import PROVIDERS, Session
 
 WORKS = Probe("cpu", True, None, "1.30.0", "onnxruntime", ("CPUExecutionProvider",))
 
@@ -149,14 +150,15 @@ def test_only_distributions_that_bring_the_module_count(monkeypatch: pytest.Monk
 
 def test_a_probe_that_crashes_or_hangs_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
     crashed = subprocess.CompletedProcess([], -11, stdout="", stderr="")
-    monkeypatch.setattr(doctor, "call_in_fresh_process", lambda *_: crashed)
-    assert probe_provider("cuda") == Probe("cuda", False, "its process crashed (exit code -11): no message")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: crashed)
+    reason = "the fresh process crashed (exit code -11): no message"
+    assert probe_provider("cuda") == Probe("cuda", False, reason)
 
-    def hang(*_: object) -> None:
+    def hang(*_: object, **__: object) -> None:
         raise subprocess.TimeoutExpired("python", 120)
 
-    monkeypatch.setattr(doctor, "call_in_fresh_process", hang)
-    assert probe_provider("cuda").reason == "it hangs: no answer in 120 s"
+    monkeypatch.setattr(subprocess, "run", hang)
+    assert probe_provider("cuda").reason == "the fresh process hangs: no answer in 120 s"
 
 
 @pytest.mark.parametrize(
@@ -177,8 +179,20 @@ def test_what_goes_wrong_in_the_fresh_process_is_reported(
     assert facts["works"] is False and reason in facts["reason"]
 
 
-def test_the_diagnosis_has_everything(shipped: Path) -> None:
-    diagnosis = diagnose(lambda provider: Probe(provider, provider == "cpu", None, onnxruntime.__version__))
+@pytest.fixture
+def only(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """``only("cpu")``: from now on that provider works and the other does not."""
+
+    def install(name: str) -> None:
+        probes = {known: Probe(known, known == name, None, onnxruntime.__version__) for known in PROVIDERS}
+        monkeypatch.setattr(doctor, "probe_provider", probes.__getitem__)
+
+    return install
+
+
+def test_the_diagnosis_has_everything(only: Callable[[str], None]) -> None:
+    only("cpu")
+    diagnosis = diagnose()
     assert diagnosis.usable
     assert [probe.provider for probe in diagnosis.probes] == ["cpu", "cuda"]
     assert [(item.kind, item.problem) for item in diagnosis.artefacts] == [
@@ -192,13 +206,17 @@ def test_the_diagnosis_has_everything(shipped: Path) -> None:
     assert json.loads(json.dumps(diagnosis.to_json()))["usable"] is True
 
 
-def test_without_the_cpu_it_is_not_usable() -> None:
-    assert not diagnose(lambda provider: Probe(provider, provider == "cuda")).usable
+def test_without_the_cpu_it_is_not_usable(only: Callable[[str], None]) -> None:
+    only("cuda")
+    assert not diagnose().usable
 
 
-def test_missing_artefacts_are_one_problem(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_artefacts_are_one_problem(
+    only: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr("fmcae.runtime.model.shipped_folder", lambda name: tmp_path / name)
-    diagnosis = diagnose(lambda provider: Probe(provider, True, None, onnxruntime.__version__))
+    only("cpu")
+    diagnosis = diagnose()
     assert all("No such file" in str(item.problem) for item in diagnosis.artefacts)
     (problem,) = diagnosis.problems
     assert "encoder.onnx" in problem.what and "pip install --force-reinstall" in problem.command

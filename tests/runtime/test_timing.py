@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -57,7 +58,7 @@ def test_a_graph_is_measured_cold_and_warm(probe: Path) -> None:
         assert list(case.latencies) == ["onnxruntime-cpu", "baseline-cpu"]
         assert list(case.ratios) == ["baseline-cpu"]
     assert timed.cuda_beats_cpu_from == {}
-    values = json.loads(json.dumps(timed.to_json()))
+    values = json.loads(json.dumps(asdict(timed)))
     assert values["cases"][0]["latencies"]["onnxruntime-cpu"]["p50_ms"] > 0
     assert values["cold"]["first_runs"][0]["gpu_memory_mib"] is None
 
@@ -83,14 +84,14 @@ def test_peak_memory_is_the_fresh_processs_own_and_never_falls(probe: Path) -> N
 
 
 def test_a_fresh_process_that_fails_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FmcaeError, match=r"missing\.onnx: the fresh process failed: .*No such file"):
+    with pytest.raises(FmcaeError, match=r"missing\.onnx: the fresh process crashed \(exit code 1\): .*No such file"):
         cold_start(tmp_path / "missing.onnx", "cpu", 1, (1,))
 
 
 def test_a_fresh_process_that_is_killed_is_named(probe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     killed = subprocess.CompletedProcess([], -9, stdout="", stderr="")
-    monkeypatch.setattr(timing, "call_in_fresh_process", lambda *_: killed)
-    with pytest.raises(FmcaeError, match=r"probe\.onnx: the fresh process failed: exit code -9"):
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: killed)
+    with pytest.raises(FmcaeError, match=r"probe\.onnx: the fresh process crashed \(exit code -9\): no message"):
         cold_start(probe, "cpu", 1, (1,))
 
 
