@@ -4,7 +4,7 @@ import os
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from fmcae.runtime.model import Artefact
-    from fmcae.runtime.timing import GraphTiming
+    from fmcae.runtime.timing import FloatArray, GraphTiming, Runner
 
 MAX_BATCH_SIZE = 65_536
 PLOT_SUFFIXES = (".png", ".svg", ".pdf")
@@ -47,14 +47,17 @@ def bench(  # long, because its options are listed here
     the CPU, and the batch size from which CUDA beats it is named.
     """
     sizes = _batch_sizes(batch)
-    _check(seconds, plot)
+    if seconds != seconds:  # NaN is in every range
+        raise UsageError("seconds (=nan) must be a number from 0.001 to 3600")
+    if plot is not None:
+        _check_plot(plot)
     from fmcae.runtime.machine import describe_machine, gpu_facts
     from fmcae.runtime.model import read_artefacts
 
     artefacts = list(read_artefacts(model).values())
     for artefact in artefacts:
         artefact.check_made_for(provider)
-    first = artefacts[0].session(provider, threads)  # a provider that does not run ends it here, before any measurement
+    first = artefacts[0].session(provider, threads)  # a provider that does not run is found before any measurement
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     graphs, notes = _measure(artefacts, first.provider, first.threads, sizes, seconds)
     report = {
@@ -92,12 +95,7 @@ def _batch_sizes(text: str) -> list[int]:
     return sizes
 
 
-def _check(seconds: float, path: Path | None) -> None:
-    """Find before the measurement whatever would spoil it, or would keep the plot from being written."""
-    if seconds != seconds:  # NaN is in every range
-        raise UsageError("seconds (=nan) must be a number from 0.001 to 3600")
-    if path is None:
-        return
+def _check_plot(path: Path) -> None:
     require_train_extra("matplotlib")
     if path.suffix.lower() not in PLOT_SUFFIXES:
         raise UsageError(f"plot (={path}) must end in one of {', '.join(PLOT_SUFFIXES)}")
@@ -113,7 +111,7 @@ def _measure(
 
     from fmcae.runtime.timing import time_graph
 
-    graphs, notes = [], []
+    graphs, notes = [], list[str]()
     console = Console(stderr=True)
     # No refresh by itself: its thread would run during the measurement.
     with Progress(console=console, transient=True, auto_refresh=False, disable=not console.is_terminal) as bar:
@@ -125,9 +123,6 @@ def _measure(
                 if not console.is_terminal:
                     note(f"{kind}, {step}")
 
-            baselines, why_none = _pytorch(artefact, provider, threads)
-            if why_none is not None and why_none not in notes:
-                notes.append(why_none)
             timing = time_graph(
                 artefact.card.kind,
                 artefact.path,
@@ -135,25 +130,26 @@ def _measure(
                 threads=threads,
                 batch_sizes=sizes,
                 seconds=seconds,
-                baselines=baselines,
+                baselines=_pytorch_baselines(artefact, provider, threads, notes),
                 progress=progress,
             )
             graphs.append(timing)
-    return graphs, notes
+    return graphs, list(dict.fromkeys(notes))
 
 
-def _pytorch(artefact: "Artefact", provider: str, threads: int) -> "tuple[Callable[[Any], Any], str | None]":
-    """PyTorch's runners, or none and the reason why."""
-    if find_spec("torch") is None or find_spec("onnx") is None:
-        return lambda x: {}, "no comparison with PyTorch: it is not installed"
+def _pytorch_baselines(
+    artefact: "Artefact", provider: str, threads: int, notes: list[str]
+) -> "Callable[[FloatArray], dict[str, Runner]]":
+    """PyTorch's runners, or none and a note on the reason."""
     try:
-        from fmcae.export.torch_timing import has_provider, pytorch_baselines
+        if find_spec("torch") is None or find_spec("onnx") is None:
+            raise FmcaeError("it is not installed")
+        from fmcae.export.torch_timing import pytorch_baselines
 
-        if not has_provider(provider):
-            return lambda x: {}, f"no comparison with PyTorch: it has no {provider} here"
-        return pytorch_baselines(artefact, provider, threads), None
+        return pytorch_baselines(artefact, provider, threads)
     except (ImportError, OSError, FmcaeError) as error:  # OSError: a library of an installed torch does not load
-        return lambda x: {}, f"no comparison with PyTorch: {error}"
+        notes.append(f"no comparison with PyTorch: {error}")
+        return lambda x: {}
 
 
 def _waiting_notes(graphs: "list[GraphTiming]") -> list[str]:
@@ -163,15 +159,13 @@ def _waiting_notes(graphs: "list[GraphTiming]") -> list[str]:
     if contended:
         share = max(case.cpu_wait_share or 0 for case in contended)
         mark, purpose = ("? ", " for a fair comparison") if any(case.ratios for case in contended) else ("", "")
-        line = (
-            f"{mark}too few CPUs were free{purpose}: threads waited for one for up to {share:.0%} of their time; "
-            "measure on an idle machine or with fewer --threads"
-        )
+        advice = "measure on an idle machine or with fewer --threads"
         # Only advice: set here, it would put PyTorch's batch of 1 at a third of its speed on an idle machine.
         if not policy and any("pytorch-cpu" in case.ratios for case in contended):
-            line += (
+            advice += (
                 "; PyTorch's threads, which spin while they wait for each other, lose most, "
                 "and on a machine that stays busy OMP_WAIT_POLICY=PASSIVE lets them sleep instead"
             )
-        notes.append(line)
+        waited = f"threads waited for one for up to {share:.0%} of their time"
+        notes.append(f"{mark}too few CPUs were free{purpose}: {waited}; {advice}")
     return notes

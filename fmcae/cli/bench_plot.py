@@ -32,19 +32,17 @@ def draw(report: dict[str, Any], path: Path) -> None:
     graphs = report["graphs"]
     figure = Figure(figsize=(max(7.5, 1.2 + 3.9 * len(graphs)), 6.6), layout="constrained")
     grid = figure.subplots(2, len(graphs), sharex=True, sharey="row", squeeze=False)
-    for column, graph in enumerate(graphs):
-        _draw_graph(graph, *grid[:, column])
+    for graph, (top, bottom) in zip(graphs, grid.T, strict=True):
+        _draw_graph(graph, top, bottom)
     grid[0, 0].set_ylabel("latency of a batch (ms), p50 to p99")
     grid[1, 0].set_ylabel("images per second")
     grid[0, 0].legend(frameon=False)
     machine = report["machine"]
-    has_pytorch = any(name.startswith("pytorch") for graph in graphs for name in graph["cases"][0]["latencies"])
-    figure.suptitle(
-        f"{machine['cpu']}, {threads_text(report)}\nONNX Runtime {machine['onnxruntime']} on {report['provider']}"
-        + (f", {report['gpu']['name']}" if report["gpu"] else "")
-        + (f"; PyTorch {machine['torch']}" if has_pytorch else ""),
-        fontsize=10,
-    )
+    title = f"{machine['cpu']}, {threads_text(report)}\nONNX Runtime {machine['onnxruntime']} on {report['provider']}"
+    title += f", {report['gpu']['name']}" if report["gpu"] else ""
+    if any(name.startswith("pytorch") for graph in graphs for name in graph["cases"][0]["latencies"]):
+        title += f"; PyTorch {machine['torch']}"
+    figure.suptitle(title, fontsize=10)
     width = int(figure.get_figwidth() * 15)  # characters of the notes' size
     lines = [line for text in report["notes"] for line in wrap(text.removeprefix("? "), width)]  # no ratio to mark here
     figure.supxlabel("\n".join(lines), fontsize=8)

@@ -6,7 +6,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from fmcae.runtime.timing import GraphTiming, Ratio
+from fmcae.runtime.timing import GraphTiming
 
 LEGEND = (
     "p50, p90, p99: latency of a batch after warm-up; × the first: p50 over the first series', median (range) of "
@@ -20,10 +20,8 @@ def print_tables(report: dict[str, Any], graphs: list[GraphTiming]) -> None:
     if not console.is_terminal:
         console.width = 120  # in a file or a pipe, nothing is cut
     machine, gpu = report["machine"], report["gpu"]
-    console.print(
-        f"{machine['cpu']}, {machine['available_cpus']} CPUs available; ONNX Runtime on {report['provider']}, "
-        f"{threads_text(report)}"
-    )
+    cpus = f"{machine['cpu']}, {machine['available_cpus']} CPUs available"
+    console.print(f"{cpus}; ONNX Runtime on {report['provider']}, {threads_text(report)}")
     versions = f"Python {machine['python']}, ONNX Runtime {machine['onnxruntime']} ({machine['onnxruntime_build']})"
     torch = f", PyTorch {machine['torch']}" if machine["torch"] else ""
     console.print(f"fmcae {machine['fmcae']}; {versions}, numpy {machine['numpy']}{torch}")
@@ -32,10 +30,8 @@ def print_tables(report: dict[str, Any], graphs: list[GraphTiming]) -> None:
     for graph in graphs:
         console.print()
         print_table(console, graph)
-        for line in _facts(graph):
-            console.print(line)
-    console.print()
-    console.print(LEGEND, style="dim")
+        console.print("\n".join(_facts(graph)))
+    console.print(f"\n{LEGEND}", style="dim")
     for line in report["notes"]:
         console.print(line)
 
@@ -69,32 +65,29 @@ def _table(graph: GraphTiming, name_break: str) -> Table:
     for case in graph.cases:
         for name, latency in case.latencies.items():
             ratio = case.ratios.get(name)
+            mark = " ?" * case.contended
             table.add_row(
                 "" if ratio else f"{case.batch_size:,}",
                 name.replace("-resident", f"{name_break}resident"),
                 *(digits(value) for value in (latency.p50_ms, latency.p90_ms, latency.p99_ms)),
                 f"{latency.images_per_s:,.0f}",
-                _ratio_text(ratio) + " ?" * case.contended if ratio else "",
+                f"{digits(ratio.median, 2)} ({digits(ratio.low, 2)}–{digits(ratio.high, 2)}){mark}" if ratio else "",
             )
     return table
 
 
-def _ratio_text(ratio: Ratio) -> str:
-    return f"{digits(ratio.median, 2)} ({digits(ratio.low, 2)}–{digits(ratio.high, 2)})"
-
-
 def _facts(graph: GraphTiming) -> list[str]:
     cold = graph.cold
-    first_runs = "; ".join(
+    first_runs = [
         f"{run.batch_size:,}: {digits(run.first_run_ms)} ms, {_mib(run.peak_memory_mib)}"
         + (f", {_mib(run.gpu_memory_mib)} GPU" if graph.provider == "cuda" else "")
         for run in cold.first_runs
-    )
-    lines = [
-        f"fresh process: ONNX Runtime imported in {cold.import_ms:.0f} ms, session created in "
-        f"{digits(cold.session_creation_ms)} ms, {_mib(cold.base_memory_mib)} before it",
-        f"first run and peak memory there, by batch size: {first_runs}",
     ]
+    start = (
+        f"ONNX Runtime imported in {cold.import_ms:.0f} ms, session created in {digits(cold.session_creation_ms)} ms"
+    )
+    lines = [f"fresh process: {start}, {_mib(cold.base_memory_mib)} before it"]
+    lines += [f"first run and peak memory there, by batch size: {'; '.join(first_runs)}"]
     lines += [f"nodes on {name}: {', '.join(nodes)}" for name, nodes in graph.nodes.items()]
     for series, size in graph.cuda_beats_cpu_from.items():
         when = "at no batch size measured" if size is None else f"from batch size {size:,}"

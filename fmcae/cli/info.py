@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from fmcae.card import parity_lines
 from fmcae.cli.options import JsonOption, print_json, printable
 
 
@@ -25,6 +24,7 @@ def info(
     """
     import json
 
+    from fmcae.card import parity_lines
     from fmcae.runtime.model import file_name, read_artefact, resolve_path, shipped_folder
 
     path = shipped_folder() if file is None else resolve_path(file)

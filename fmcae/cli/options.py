@@ -5,8 +5,8 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,15 +20,12 @@ JSON_SCHEMA_VERSION = 1
 DataOption = Annotated[
     str | None,
     typer.Option(
-        "--data",
         metavar="DIR",
         help="Folder with four IDX files, or one folder of images per class. "
         "[default: Fashion-MNIST from $FMCAE_DATA, the cache, Debian's package or a download]",
     ),
 ]
-ProviderOption = Annotated[
-    Provider, typer.Option("--provider", help="Where ONNX Runtime runs; cuda never runs on the CPU.")
-]
+ProviderOption = Annotated[Provider, typer.Option(help="Where ONNX Runtime runs; cuda never runs on the CPU.")]
 ThreadsOption = Annotated[
     int | None,
     typer.Option(metavar="N", min=1, max=MAX_THREADS, help="CPU threads. [default: all that this process may use]"),
@@ -36,7 +33,6 @@ ThreadsOption = Annotated[
 ModelOption = Annotated[
     str | None,
     typer.Option(
-        "--model",
         metavar="PATH",
         help="An exported file or a folder of them, or fashion-mnist-int8, which ships with fmcae. "
         "[default: fashion-mnist, which ships too]",
@@ -72,16 +68,11 @@ def note(text: str) -> None:
     typer.echo(text, err=True)
 
 
-@contextmanager
-def status(text: str) -> Iterator[None]:
+def status(text: str) -> AbstractContextManager[object]:
     """Show that something takes its time, on a terminal's stderr only; nothing is left of it at the end."""
-    if not sys.stderr.isatty():
-        yield
-        return
     from rich.console import Console
 
-    with Console(stderr=True).status(text):
-        yield
+    return Console(stderr=True).status(text)
 
 
 def error_line(text: str) -> None:
@@ -121,8 +112,5 @@ def check_is_no_input(out: Path, inputs: Iterable[str]) -> None:
     Raises:
         UsageError: it is one of them, by whatever name.
     """
-    if not out.exists():
-        return
-    for name in inputs:
-        if os.path.exists(name) and os.path.samefile(name, out):
-            raise UsageError(f"out (={out}) must not be an input image")
+    if out.exists() and any(os.path.exists(name) and os.path.samefile(name, out) for name in inputs):
+        raise UsageError(f"out (={out}) must not be an input image")

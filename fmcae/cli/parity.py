@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-from fmcae.card import parity_lines
 from fmcae.cli.options import DataOption, JsonOption, ProviderOption, ThreadsOption, print_json, status
 from fmcae.errors import GateError, UsageError, require_train_extra
 
@@ -23,6 +22,7 @@ def parity(
     Labels must agree on every image and every difference be within the tolerance, or the exit code is 5.
     """
     require_train_extra()
+    from fmcae.card import parity_lines
     from fmcae.data import load_dataset
     from fmcae.export.artefacts import trained_networks
     from fmcae.export.parity import measure_parity

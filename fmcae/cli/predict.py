@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from fmcae.runtime.model import Prediction
     from fmcae.runtime.predict import Outcome
 
+    Row: TypeAlias = tuple[Outcome, list[dict[str, Any]]]  # with its top labels, none if it has an error
+
 PathsArgument = Annotated[
     list[str], typer.Argument(metavar="PATH", help="Image files, folders, globs, or - for an image on stdin.")
 ]
-_RANK_COLUMNS = ("label", "index", "probability")
+RANK_COLUMNS = ("label", "index", "probability")
 
 
 def predict(
@@ -49,86 +51,63 @@ def predict(
     if as_json and as_csv:
         raise UsageError("json (=True) must not come with csv: choose one")
     loaded = load(model, provider=provider, threads=threads, only="classifier")
-    class_count = len(loaded.class_names)
-    if top_k > class_count:
-        raise UsageError(f"top_k (={top_k}) must be an integer from 1 to {class_count}, the number of classes")
+    class_names = loaded.class_names
+    if top_k > len(class_names):
+        raise UsageError(f"top_k (={top_k}) must be an integer from 1 to {len(class_names)}, the number of classes")
     session = loaded.session("classifier")
     facts = {"provider": session.provider, "model": str(loaded.artefacts["classifier"].path)}
-    write = _write_json if as_json else _write_csv if as_csv else _write_lines
+    stdin = read_stdin(paths)
     failed: list[str] = []
-    outcomes = _with_errors_reported(predict_images(loaded, paths, read_stdin(paths)), failed)
-    write(outcomes, loaded.class_names, top_k, facts)
+
+    def rows() -> "Iterator[Row]":
+        for outcome in predict_images(loaded, paths, stdin):
+            if outcome.prediction is None:
+                error_line(str(outcome.error))
+                failed.append(outcome.path)
+            yield outcome, _ranked(outcome.prediction, class_names, top_k) if outcome.prediction else []
+
+    write = _write_json if as_json else _write_csv if as_csv else _write_lines
+    write(rows(), top_k, facts)
     if failed:
         raise typer.Exit(1)
 
 
-def _with_errors_reported(outcomes: "Iterable[Outcome]", failed: list[str]) -> "Iterator[Outcome]":
-    for outcome in outcomes:
-        if outcome.error is not None:
-            error_line(str(outcome.error))
-            failed.append(outcome.path)
-        yield outcome
+def _ranked(prediction: "Prediction", class_names: tuple[str, ...], top_k: int) -> list[dict[str, Any]]:
+    probabilities = prediction.probabilities
+    order = (-probabilities).argsort(kind="stable")[:top_k].tolist()
+    return [dict(zip(RANK_COLUMNS, (class_names[i], i, float(probabilities[i])), strict=True)) for i in order]
 
 
-def _write_lines(
-    outcomes: "Iterable[Outcome]", class_names: tuple[str, ...], top_k: int, facts: dict[str, str]
-) -> None:
-    for outcome in outcomes:
-        best = outcome.prediction
-        if best is None:
-            continue
-        labels = f"{best.label} {best.probability:.4f}"
-        if top_k > 1:
-            ranked = _ranked(best, class_names, top_k)
+def _write_lines(rows: "Iterable[Row]", top_k: int, facts: dict[str, str]) -> None:
+    for outcome, ranked in rows:
+        if ranked:
             labels = "  ".join(f"{item['label']} {item['probability']:.4f}" for item in ranked)
-        print(f"{printable(outcome.path)}: {labels}")  # typer.echo would flush each line
+            print(f"{printable(outcome.path)}: {labels}")  # typer.echo would flush each line
 
 
-def _write_csv(outcomes: "Iterable[Outcome]", class_names: tuple[str, ...], top_k: int, facts: dict[str, str]) -> None:
+def _write_csv(rows: "Iterable[Row]", top_k: int, facts: dict[str, str]) -> None:
     import csv
 
+    columns = [f"{name}{'' if rank == 1 else f'_{rank}'}" for rank in range(1, top_k + 1) for name in RANK_COLUMNS]
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    ranks = [f"{name}{'' if rank == 1 else f'_{rank}'}" for rank in range(1, top_k + 1) for name in _RANK_COLUMNS]
-    writer.writerow(["path", *ranks, *facts, "error"])
-    for outcome in outcomes:
-        if outcome.prediction is None:
-            writer.writerow([outcome.path, *[""] * (len(ranks) + len(facts)), str(outcome.error)])
-            continue
-        ranked = _ranked(outcome.prediction, class_names, top_k)
-        cells = [item[name] for item in ranked for name in _RANK_COLUMNS]
-        writer.writerow([outcome.path, *cells, *facts.values(), ""])
+    writer.writerow(["path", *columns, *facts, "error"])
+    for outcome, ranked in rows:
+        cells = [value for item in ranked for value in item.values()] or [""] * len(columns)
+        writer.writerow([outcome.path, *cells, *(facts.values() if ranked else [""] * len(facts)), outcome.error or ""])
 
 
-def _write_json(outcomes: "Iterable[Outcome]", class_names: tuple[str, ...], top_k: int, facts: dict[str, str]) -> None:
+def _write_json(rows: "Iterable[Row]", top_k: int, facts: dict[str, str]) -> None:
     """One object per image, written as it comes, so that memory stays flat over any number of images."""
     separator = "\n"
     print(f'{{"schema_version": {JSON_SCHEMA_VERSION}, "predictions": [', end="")
-    for outcome in outcomes:
-        print(f"{separator}  {json_text(_as_json(outcome, class_names, top_k, facts))}", end="")
+    for outcome, ranked in rows:
+        values: dict[str, Any] = {"path": outcome.path}
+        if outcome.prediction is None:
+            values["error"] = str(outcome.error)
+        else:
+            probabilities = outcome.prediction.probabilities.tolist()
+            values |= {**ranked[0], "probabilities": probabilities, **facts}
+            values |= {"top_k": ranked} if top_k > 1 else {}
+        print(f"{separator}  {json_text(values)}", end="")
         separator = ",\n"
     print("\n]}")
-
-
-def _as_json(outcome: "Outcome", class_names: tuple[str, ...], top_k: int, facts: dict[str, str]) -> dict[str, Any]:
-    prediction = outcome.prediction
-    if prediction is None:
-        return {"path": outcome.path, "error": str(outcome.error)}
-    values: dict[str, Any] = {
-        "path": outcome.path,
-        "label": prediction.label,
-        "index": prediction.index,
-        "probability": prediction.probability,
-        "probabilities": prediction.probabilities.tolist(),
-        **facts,
-    }
-    if top_k > 1:
-        values["top_k"] = _ranked(prediction, class_names, top_k)
-    return values
-
-
-def _ranked(prediction: "Prediction", class_names: tuple[str, ...], top_k: int) -> list[dict[str, Any]]:
-    order = (-prediction.probabilities).argsort(kind="stable")[:top_k]
-    return [
-        {"label": class_names[index], "index": int(index), "probability": float(prediction.probabilities[index])}
-        for index in order
-    ]

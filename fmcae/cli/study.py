@@ -1,47 +1,35 @@
 """``fmcae study``: the paper's whole grid: what it takes, running it, and the report on what came out."""
 
 import shlex
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fmcae.cli.options import RUNS_FOLDER, DataOption, error_line, note
 from fmcae.errors import UsageError, require_extra, require_train_extra
-from fmcae.study.grid import EPOCHS, PARTS, SEEDS, TRAIN_IMAGES, Task, work
+from fmcae.study.grid import EPOCHS, PARTS, SEEDS, TRAIN_IMAGES, work
 from fmcae.study.grid import plan as plan_tasks
+from fmcae.train.config import DeviceChoice
 
 if TYPE_CHECKING:
     from fmcae.study.runner import StudyProgress
 
-study = typer.Typer(
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    help="Reproduce the study: plan, run and report.",
-)
+study = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Reproduce the study: plan, run and report.")
 NEEDED = ("torch", "safetensors", "numba", "matplotlib", "scipy", "jinja2")
 STUDY_FOLDER = RUNS_FOLDER / "study"
 
-OnlyOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--only",
-        metavar="PART",
-        help="A part of the paper, such as table-2; repeat it for more. [default: all; fmcae study plan names them]",
-    ),
-]
-SeedsOption = Annotated[int, typer.Option("--seeds", min=1, metavar="N", help="Train with the seeds 0 to N-1.")]
-EpochsOption = Annotated[int, typer.Option("--epochs", min=1, metavar="N", help="Epochs of every run.")]
+PARTS_HELP = "A part of the paper, such as table-2; repeat it for more. [default: all; fmcae study plan names them]"
+OnlyOption = Annotated[list[str] | None, typer.Option(metavar="PART", help=PARTS_HELP)]
+SeedsOption = Annotated[int, typer.Option(min=1, metavar="N", help="Train with the seeds 0 to N-1.")]
+EpochsOption = Annotated[int, typer.Option(min=1, metavar="N", help="Epochs of every run.")]
 WorkersOption = Annotated[
-    int | None,
-    typer.Option("--workers", min=1, metavar="N", help="Runs at a time. [default: one for each CPU; 4 on a GPU]"),
+    int | None, typer.Option(min=1, metavar="N", help="Runs at a time. [default: one for each CPU; 4 on a GPU]")
 ]
-OutOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="The study's folder.")]
+OutOption = Annotated[Path, typer.Option(metavar="DIR", help="The study's folder.")]
 
 
 @study.command()
@@ -63,12 +51,9 @@ def plan(
 
     results = read(out, missing_ok=True)
     train_images = results.data["counts"]["train"] if results.data else TRAIN_IMAGES
-
-    def planned(parts: list[str]) -> list[Task]:
-        return plan_tasks(parts, range(seeds), epochs, train_images)
-
     parts = only or list(PARTS)
-    rows = {part: planned([part]) for part in parts} | {"each once": planned(parts)}
+    rows = {part: plan_tasks([part], range(seeds), epochs, train_images) for part in parts}
+    rows["each once"] = plan_tasks(parts, range(seeds), epochs, train_images)
     count = _workers(workers, "cpu")
     rate = measure_rate() * count
     typer.echo(f"{'part':16}{'runs':>6}{'to do':>7}{'hours':>8}")
@@ -77,8 +62,8 @@ def plan(
         hours = sum(work(task.config) for task in left) / rate / 3600
         typer.echo(f"{name:16}{len(tasks):6}{len(left):7}{hours:8.1f}")
     note(f"estimated for {count} run{'s' * (count > 1)} at a time on this machine's CPU; parts share runs")
-    if list_runs:  # ``left`` is that of the last row, which has every task
-        for task in rows["each once"]:
+    if list_runs:
+        for task in tasks:  # of the last row, which has every run
             typer.echo(f"{'to do' if task in left else 'done':6} {shlex.join(task.command(str(out / 'runs')))}")
     if only is None:
         note(f"parts: {', '.join(PARTS)}")
@@ -90,13 +75,13 @@ def run(  # long for its options
     seeds: SeedsOption = SEEDS,
     epochs: EpochsOption = EPOCHS,
     workers: WorkersOption = None,
-    threads: Annotated[int, typer.Option("--threads", min=1, metavar="N", help="CPU threads of each run.")] = 1,
-    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option("--device", help="Where to train.")] = "auto",
+    threads: Annotated[int, typer.Option(min=1, metavar="N", help="CPU threads of each run.")] = 1,
+    device: Annotated[DeviceChoice, typer.Option(help="Where to train.")] = "auto",
     data: DataOption = None,
     out: OutOption = STUDY_FOLDER,
     ray: Annotated[
         str | None,
-        typer.Option("--ray", metavar="ADDRESS", help="Run on this Ray cluster; its machines share --out and --data."),
+        typer.Option(metavar="ADDRESS", help="Run on this Ray cluster; its machines share --out and --data."),
     ] = None,
 ) -> None:
     """Train what is not done yet, several at a time.
@@ -151,10 +136,7 @@ def run(  # long for its options
 def report(
     folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="The study's folder.")] = STUDY_FOLDER,
     epochs: Annotated[
-        int | None,
-        typer.Option(
-            "--epochs", min=1, metavar="N", help=f"Epochs of the runs. [default: {EPOCHS}, or what they have]"
-        ),
+        int | None, typer.Option(min=1, metavar="N", help=f"Epochs of the runs. [default: {EPOCHS}, or what they have]")
     ] = None,
 ) -> None:
     """Write the report on what was run.
@@ -178,47 +160,42 @@ def _workers(workers: int | None, device: str) -> int:
 @contextmanager
 def _watch() -> "Iterator[Callable[[StudyProgress], None]]":
     """Show a line for each run that ends or fails, and on a terminal a live table of those that run."""
-    shown: dict[str, str] = {}
-    if not sys.stderr.isatty():
-        yield lambda progress: _print_changes(progress, shown, note)
-        return
     from rich.console import Console
     from rich.live import Live
 
-    with Live(console=Console(stderr=True), auto_refresh=False, transient=True) as live:
+    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    states: dict[str, str] = {}  # at the last change, by task
+    with Live(console=console, auto_refresh=False, transient=True) as live:
 
         def changed(progress: "StudyProgress") -> None:
-            _print_changes(progress, shown, partial(live.console.print, highlight=False, soft_wrap=True))
-            live.update(_table(progress), refresh=True)
+            done, runs = len(progress.in_state("done")), len(progress.statuses)
+            if not states:
+                console.print(f"{runs} runs, {done} of them done before; {progress.workers} at a time")
+            left = _time_left(progress)
+            for name, status in progress.statuses.items():
+                if status.state in ("done", "failed") and states.get(name, status.state) != status.state:
+                    reason = f": {status.reason}" if status.reason else ""
+                    console.print(f"{status.state}: {status.task.title}{reason} ({done}/{runs}, {left})")
+                states[name] = status.state
+            live.update(_table(progress, left), refresh=True)
 
         yield changed
 
 
-def _print_changes(progress: "StudyProgress", shown: dict[str, str], write: Callable[[str], None]) -> None:
-    done, runs = len(progress.in_state("done")), len(progress.statuses)
-    if not shown:
-        write(f"{runs} runs, {done} of them done before; {progress.workers} at a time")
-    for name, status in progress.statuses.items():
-        if status.state in ("done", "failed") and shown.get(name, status.state) != status.state:
-            left, reason = _duration(progress.seconds_left()), f": {status.reason}" if status.reason else ""
-            write(f"{status.state}: {status.task.title}{reason} ({done}/{runs}, {left} left)")
-        shown[name] = status.state
-
-
-def _table(progress: "StudyProgress") -> Any:
+def _table(progress: "StudyProgress", left: str) -> Any:
     from rich.console import Group
-    from rich.table import Table
+    from rich.table import Column, Table
 
     counts = ", ".join(f"{len(progress.in_state(state))} {state}" for state in ("done", "running", "waiting", "failed"))
-    table = Table("running")
-    table.add_column("epoch", justify="right")
+    table = Table("running", Column("epoch", justify="right"))
     for status in progress.in_state("running"):
         table.add_row(status.task.title, f"{progress.epochs_done(status)}/{status.task.config.epochs}")
-    return Group(f"{counts}; {_duration(progress.seconds_left())} left", table)
+    return Group(f"{counts}; {left}", table)
 
 
-def _duration(seconds: float | None) -> str:
+def _time_left(progress: "StudyProgress") -> str:
+    seconds = progress.seconds_left()
     if seconds is None:
-        return "an unknown time"
+        return "an unknown time left"
     hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min"
+    return f"{hours} h {minutes:02} min left" if hours else f"{minutes} min left"

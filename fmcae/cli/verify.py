@@ -1,6 +1,5 @@
 """``fmcae verify``: replay the golden vectors that each file carries."""
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,15 +8,11 @@ import typer
 from fmcae.cli.options import JsonOption, ProviderOption, ThreadsOption, print_json, printable
 from fmcae.errors import ArtefactError, GateError
 
+FILES_HELP = "Exported files, or folders of them. [default: those that ship and are made for the provider]"
+
 
 def verify(
-    files: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="PATH",
-            help="Exported files, or folders of them. [default: those that ship and are made for the provider]",
-        ),
-    ] = None,
+    files: Annotated[list[str] | None, typer.Argument(metavar="PATH", help=FILES_HELP)] = None,
     provider: ProviderOption = "cpu",
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
@@ -34,8 +29,7 @@ def verify(
     results: list[dict[str, Any]] = []
     for name in files or made_for_provider:
         try:
-            is_folder = name != "" and os.path.isdir(resolve_path(name))
-            paths = [str(path) for path in artefact_files(name).values()] if is_folder else [name]
+            paths = [str(path) for path in artefact_files(name).values()] if resolve_path(name).is_dir() else [name]
         except ArtefactError as error:
             results.append(_failed(name, error))
         else:
@@ -47,9 +41,8 @@ def verify(
             typer.echo(_line(result))
     failed = [result for result in results if not result["passed"]]
     if failed:
-        raise GateError(
-            f"{len(failed)} of {len(results)} files failed; the first: {failed[0]['file']}: {failed[0]['failure']}"
-        )
+        count = f"{len(failed)} of {len(results)} files failed"
+        raise GateError(f"{count}; the first: {failed[0]['file']}: {failed[0]['failure']}")
 
 
 def _replayed(file: str, provider: str, threads: int | None) -> dict[str, Any]:
@@ -59,16 +52,8 @@ def _replayed(file: str, provider: str, threads: int | None) -> dict[str, Any]:
         outcome = verify_artefact(file, provider, threads)
     except ArtefactError as error:
         return _failed(file, error)
-    return {
-        "file": file,
-        "passed": outcome.passed,
-        "failure": outcome.failure,
-        "kind": outcome.kind,
-        "provider": outcome.provider,
-        "vectors": outcome.vectors,
-        "max_abs": outcome.difference.max_abs,
-        "max_rel": outcome.difference.max_rel,
-    }
+    facts = {name: getattr(outcome, name) for name in ("passed", "failure", "kind", "provider", "vectors")}
+    return {"file": file, **facts, "max_abs": outcome.difference.max_abs, "max_rel": outcome.difference.max_rel}
 
 
 def _failed(file: str, error: ArtefactError) -> dict[str, Any]:

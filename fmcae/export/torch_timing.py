@@ -44,11 +44,6 @@ def load_network(artefact: Artefact) -> nn.Module:
     return network
 
 
-def has_provider(provider: str) -> bool:
-    """Whether this PyTorch can run on "cpu" or "cuda"."""
-    return provider == "cpu" or torch.cuda.is_available()
-
-
 def pytorch_baselines(
     artefact: Artefact, provider: str, threads: int
 ) -> Callable[[NDArray[np.float32]], dict[str, Runner]]:
@@ -59,8 +54,10 @@ def pytorch_baselines(
 
     Raises:
         ArtefactError: the artefact cannot be rebuilt in PyTorch.
-        FmcaeError: PyTorch fails on CUDA.
+        FmcaeError: PyTorch has no CUDA here, or fails on it.
     """
+    if provider == "cuda" and not torch.cuda.is_available():
+        raise FmcaeError("it has no cuda here")
     torch.set_num_threads(threads)
     network = load_network(artefact)
     if provider == "cpu":

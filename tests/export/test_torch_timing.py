@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from fmcae.card import Kind
-from fmcae.errors import ArtefactError
-from fmcae.export.torch_timing import has_provider, load_network, pytorch_baselines
+from fmcae.errors import ArtefactError, FmcaeError
+from fmcae.export.torch_timing import load_network, pytorch_baselines
 from fmcae.runtime.model import Artefact, read_artefacts
 
 
@@ -44,6 +44,7 @@ def test_weights_that_are_not_the_cards_are_not_timed(artefacts: dict[Kind, Arte
             load_network(broken)
 
 
-def test_the_cpu_is_always_there() -> None:
-    assert has_provider("cpu")
-    assert has_provider("cuda") == torch.cuda.is_available()
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_pytorch_without_cuda_says_so(artefacts: dict[Kind, Artefact]) -> None:
+    with pytest.raises(FmcaeError, match="it has no cuda here"):
+        pytorch_baselines(artefacts["encoder"], "cuda", 1)
