@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from fmcae.files import write_atomic
 from fmcae.study.results import Results, RunResult
-from fmcae.train.figures import METRIC_NAMES, confusion_figure
+from fmcae.train.figures import METRIC_NAMES
 
 COLOURS = ("#E69F00", "#009E73", "#00558B", "#000000")
 TWO_COLOURS = ("#00558B", "#E69F00")
@@ -24,14 +24,13 @@ STYLES = {"train": "--", "val": "-"}
 
 def save(figure: Figure, stem: Path) -> list[Path]:
     """Write ``stem``.png and ``stem``.svg; the SVG is the same bytes for the same figure."""
-    paths = []
-    for suffix in ("png", "svg"):
+    paths = {stem.with_suffix(".png"): None, stem.with_suffix(".svg"): {"Date": None}}
+    for path, metadata in paths.items():
         buffer = io.BytesIO()
         with rc_context({"svg.hashsalt": "fmcae"}):
-            figure.savefig(buffer, format=suffix, dpi=120, metadata={"Date": None} if suffix == "svg" else None)
-        paths.append(stem.with_suffix(f".{suffix}"))
-        write_atomic(paths[-1], buffer.getvalue())
-    return paths
+            figure.savefig(buffer, format=path.suffix[1:], dpi=120, metadata=metadata)
+        write_atomic(path, buffer.getvalue())
+    return list(paths)
 
 
 def curves(cells: Mapping[str, Sequence[RunResult]]) -> Figure | None:
@@ -43,9 +42,8 @@ def curves(cells: Mapping[str, Sequence[RunResult]]) -> Figure | None:
     colours = COLOURS if len(cells) > 2 else TWO_COLOURS
     for axes, metric in zip(panels, ("accuracy", "cross_entropy"), strict=True):
         for index, ((name, runs), colour) in enumerate(zip(cells.items(), colours, strict=False)):
-            for split in ("train", "val"):
-                if runs:
-                    _band(axes, [run.epochs[f"{split}_{metric}"] for run in runs], index, colour, name, split)
+            for split in ("train", "val") if runs else ():
+                _band(axes, [run.epochs[f"{split}_{metric}"] for run in runs], index, colour, name, split)
         axes.set(xlabel="epoch", ylabel=METRIC_NAMES[metric])
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
@@ -57,29 +55,14 @@ def curves(cells: Mapping[str, Sequence[RunResult]]) -> Figure | None:
 
 def _band(axes: Axes, series: Sequence[Sequence[float]], index: int, colour: str, name: str, split: str) -> None:
     values = np.array(series)
-    epochs = np.arange(1, values.shape[1] + 1)
-    mean = values.mean(axis=0)
-    axes.plot(
-        epochs,
-        mean,
-        STYLES[split],
-        color=colour,
-        marker=MARKERS[index],
-        markevery=(index, 4) if len(epochs) > 4 else 1,  # not all at the same epochs, where they would hide each other
-        markersize=5.5,
-        markerfacecolor=colour if split == "val" else "white",
-        linewidth=1.3,
-        label=name if split == "val" else None,
-    )
+    epochs, mean = np.arange(1, values.shape[1] + 1), values.mean(axis=0)
+    face, label = (colour, name) if split == "val" else ("white", None)
+    every = (index, 4) if len(epochs) > 4 else 1  # not all at the same epochs, where they would hide each other
+    markers = {"marker": MARKERS[index], "markersize": 5.5, "markerfacecolor": face, "markevery": every}
+    axes.plot(epochs, mean, STYLES[split], color=colour, linewidth=1.3, label=label, **markers)
     if len(values) > 1:
         std = values.std(axis=0, ddof=1)
         axes.fill_between(epochs, mean - std, mean + std, color=colour, alpha=0.2, linewidth=0)
-
-
-def confusion(runs: Sequence[RunResult], class_names: Sequence[str]) -> Figure | None:
-    """Draw the confusion matrix of all seeds together, rows as shares; None without runs."""
-    counts = [run.confusion for run in runs if run.confusion is not None]
-    return confusion_figure(np.sum(counts, axis=0), list(class_names)) if counts else None
 
 
 def reconstructions(
@@ -112,16 +95,9 @@ def few_labels(pairs: Mapping[int, Sequence[Sequence[float]]]) -> Figure | None:
         points = {count: values[index] for count, values in pairs.items() if values[index]}
         mean = [float(np.mean(values)) for values in points.values()]
         std = [float(np.std(values, ddof=1)) if len(values) > 1 else 0.0 for values in points.values()]
-        axes.errorbar(
-            [aside * count for count in points],  # bars beside each other
-            mean,
-            std,
-            linestyle=style,
-            marker=MARKERS[index],
-            color=TWO_COLOURS[index],
-            capsize=3,
-            label=name,
-        )
+        x = [aside * count for count in points]  # bars beside each other
+        look = {"linestyle": style, "marker": MARKERS[index], "color": TWO_COLOURS[index]}
+        axes.errorbar(x, mean, std, capsize=3, label=name, **look)
     axes.set(xscale="log", xlabel="labelled images", ylabel="test accuracy")
     axes.set_xticks(list(pairs), [f"{count:,}" for count in pairs], fontsize=8)
     axes.minorticks_off()

@@ -1,7 +1,4 @@
-"""The report: the paper's tables, figures and claims beside ours, from ``results.json`` alone.
-
-Its prose is in ``report.md.jinja``; this module prepares what the template prints.
-"""
+"""The report: what ``report.md.jinja`` prints, from ``results.json`` alone."""
 
 import math
 import shlex
@@ -21,6 +18,7 @@ from fmcae.study import figures, paper
 from fmcae.study.claims import CLAIMS, FINDINGS, Claim, Contrast, evaluate, measure
 from fmcae.study.grid import ALSO_CALLED, EPOCHS, LABELS, PARTS, READINGS, TABLES, Task, label_count, plan
 from fmcae.study.results import Results, RunResult
+from fmcae.train.figures import confusion_figure
 
 NAME = "report.md"
 CURVES = ("figure-3", "figure-4", "figure-5", "figure-ap2", "figure-ap3", "learning-rate")
@@ -82,11 +80,11 @@ class _Page:
     @cache  # noqa: B019 (a page lives as long as its report is made)
     def cells(self, part: str) -> dict[str, list[RunResult]]:
         """The runs of a part's cells, one for each seed that has it."""
-        found = {
-            name: [self.results.find(cell(seed, epochs=self.epochs)) for seed in self.seeds]
-            for name, cell in PARTS[part].items()
-        }
-        return {name: [run for run in runs if run] for name, runs in found.items()}
+        found = {}
+        for name, cell in PARTS[part].items():
+            runs = [self.results.find(cell(seed, epochs=self.epochs)) for seed in self.seeds]
+            found[name] = [run for run in runs if run]
+        return found
 
     def values(self, part: str, cell: str, metric: str) -> list[float]:
         """A metric of a cell's runs."""
@@ -106,29 +104,31 @@ class _Page:
         """By number of labels, the test accuracies, pre-trained and random, and the finding on them."""
         claims = {claim.labels: claim for claim in self.findings if claim.labels or claim.name == "F2"}
         rows = {}
-        for labels in (labels for labels in LABELS if labels in claims):
-            starts = (f"{label_count(labels)}, {start}" for start in ("pre-trained", "random"))
-            pretrained, random = (self.values("labels", cell, "test accuracy") for cell in starts)
-            rows[labels or self.data["counts"]["train"]] = pretrained, random, claims[labels]
+        for labels, claim in sorted(claims.items(), key=lambda item: item[0] or math.inf):
+            name = label_count(labels)
+            pretrained = self.values("labels", f"{name}, pre-trained", "test accuracy")
+            random = self.values("labels", f"{name}, random", "test accuracy")
+            rows[labels or self.data["counts"]["train"]] = pretrained, random, claim
         return rows
 
     def _figures(self) -> dict[str, Figure]:
         """The figures that have runs, by name."""
         drawn = {name: figures.curves(self.cells(ALSO_CALLED.get(name, name))) for name in CURVES}
         drawn["figure-ap1"] = figures.reconstructions(self.results, *self.cells("appendix").values())
-        drawn["figure-6"] = figures.confusion(self.cells("final-model")["final model"], self.data["class_names"])
         drawn["labels"] = figures.few_labels({count: row[:2] for count, row in self.few_labels.items()})
+        if runs := self.cells("final-model")["final model"]:
+            confusion = np.sum([run.confusion for run in runs], axis=0)
+            drawn["figure-6"] = confusion_figure(confusion, self.data["class_names"])
         return {name: figure for name, figure in drawn.items() if figure}
 
     def _fit(self, reading: str) -> dict[str, float]:
         """By table, and for all, the root mean square of ln(ours / the paper's); infinite if a cell was not run."""
         squares = {}
         for part in TABLES:
-            ours = {cell: self.values("readings", f"{reading}: {part}, {cell}", "test MSE") for cell in PARTS[part]}
-            logs = [
-                math.log(np.mean(ours[cell]) / reported) if ours[cell] else math.inf
-                for cell, reported in paper.TEST_MSE[part].items()
-            ]
+            logs = []
+            for cell, reported in paper.TEST_MSE[part].items():
+                ours = self.values("readings", f"{reading}: {part}, {cell}", "test MSE")
+                logs.append(math.log(np.mean(ours) / reported) if ours else math.inf)
             squares[part] = float(np.mean(np.square(logs)))
         squares["all"] = float(np.mean(list(squares.values())))
         return {name: math.sqrt(square) for name, square in squares.items()}
@@ -136,9 +136,7 @@ class _Page:
     def _tasks(self) -> list[tuple[Task, int]]:
         """Every task of the first seed, and how many seeds have its run."""
         plans = [plan(PARTS, [seed], self.epochs, self.data["counts"]["train"]) for seed in self.seeds]
-        return [
-            (same[0], sum(self.results.find(task) is not None for task in same)) for same in zip(*plans, strict=True)
-        ]
+        return [(same[0], sum(map(bool, map(self.results.find, same)))) for same in zip(*plans, strict=True)]
 
 
 def _machines(runs: Iterable[RunResult]) -> list[dict[str, Any]]:
@@ -168,9 +166,9 @@ def _interval(contrast: Contrast) -> str:
 def _size(contrast: Contrast) -> str:
     digits = 3 if "cross-entropy" in contrast.label else 4
     size = f"{abs(contrast.mean):.{digits}f}"
-    return (
-        f"{size if float(size) else f'less than {10**-digits:.{digits}f}'} {'higher' if contrast.mean > 0 else 'lower'}"
-    )
+    if not float(size):
+        size = f"less than {10**-digits:.{digits}f}"
+    return f"{size} {'higher' if contrast.mean > 0 else 'lower'}"
 
 
 def _number(value: float, digits: int) -> str:
