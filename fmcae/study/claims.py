@@ -9,7 +9,7 @@ intersection-union test). One alone refutes it, so refutation does: Bonferroni's
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise, product
 from typing import Any, Literal
@@ -27,6 +27,7 @@ ALPHA = 0.05
 SAME_ACCURACY = 0.005  # half a point: what the paper's two digits cannot tell apart
 SAME_LOSS = 0.02  # nats
 _ROUNDING = 1e-12  # seeds whose numbers differ by less have the same number
+CONFUSION_METRICS = ("mean test recall", "shirt is hardest", "shirt goes to similar")
 _GAP = "val minus train cross-entropy"
 
 
@@ -140,39 +141,26 @@ class Claim:
         return set(self.classes) <= set(data["class_names"]) and (self.labels or 0) < data["counts"]["train"]
 
 
-def _mean_recall(shares: NDArray[np.float64], class_names: Sequence[str]) -> float:
-    return float(np.diag(shares)[shares.any(axis=1)].mean())
-
-
-def _shirt_is_hardest(shares: NDArray[np.float64], class_names: Sequence[str]) -> float:
-    shirt, recall = class_names.index("Shirt"), np.diag(shares)
-    return float(np.delete(recall, shirt).min() - recall[shirt])
-
-
-def _shirt_goes_to_similar(shares: NDArray[np.float64], class_names: Sequence[str]) -> float:
-    row = dict(zip(class_names, shares[class_names.index("Shirt")], strict=True))
-    del row["Shirt"]
-    rarer = min(row.pop("Pullover"), row.pop("T-shirt/top"))
-    return float(rarer - max(row.values(), default=0.0))
-
-
-# Metrics of a confusion matrix (K, K) with rows that sum to 1; a class without test images has zeros.
-CONFUSION_METRICS: dict[str, Callable[[NDArray[np.float64], Sequence[str]], float]] = {
-    "mean test recall": _mean_recall,
-    "shirt is hardest": _shirt_is_hardest,
-    "shirt goes to similar": _shirt_goes_to_similar,
-}
+def _measure_confusion(metric: str, confusion: NDArray[np.int64], class_names: Sequence[str]) -> float:
+    counts = confusion.sum(axis=1, keepdims=True)
+    shares = confusion / np.maximum(counts, 1)
+    recall = np.diag(shares)
+    if metric == "mean test recall":
+        return float(recall[counts[:, 0] > 0].mean())
+    shirt, *similar = map(class_names.index, ("Shirt", "Pullover", "T-shirt/top"))
+    if metric == "shirt is hardest":
+        return float(np.delete(recall, shirt).min() - recall[shirt])
+    return float(shares[shirt, similar].min() - np.delete(shares[shirt], [shirt, *similar]).max(initial=0))
 
 
 def measure(metric: str, run: RunResult, class_names: Sequence[str]) -> float:
-    """Return one of CONFUSION_METRICS, or such as "test MSE", or "val accuracy" after the last epoch.
+    """Return such as "test MSE", or "val accuracy" after the last epoch, or one of CONFUSION_METRICS.
 
     "levelled val accuracy" is the mean of the last three epochs, less that of the three before half-time.
     """
     if metric in CONFUSION_METRICS:
         assert run.confusion is not None
-        counts = run.confusion
-        return CONFUSION_METRICS[metric](counts / np.maximum(counts.sum(axis=1, keepdims=True), 1), class_names)
+        return _measure_confusion(metric, run.confusion, class_names)
     if metric == _GAP:
         return run.epochs["val_cross_entropy"][-1] - run.epochs["train_cross_entropy"][-1]
     split, _, name = metric.lower().replace("-", "_").replace(" ", "_").partition("_")
@@ -202,16 +190,6 @@ def _no_overfitting(cell: str) -> Contrast:
 def _pretraining(part: str, first: str, second: str, margin: float | None = None) -> Contrast:
     than = "with a pre-trained encoder than with a random one"
     return _difference("test accuracy", part, first, second, margin=margin, than=than)
-
-
-def _other_autoencoder(metric: str, p: float, margin: float) -> Contrast:
-    return Contrast(
-        metric,
-        (("encoder-dropout", f"p={p}"), ("figure-4", f"p={p}")),
-        margin,
-        label=f"{metric}, p={p}: pre-trained with p={DROPOUTS[0]} minus with its own",
-        than=f"for p={p} from the autoencoder with p={DROPOUTS[0]} than from its own",
-    )
 
 
 def _with(cell: str) -> str:
@@ -291,38 +269,34 @@ FINDINGS = (
     ),
     Claim("F9", f"The classifiers of Figure 4 come out the same where each starts from the autoencoder with "
         f"p={DROPOUTS[0]} instead of its own p.", "§3.2", tuple(
-        _other_autoencoder(metric, p, margin) for p, (metric, margin) in product(
+        Contrast(metric, (("encoder-dropout", f"p={p}"), ("figure-4", f"p={p}")), margin,
+            label=f"{metric}, p={p}: pre-trained with p={DROPOUTS[0]} minus with its own",
+            than=f"for p={p} from the autoencoder with p={DROPOUTS[0]} than from its own")
+        for p, (metric, margin) in product(
             DROPOUTS[1:], (("test accuracy", SAME_ACCURACY), ("test cross-entropy", SAME_LOSS))))),
 )  # fmt: skip
 
 
 def evaluate(claims: Sequence[Claim], results: Results, seeds: Sequence[int], epochs: int) -> list[Claim]:
     """Return those of the claims that fit the data set, with their contrasts' values from the runs that there are."""
-    train = f"{results.data['counts']['train']:,}"
-    return [
-        replace(
-            claim,
-            text=claim.text.format(train=train),
-            contrasts=tuple(_with_values(contrast, results, seeds, epochs) for contrast in claim.contrasts),
-        )
-        for claim in claims
-        if claim.fits(results.data)
-    ]
+    evaluated = []
+    for claim in claims:
+        if claim.fits(results.data):
+            contrasts = tuple(_with_values(contrast, results, seeds, epochs) for contrast in claim.contrasts)
+            text = claim.text.format(train=f"{results.data['counts']['train']:,}")
+            evaluated.append(replace(claim, text=text, contrasts=contrasts))
+    return evaluated
 
 
 def _with_values(contrast: Contrast, results: Results, seeds: Sequence[int], epochs: int) -> Contrast:
     values = []
     for seed in seeds:
         runs = [results.find(PARTS[part][cell](seed, epochs=epochs)) for part, cell in contrast.cells]
-        numbers = [measure(contrast.metric, run, results.data["class_names"]) for run in runs if run]
-        if len(numbers) == len(runs):
-            values.append(numbers[0] - contrast.factor * sum(numbers[1:]) - contrast.constant)
+        if all(runs):
+            first, *rest = (measure(contrast.metric, run, results.data["class_names"]) for run in runs if run)
+            values.append(first - contrast.factor * sum(rest) - contrast.constant)
     cells = [cell for _, cell in contrast.cells]
     end, half = (f"{max(last - 2, 1)} to {max(last, 1)}" for last in (epochs, epochs // 2))
-    return replace(
-        contrast,
-        label=contrast.label.format(end=end, half=half) or f"{contrast.metric}: {' minus '.join(cells)}",
-        subject=contrast.subject or contrast.metric,
-        than=contrast.than or " than ".join(map(_with, cells)),
-        values=tuple(values),
-    )
+    label = contrast.label.format(end=end, half=half) or f"{contrast.metric}: {' minus '.join(cells)}"
+    than = contrast.than or " than ".join(map(_with, cells))
+    return replace(contrast, label=label, subject=contrast.subject or contrast.metric, than=than, values=tuple(values))
