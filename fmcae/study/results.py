@@ -119,7 +119,7 @@ def check_study(folder: Path, tasks: Iterable[Task], dataset: "Dataset") -> set[
     for task in tasks:
         results.find(task)
         if run := found.get(task.name):
-            check_settings(task, run.config.to_json(), _source(run))
+            check_settings(task, run.config.to_json(), run.autoencoder and run.autoencoder["name"])
     return set(results.runs)
 
 
@@ -159,7 +159,10 @@ def read(folder: Path, *, missing_ok: bool = False) -> Results:
             if values["confusion"] is not None:
                 values["confusion"] = np.array(values["confusion"], np.int64)
             runs[name] = RunResult(name=name, **values)
-        return Results(runs, content["data"], {name: _unpack(text) for name, text in content["examples"].items()})
+        examples = {}
+        for name, text in content["examples"].items():
+            examples[name] = np.frombuffer(zlib.decompress(base64.b85decode(text)), np.uint8).reshape(-1, 28, 28)
+        return Results(runs, content["data"], examples)
     except FileNotFoundError as error:
         if missing_ok:
             return Results({}, {}, {})
@@ -177,7 +180,7 @@ def _run_to_json(run: "Run") -> dict[str, Any]:
     return {
         "cells": cells_of_runs(run.config.seed, run.config.epochs).get(run.folder.name, []),
         "config": run.facts(run.config.stage)["config"],
-        "autoencoder": _source(run),
+        "autoencoder": run.autoencoder and run.autoencoder["name"],
         "data": {name: run.data[name] for name in ("name", "fingerprint")},
         "machine": run.machine,
         "versions": run.versions,
@@ -188,10 +191,6 @@ def _run_to_json(run: "Run") -> dict[str, Any]:
         "confusion": test.get("confusion"),
         "seconds": round(sum(record["seconds"] for record in epochs), 1),
     }
-
-
-def _source(run: "Run") -> str | None:
-    return Path(run.config.autoencoder_from).name if run.config.autoencoder_from else None
 
 
 def _examples(folder: Path, dataset: "Dataset") -> dict[str, str]:
@@ -216,7 +215,3 @@ def _examples(folder: Path, dataset: "Dataset") -> dict[str, str]:
 
 def _pack(images: NDArray[np.uint8]) -> str:
     return base64.b85encode(zlib.compress(images.tobytes(), 9)).decode()
-
-
-def _unpack(text: str) -> NDArray[np.uint8]:
-    return np.frombuffer(zlib.decompress(base64.b85decode(text)), np.uint8).reshape(-1, 28, 28)

@@ -14,12 +14,12 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from fmcae.errors import FmcaeError, RunError, require_extra
+from fmcae.errors import FmcaeError, RunError
 from fmcae.study.grid import Task, autoencoder, multiply_adds, work
 
 State = Literal["waiting", "running", "done", "failed"]
@@ -31,50 +31,41 @@ POLL_SECONDS = 0.5
 class TaskStatus:
     """The state of one task, which fails also where the autoencoder that it needs has failed.
 
-    Attributes:
-        reason: why it failed, in one line.
-        started, ended: the times in this call, in seconds of ``time.monotonic``; 0 if there is none.
-        epochs_before: the epochs that were done when it was started.
+    ``reason`` says in one line why it failed, and ``epochs_before`` how many epochs were done before this call.
     """
 
     task: Task
     state: State = "waiting"
     reason: str = ""
-    started: float = 0.0
-    ended: float = 0.0
     epochs_before: int = 0
 
 
 @dataclass
 class StudyProgress:
-    """The state of all tasks of a call, by name."""
+    """The state of all tasks of a call, by name; ``began`` is when, in seconds of ``time.monotonic``."""
 
     folder: Path
     statuses: dict[str, TaskStatus]
     workers: int
+    began: float = field(default_factory=time.monotonic)
 
     def in_state(self, state: State) -> list[TaskStatus]:
         """Return the tasks in that state, in the plan's order."""
         return [status for status in self.statuses.values() if status.state == state]
 
     def epochs_done(self, status: TaskStatus) -> int:
-        """Return the number of whole epochs in the run's folder, from whatever machine."""
-        return count_epochs(self.folder, status.task)
+        """Return the number of whole epochs, from whatever machine."""
+        return status.task.config.epochs if status.state == "done" else count_epochs(self.folder, status.task)
 
     def seconds_left(self) -> float | None:
-        """Return the time left, estimated from what ran in this call; None before the first epoch's end."""
-        done = left = busy = 0.0
+        """Return the time left at the pace of this call; None before the first epoch's end."""
+        done = left = 0.0
         for status in self.statuses.values():
-            total, epochs = work(status.task.config), status.task.config.epochs
-            if status.state == "waiting":
-                left += total
-            elif status.started and status.state != "failed":
-                so_far = epochs if status.state == "done" else self.epochs_done(status)
-                left += total * (1 - so_far / epochs)
-                if so_far > status.epochs_before:
-                    done += total * (so_far - status.epochs_before) / epochs
-                    busy += (status.ended or time.monotonic()) - status.started
-        return left * busy / done / self.workers if done else None
+            if status.state != "failed":
+                epochs, work_of_epoch = self.epochs_done(status), work(status.task.config) / status.task.config.epochs
+                done += work_of_epoch * (epochs - status.epochs_before)
+                left += work_of_epoch * (status.task.config.epochs - epochs)
+        return left * (time.monotonic() - self.began) / done if done else None
 
 
 def run_folder(folder: Path, task: Task) -> Path:
@@ -130,6 +121,8 @@ def run_study(
     waiting = {task.name for task in to_do(folder, tasks, known)}
     statuses = {task.name: TaskStatus(task, "waiting" if task.name in waiting else "done") for task in tasks}
     progress = StudyProgress(folder, statuses, workers)
+    for status in statuses.values():
+        status.epochs_before = progress.epochs_done(status)
     futures: dict[Future[None], TaskStatus] = {}
     while progress.in_state("waiting") or futures:
         for status in progress.in_state("waiting"):
@@ -137,13 +130,11 @@ def run_study(
             if needs and needs.state == "failed":
                 status.state, status.reason = "failed", f"{needs.task.name}, which it starts from, failed"
             elif len(futures) < workers and (not needs or needs.state == "done"):
-                status.state, status.started = "running", time.monotonic()
-                status.epochs_before = progress.epochs_done(status)
+                status.state = "running"
                 futures[submit(folder, status.task, data)] = status
         changed(progress)
         for future in wait(futures, POLL_SECONDS, FIRST_COMPLETED).done if futures else ():
             status = futures.pop(future)
-            status.ended = time.monotonic()
             error = future.exception()
             status.state = "failed" if error else "done"
             status.reason = (str(error).splitlines() or [type(error).__name__])[0] if error else ""
@@ -163,7 +154,11 @@ def run_task(folder: Path, task: Task, data: str | None) -> None:
 
     path = run_folder(folder, task)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _only_one(path.with_name(f".{path.name}.lock")):
+    with path.with_name(f".{path.name}.lock").open("w") as lock:
+        with suppress(ImportError):  # Windows has no fcntl
+            import fcntl
+
+            fcntl.flock(lock, fcntl.LOCK_EX)  # waits while another process, perhaps of a killed study, trains the run
         if is_done(folder, task):
             return
         dataset = load_dataset(data)
@@ -197,17 +192,6 @@ def measure_rate() -> float:
 
 
 @contextmanager
-def _only_one(lock: Path) -> Iterator[None]:
-    """Wait while another process, perhaps left over from a killed study, trains the same run."""
-    with lock.open("w") as file:
-        with suppress(ImportError):  # Windows has no fcntl
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-@contextmanager
 def local(workers: int) -> Iterator[Submit]:
     """Run each task in a fresh process of this machine, ``workers`` at a time; leaving early ends them."""
     processes: set[multiprocessing.process.BaseProcess] = set()
@@ -226,7 +210,7 @@ def local(workers: int) -> Iterator[Submit]:
             message = f"its process ended with exit code {process.exitcode}"
         process.join()
         processes.discard(process)
-        if message is not None:
+        if message:
             raise FmcaeError(message)
 
     pool = ThreadPoolExecutor(workers)
@@ -239,12 +223,12 @@ def local(workers: int) -> Iterator[Submit]:
 
 
 def _run_and_report(sender: Any, *arguments: Any) -> None:
-    """Send None when the task is trained, or else the error's text."""
+    """Send an empty text when the task is trained, or else the error."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the study, which ends this process
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         run_task(*arguments)
-        sender.send(None)
+        sender.send("")
     except BaseException as error:
         sender.send(str(error) if isinstance(error, FmcaeError) else f"{type(error).__name__}: {error}")
 
@@ -266,7 +250,6 @@ def ray(address: str, cpus: int, gpus: float) -> Iterator[Submit]:
     Raises:
         RunError: there is no cluster at that address.
     """
-    require_extra("ray", "ray")
     import ray as library
 
     try:
