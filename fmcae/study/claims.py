@@ -1,18 +1,15 @@
 """The paper's claims, and findings of our own, as data: each is a few contrasts that are tested over the seeds.
 
 A contrast is one number a seed, from runs of the same seed. It is claimed to be above 0, or within ±margin of 0. Student's
-t over the seeds decides at the 5% level, one-sided; for a margin, two one-sided tests (TOST). A claim is
-
-    confirmed       if every contrast is as claimed
-    not confirmed   if one is significantly not: below 0, or outside the margin
-    undecided       otherwise, and where there is only one seed
+t over the seeds decides at the 5% level, one-sided; for a margin, two one-sided tests (TOST). A claim is confirmed if every
+contrast is as claimed, not confirmed if one is significantly not, and undecided otherwise or with one seed.
 
 All contrasts of a claim must hold together, so its confirmation needs no correction for their number (an
 intersection-union test). One alone refutes it, so refutation does: Bonferroni's, 5% over their number.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise, product
 from typing import Any, Literal
@@ -30,6 +27,8 @@ ALPHA = 0.05
 SAME_ACCURACY = 0.005  # half a point: what the paper's two digits cannot tell apart
 SAME_LOSS = 0.02  # nats
 _ROUNDING = 1e-12  # seeds whose numbers differ by less have the same number
+CONFUSION_METRICS = ("mean test recall", "shirt is hardest", "shirt goes to similar")
+_GAP = "val minus train cross-entropy"
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Contrast:
     """One number a seed: a metric of one cell, less ``factor`` times that of a second, less ``constant``.
 
     Attributes:
-        metric: one of METRICS, or such as "test MSE", as :func:`measure` takes it.
+        metric: what :func:`measure` takes.
         cells: part and cell, of one or two.
         margin: what is claimed of the number: None for "above 0", else "within ±margin of 0".
         label, subject, than: what the number is; what is compared in plain words; and with what, as it is read after
@@ -70,31 +69,33 @@ class Contrast:
         """The 90% confidence interval of the mean, which agrees with one-sided tests at 5%; NaN with one seed or none."""
         if len(self.values) < 2:
             return math.nan, math.nan
-        if not self._has_spread:
-            return self.mean, self.mean
-        low, high = stats.ttest_1samp(self.values, 0).confidence_interval(1 - 2 * ALPHA)
-        return float(low), float(high)
+        half = float(stats.sem(self.values) * stats.t.ppf(1 - ALPHA, len(self.values) - 1))
+        return self.mean - half, self.mean + half
 
     @property
     def p_value(self) -> float:
         """The p-value of the one-sided test, or the larger one of the two; NaN with one seed or none."""
-        if self.margin is None:
-            return self._p_value("greater", 0)
-        return max(self._p_value("greater", -self.margin), self._p_value("less", self.margin))
+        low, high = self._claimed_range
+        return max(self._p_above(low), 1 - self._p_above(high))
 
     def verdict(self, contrasts: int = 1) -> Verdict:
         """Return whether the number is as claimed, as one of so many contrasts of a claim."""
         if self.p_value < ALPHA:
             return "confirmed"
-        against = [("less", 0.0)] if self.margin is None else [("greater", self.margin), ("less", -self.margin)]
-        return "not confirmed" if min(self._p_value(*test) for test in against) < ALPHA / contrasts else "undecided"
+        low, high = self._claimed_range
+        p_against = min(1 - self._p_above(low), self._p_above(high))
+        return "not confirmed" if p_against < ALPHA / contrasts else "undecided"
 
-    def _p_value(self, alternative: str, threshold: float) -> float:
+    @property
+    def _claimed_range(self) -> tuple[float, float]:
+        return (0.0, math.inf) if self.margin is None else (-self.margin, self.margin)
+
+    def _p_above(self, threshold: float) -> float:
         if len(self.values) < 2:
             return math.nan
         if not self._has_spread:  # where t is infinite, or 0 over 0
-            return float((self.mean - threshold > _ROUNDING) != (alternative == "greater"))
-        return float(stats.ttest_1samp(self.values, threshold, alternative=alternative).pvalue)
+            return float(self.mean - threshold <= _ROUNDING)
+        return float(stats.ttest_1samp(self.values, threshold, alternative="greater").pvalue)
 
     @property
     def _has_spread(self) -> bool:
@@ -106,7 +107,7 @@ class Claim:
     """One statement, where the paper makes it, and the contrasts that it is tested by.
 
     Attributes:
-        text: the statement; {train} stands for the number of training images until :func:`evaluate` fills it in.
+        text: the statement; :func:`evaluate` fills in the number of training images for {train}.
         classes: the classes that it is about; without one of them it is left out.
         labels: the number of labels that it is about, if any; with no more training images it is left out.
     """
@@ -140,52 +141,33 @@ class Claim:
         return set(self.classes) <= set(data["class_names"]) and (self.labels or 0) < data["counts"]["train"]
 
 
-def shares(run: RunResult) -> NDArray[np.float64]:
-    """Return the confusion matrix (K, K) with rows that sum to 1; a class without test images has zeros."""
-    assert run.confusion is not None
-    rows: NDArray[np.float64] = run.confusion / np.maximum(run.confusion.sum(axis=1, keepdims=True), 1)
-    return rows
-
-
-def _mean_recall(run: RunResult, class_names: Sequence[str]) -> float:
-    return float(np.diag(shares(run))[shares(run).any(axis=1)].mean())
-
-
-def _shirt_is_hardest(run: RunResult, class_names: Sequence[str]) -> float:
-    shirt, recall = class_names.index("Shirt"), np.diag(shares(run))
-    return float(np.delete(recall, shirt).min() - recall[shirt])
-
-
-def _shirt_goes_to_similar(run: RunResult, class_names: Sequence[str]) -> float:
-    row = dict(zip(class_names, shares(run)[class_names.index("Shirt")], strict=True))
-    del row["Shirt"]
-    rarer = min(row.pop("Pullover"), row.pop("T-shirt/top"))
-    return float(rarer - max(row.values(), default=0.0))
-
-
-METRICS: dict[str, Callable[[RunResult, Sequence[str]], float]] = {
-    "val minus train cross-entropy": lambda run, _: (
-        run.epochs["val_cross_entropy"][-1] - run.epochs["train_cross_entropy"][-1]
-    ),
-    "mean test recall": _mean_recall,
-    "shirt is hardest": _shirt_is_hardest,
-    "shirt goes to similar": _shirt_goes_to_similar,
-}
+def _measure_confusion(metric: str, confusion: NDArray[np.int64], class_names: Sequence[str]) -> float:
+    counts = confusion.sum(axis=1, keepdims=True)
+    shares = confusion / np.maximum(counts, 1)
+    recall = np.diag(shares)
+    if metric == "mean test recall":
+        return float(recall[counts[:, 0] > 0].mean())
+    shirt, *similar = map(class_names.index, ("Shirt", "Pullover", "T-shirt/top"))
+    if metric == "shirt is hardest":
+        return float(np.delete(recall, shirt).min() - recall[shirt])
+    return float(shares[shirt, similar].min() - np.delete(shares[shirt], [shirt, *similar]).max(initial=0))
 
 
 def measure(metric: str, run: RunResult, class_names: Sequence[str]) -> float:
-    """Return one of METRICS, or such as "test MSE" or "val accuracy" after the last epoch, or "levelled val accuracy".
+    """Return such as "test MSE", or "val accuracy" after the last epoch, or one of CONFUSION_METRICS.
 
-    The last is the mean of the last three epochs, less that of the three before half-time.
+    "levelled val accuracy" is the mean of the last three epochs, less that of the three before half-time.
     """
-    if metric in METRICS:
-        return METRICS[metric](run, class_names)
-    split, _, name = metric.lower().replace("-", "_").partition(" ")
+    if metric in CONFUSION_METRICS:
+        assert run.confusion is not None
+        return _measure_confusion(metric, run.confusion, class_names)
+    if metric == _GAP:
+        return run.epochs["val_cross_entropy"][-1] - run.epochs["train_cross_entropy"][-1]
+    split, _, name = metric.lower().replace("-", "_").replace(" ", "_").partition("_")
     if split == "test":
         return run.test[name]
     if split == "levelled":
-        values = run.epochs[name.replace(" ", "_")]
-        half = len(values) // 2
+        values, half = run.epochs[name], len(run.epochs[name]) // 2
         return float(np.mean(values[-3:]) - np.mean(values[max(half - 3, 0) : max(half, 1)]))
     return run.epochs[f"{split}_{name}"][-1]
 
@@ -201,23 +183,13 @@ def _worse(split: str, part: str, bad: str, good: str) -> tuple[Contrast, Contra
 
 
 def _no_overfitting(cell: str) -> Contrast:
-    words = {"subject": f"val cross-entropy {_with(cell)}", "than": "than the train cross-entropy"}
-    return Contrast("val minus train cross-entropy", (("figure-ap3", cell),), SAME_LOSS, **words)  # type: ignore[arg-type]
+    subject, than = f"val cross-entropy {_with(cell)}", "than the train cross-entropy"
+    return Contrast(_GAP, (("figure-ap3", cell),), SAME_LOSS, subject=subject, than=than)
 
 
 def _pretraining(part: str, first: str, second: str, margin: float | None = None) -> Contrast:
     than = "with a pre-trained encoder than with a random one"
     return _difference("test accuracy", part, first, second, margin=margin, than=than)
-
-
-def _other_autoencoder(metric: str, p: float, margin: float) -> Contrast:
-    return Contrast(
-        metric,
-        (("encoder-dropout", f"p={p}"), ("figure-4", f"p={p}")),
-        margin,
-        label=f"{metric}, p={p}: pre-trained with p={DROPOUTS[0]} minus with its own",
-        than=f"for p={p} from the autoencoder with p={DROPOUTS[0]} than from its own",
-    )
 
 
 def _with(cell: str) -> str:
@@ -242,10 +214,10 @@ CLAIMS = (
         "widens. (Tested between the smallest and the largest n.)", "Figure 3", (
         *_worse("train", "figure-3", _N[0], _N[-1]),
         *_worse("val", "figure-3", _N[0], _N[-1]),
-        _difference("val minus train cross-entropy", "figure-3", _N[-1], _N[0]))),
+        _difference(_GAP, "figure-3", _N[-1], _N[0]))),
     Claim("C5", "The gap shrinks as p grows, and loss and accuracy get worse. (Tested between the smallest and the "
         "largest p.)", "Figure 4", (
-        _difference("val minus train cross-entropy", "figure-4", _P[0], _P[-1]),
+        _difference(_GAP, "figure-4", _P[0], _P[-1]),
         *_worse("train", "figure-4", _P[-1], _P[0]),
         *_worse("val", "figure-4", _P[-1], _P[0]))),
     Claim("C6", "A learning rate of 0.001 is best for the classifier too.", "§3.2", (
@@ -297,38 +269,34 @@ FINDINGS = (
     ),
     Claim("F9", f"The classifiers of Figure 4 come out the same where each starts from the autoencoder with "
         f"p={DROPOUTS[0]} instead of its own p.", "§3.2", tuple(
-        _other_autoencoder(metric, p, margin) for p, (metric, margin) in product(
+        Contrast(metric, (("encoder-dropout", f"p={p}"), ("figure-4", f"p={p}")), margin,
+            label=f"{metric}, p={p}: pre-trained with p={DROPOUTS[0]} minus with its own",
+            than=f"for p={p} from the autoencoder with p={DROPOUTS[0]} than from its own")
+        for p, (metric, margin) in product(
             DROPOUTS[1:], (("test accuracy", SAME_ACCURACY), ("test cross-entropy", SAME_LOSS))))),
 )  # fmt: skip
 
 
 def evaluate(claims: Sequence[Claim], results: Results, seeds: Sequence[int], epochs: int) -> list[Claim]:
     """Return those of the claims that fit the data set, with their contrasts' values from the runs that there are."""
-    train = f"{results.data['counts']['train']:,}"
-    return [
-        replace(
-            claim,
-            text=claim.text.format(train=train),
-            contrasts=tuple(_with_values(contrast, results, seeds, epochs) for contrast in claim.contrasts),
-        )
-        for claim in claims
-        if claim.fits(results.data)
-    ]
+    evaluated = []
+    for claim in claims:
+        if claim.fits(results.data):
+            contrasts = tuple(_with_values(contrast, results, seeds, epochs) for contrast in claim.contrasts)
+            text = claim.text.format(train=f"{results.data['counts']['train']:,}")
+            evaluated.append(replace(claim, text=text, contrasts=contrasts))
+    return evaluated
 
 
 def _with_values(contrast: Contrast, results: Results, seeds: Sequence[int], epochs: int) -> Contrast:
     values = []
     for seed in seeds:
         runs = [results.find(PARTS[part][cell](seed, epochs=epochs)) for part, cell in contrast.cells]
-        numbers = [measure(contrast.metric, run, results.data["class_names"]) for run in runs if run]
-        if len(numbers) == len(runs):
-            values.append(numbers[0] - contrast.factor * sum(numbers[1:]) - contrast.constant)
+        if all(runs):
+            first, *rest = (measure(contrast.metric, run, results.data["class_names"]) for run in runs if run)
+            values.append(first - contrast.factor * sum(rest) - contrast.constant)
     cells = [cell for _, cell in contrast.cells]
     end, half = (f"{max(last - 2, 1)} to {max(last, 1)}" for last in (epochs, epochs // 2))
-    return replace(
-        contrast,
-        label=contrast.label.format(end=end, half=half) or f"{contrast.metric}: {' minus '.join(cells)}",
-        subject=contrast.subject or contrast.metric,
-        than=contrast.than or " than ".join(map(_with, cells)),
-        values=tuple(values),
-    )
+    label = contrast.label.format(end=end, half=half) or f"{contrast.metric}: {' minus '.join(cells)}"
+    than = contrast.than or " than ".join(map(_with, cells))
+    return replace(contrast, label=label, subject=contrast.subject or contrast.metric, than=than, values=tuple(values))

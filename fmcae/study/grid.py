@@ -1,16 +1,15 @@
 """The paper's grid as data: which runs fill which table, figure and claim.
 
-A cell is a function of the seed, so that every seed makes the same grid. Where the text leaves a reading open, the one
-that comes closest to its numbers is taken throughout (dropout after pooling, the output not dropped), and the part
-"readings" has Tables 1 to 3 in all four. A classifier starts from the autoencoder with its own latent size, dropout and
-seed, trained at a learning rate of 0.001; §3.2 can also be read so that all start from the one with p=0.05, which the
-part "encoder-dropout" has.
+Where the text leaves a reading open, the one that comes closest to its numbers is taken throughout (dropout after pooling,
+the output not dropped), and the part "readings" has Tables 1 to 3 in all four. A classifier starts from the autoencoder
+with its own latent size, dropout and seed, trained at a learning rate of 0.001; §3.2 can also be read so that all start
+from the one with p=0.05, which the part "encoder-dropout" has.
 """
 
 import hashlib
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cache, partial
 from itertools import product
 from typing import Any, TypeAlias
@@ -18,7 +17,7 @@ from typing import Any, TypeAlias
 from fmcae.errors import UsageError
 from fmcae.train.config import NetworkConfig, TrainConfig
 
-EPOCHS = TrainConfig().epochs
+EPOCHS, LEARNING_RATE = TrainConfig().epochs, TrainConfig().learning_rate
 SEEDS = 3
 LATENT_DIMS = (64, 128, 256, 512)
 DROPOUTS = (0.05, 0.1, 0.15, 0.2)
@@ -26,11 +25,10 @@ LEARNING_RATES = (0.01, 0.001, 0.0001)
 TRAIN_IMAGES = 50_000  # of Fashion-MNIST
 LABELS = (100, 300, 1_000, 3_000, 10_000, None)  # None: all of train
 READINGS: dict[str, dict[str, Any]] = {
-    f"dropout {position.replace('-', ' ')}, output {'dropped' if output else 'not dropped'}": {
-        "dropout_position": position,
-        "output_dropout": output,
-    }
-    for output, position in product((False, True), ("after-pooling", "before-pooling"))
+    "dropout after pooling, output not dropped": {"dropout_position": "after-pooling", "output_dropout": False},
+    "dropout before pooling, output not dropped": {"dropout_position": "before-pooling", "output_dropout": False},
+    "dropout after pooling, output dropped": {"dropout_position": "after-pooling", "output_dropout": True},
+    "dropout before pooling, output dropped": {"dropout_position": "before-pooling", "output_dropout": True},
 }
 # What the settings of a task leave out: the device and threads move last bits only, and the rest is said elsewhere.
 NOT_SETTINGS = {"network", "stage", "seed", "device", "threads", "data", "autoencoder_from", "class_count"}
@@ -52,32 +50,27 @@ class Task:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the configuration sets: its values that differ from the defaults, by name.
+        """The configuration's values that differ from the defaults, by name.
 
-        A field that is added to the configuration later, with a default that means what was done before, changes nothing
-        here. So the names of runs outlive new options.
+        A field that is added later, with a default that means what was done before, changes nothing here. So the names
+        of runs outlive new options.
         """
         return {
-            item.name: value
+            name: value
             for config in (self.config.network, self.config)
-            for item, default in zip(fields(config), vars(type(config)()).values(), strict=True)
-            if item.name not in NOT_SETTINGS and (value := getattr(config, item.name)) != default
+            for name, value in vars(config).items()
+            if name not in NOT_SETTINGS and value != getattr(type(config)(), name)
         }
 
     @property
     def name(self) -> str:
         """The run's folder: a few words for readers, and a hash of all that decides the result.
 
-        That is the stage, the settings, the seed, and the name of the autoencoder that the run starts from. The data
-        are not in it: a study has one data set, which :func:`fmcae.study.results.check_study` sees to.
+        The data are not in it: a study has one data set, which :func:`fmcae.study.results.check_study` sees to.
         """
         config, network = self.config, self.config.network
-        identity = {
-            "stage": config.stage,
-            "seed": config.seed,
-            "settings": self.settings,
-            "autoencoder": self.needs.name if self.needs else None,
-        }
+        identity = {"stage": config.stage, "seed": config.seed, "settings": self.settings}
+        identity["autoencoder"] = self.needs.name if self.needs else None
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         return f"{config.stage}-n{network.latent_dim}-p{network.dropout:g}-seed{config.seed}-{digest[:8]}"
 
@@ -111,48 +104,39 @@ class Task:
 Cell: TypeAlias = Callable[..., Task]  # takes the seed, and ``epochs`` if they are not the default
 
 
-def autoencoder(
-    seed: int, epochs: int = EPOCHS, learning_rate: float = TrainConfig().learning_rate, **network: Any
-) -> Task:
-    """The run of an autoencoder; ``network`` has what its :class:`NetworkConfig` sets."""
-    shape = NetworkConfig(**network)
-    return Task(TrainConfig(shape, learning_rate=learning_rate, epochs=epochs, seed=seed, stage="autoencoder"))
+def autoencoder(seed: int, epochs: int = EPOCHS, learning_rate: float = LEARNING_RATE, **network: Any) -> Task:
+    """Return the run of an autoencoder; ``network`` has what its :class:`NetworkConfig` sets."""
+    config = TrainConfig(NetworkConfig(**network), learning_rate, epochs=epochs, seed=seed, stage="autoencoder")
+    return Task(config)
 
 
 def classifier(
     seed: int,
     epochs: int = EPOCHS,
-    learning_rate: float = TrainConfig().learning_rate,
+    learning_rate: float = LEARNING_RATE,
     labels: int | None = None,
     is_random: bool = False,
     is_frozen: bool = False,
     encoder_dropout: float | None = None,
     **network: Any,
 ) -> Task:
-    """The run of a classifier, from the autoencoder of its own shape and seed unless ``is_random``.
+    """Return the run of a classifier, from the autoencoder of its own shape and seed unless ``is_random``.
 
-    Args:
-        encoder_dropout: the dropout of that autoencoder; None for the classifier's own.
+    ``encoder_dropout`` is that autoencoder's dropout where it is not the classifier's own.
     """
-    needs = autoencoder(seed, epochs, **network)
-    if encoder_dropout is not None:
-        needs = autoencoder(seed, epochs, **{**network, "dropout": encoder_dropout})
+    dropout = {} if encoder_dropout is None else {"dropout": encoder_dropout}
+    needs = None if is_random else autoencoder(seed, epochs, **{**network, **dropout})
+    start: dict[str, Any] = {"autoencoder_from": needs.name} if needs else {"encoder_init": "random"}
+    if is_frozen:
+        start["encoder_training"] = "frozen"
     config = TrainConfig(
-        NetworkConfig(**network),
-        learning_rate=learning_rate,
-        epochs=epochs,
-        encoder_init="random" if is_random else "pretrained",
-        encoder_training="frozen" if is_frozen else "fine-tuned",
-        seed=seed,
-        stage="classifier",
-        autoencoder_from=None if is_random else needs.name,
-        labels=labels,
+        NetworkConfig(**network), learning_rate, epochs=epochs, seed=seed, stage="classifier", labels=labels, **start
     )
-    return Task(config, None if is_random else needs)
+    return Task(config, needs)
 
 
 def label_count(labels: int | None) -> str:
-    """The name of a number of labels: "300 labels", or "all labels" for None."""
+    """Return such as "300 labels", or "all labels" for None."""
     return "all labels" if labels is None else f"{labels:,} labels"
 
 
@@ -178,10 +162,8 @@ PARTS: dict[str, dict[str, Cell]] = {
         "random, fine-tuned": partial(classifier, is_random=True),
     },
     "labels": {
-        f"{label_count(labels)}, {'random' if is_random else 'pre-trained'}": partial(
-            classifier, labels=labels, is_random=is_random
-        )
-        for labels, is_random in product(LABELS, (False, True))
+        f"{label_count(labels)}, {start}": partial(classifier, labels=labels, is_random=start == "random")
+        for labels, start in product(LABELS, ("pre-trained", "random"))
     },
     "readings": {
         f"{reading}: {part}, {name}": partial(cell, **values)
@@ -196,10 +178,9 @@ ALSO_CALLED = {"figure-5": "final-model", "figure-6": "final-model", "figure-ap1
 def plan(
     parts: Iterable[str], seeds: Iterable[int], epochs: int = EPOCHS, train_images: int = TRAIN_IMAGES
 ) -> list[Task]:
-    """Every run that the parts need, each once, an autoencoder before the classifiers that start from it.
+    """Return every run that the parts need, each once, an autoencoder before the classifiers that start from it.
 
-    Args:
-        train_images: the size of the train split; a cell that asks for as many labels or more is left out.
+    A cell that asks for as many labels as ``train_images``, the size of the train split, or more is left out.
 
     Raises:
         UsageError: there is no such part.
@@ -210,44 +191,45 @@ def plan(
         if part not in PARTS:
             raise UsageError(f"only (={part}) must be one of {', '.join(PARTS)}")
     for seed, part in product(seeds, wanted):
-        for cell in PARTS[part].values():
-            task = cell(seed, epochs=epochs)
+        for task in (cell(seed, epochs=epochs) for cell in PARTS[part].values()):
             if (task.config.labels or 0) < train_images:
-                tasks.update({item.name: item for item in (task.needs, task) if item and item.name not in tasks})
+                tasks |= {item.name: item for item in (task.needs, task) if item}
     return list(tasks.values())
 
 
 @cache
 def cells_of_runs(seed: int, epochs: int) -> dict[str, list[str]]:
-    """The cells ("table-1: n=64") that each run of a seed belongs to, by the run's name.
+    """Return the cells ("table-1: n=64") that each run of a seed belongs to, by the run's name.
 
     An autoencoder that fills no cell itself belongs to those of the classifiers that start from it.
     """
     filled: dict[str, list[str]] = {}
     started: dict[str, list[str]] = {}
-    for part, name in ((part, name) for part, cells in PARTS.items() for name in cells):
-        task = PARTS[part][name](seed, epochs=epochs)
-        filled.setdefault(task.name, []).append(f"{part}: {name}")
-        if task.needs:
-            started.setdefault(task.needs.name, []).append(f"{part}: {name}")
+    for part, cells in PARTS.items():
+        for name, cell in cells.items():
+            task = cell(seed, epochs=epochs)
+            filled.setdefault(task.name, []).append(f"{part}: {name}")
+            if task.needs:
+                started.setdefault(task.needs.name, []).append(f"{part}: {name}")
     return started | filled
 
 
 def multiply_adds(config: TrainConfig) -> int:
-    """The multiply-adds of one image, forward through what a stage trains; a run's time is about proportional to it."""
+    """Return the multiply-adds of one image, forward through what a stage trains."""
     network = config.network
     convolution = 26 * 26 * 16 * 9
-    linear = (800 if network.pooling else 18_432) * network.latent_dim
-    encoder = convolution + (11 * 11 if network.pooling else 24 * 24) * 32 * 16 * 9 + linear
-    decoder = linear + 5 * 5 * 32 * 16 * 16 + 13 * 13 * 16 * 9
-    if not network.pooling:
-        decoder = linear + 24 * 24 * 32 * 16 * 9 + convolution
-    return encoder + (decoder if config.stage == "autoencoder" else network.latent_dim * network.class_count)
+    if network.pooling:
+        linear, second, decoder = 800, 11 * 11 * 32 * 16 * 9, 5 * 5 * 32 * 16 * 16 + 13 * 13 * 16 * 9
+    else:
+        linear, second, decoder = 18_432, 24 * 24 * 32 * 16 * 9, 24 * 24 * 32 * 16 * 9 + convolution
+    encoder = convolution + second + linear * network.latent_dim
+    head = decoder + linear * network.latent_dim
+    return encoder + (head if config.stage == "autoencoder" else network.latent_dim * network.class_count)
 
 
-def work(config: TrainConfig, train_images: int = TRAIN_IMAGES, val_images: int = 10_000) -> int:
-    """The multiply-adds of a run: training is forward and backward (three times forward), evaluation is forward."""
-    images = train_images if config.labels is None else config.labels
-    training = 1 if config.encoder_training == "frozen" else 3
-    total = config.epochs * multiply_adds(config) * (images * (training * config.passes + 1) + val_images)
+def work(config: TrainConfig) -> int:
+    """Return the multiply-adds of a run: training is three times forward, or once if frozen; evaluation is forward."""
+    training = config.passes * (1 if config.encoder_training == "frozen" else 3)
+    images = (config.labels or TRAIN_IMAGES) * (training + 1) + 10_000  # of validation
+    total = config.epochs * multiply_adds(config) * images
     return total * (1 if config.network.pooling else 2)  # PyTorch's own step takes about twice as long on a CPU

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 2
 FILE = "results.json"
 EXAMPLES = 8  # test images in Figure Ap.1
-_DIGITS = 6
 
 
 @dataclass(frozen=True)
@@ -35,12 +34,9 @@ class RunResult:
 
     Attributes:
         cells: the cells that it belongs to, such as "table-1: n=64".
-        config: its whole configuration, defaults included.
-        autoencoder: the name of the run whose autoencoder it starts from, or None.
-        data: the name and the fingerprint of its data.
-        machine: the hardware, date (ISO 8601) the day, and recorded says when these two were written down.
+        autoencoder: the name of the run whose autoencoder it starts from.
+        date: the day, ISO 8601; ``recorded`` says when it and ``machine`` were written down.
         epochs: by metric ("train_mse", "val_accuracy", ...), its value after each epoch.
-        test: by metric, its value on the test split after the last epoch.
         confusion: (K, K) counts on test, rows are the true classes; None for an autoencoder.
         seconds: the time of training, without evaluation.
     """
@@ -62,11 +58,9 @@ class RunResult:
 
 @dataclass(frozen=True)
 class Results:
-    """All finished runs by name, and what else the report needs.
+    """All finished runs by name, and their data's name, class_names, counts, split_seed and fingerprint.
 
-    Attributes:
-        data: the data's name, class_names, counts, split_seed and fingerprint.
-        examples: by run name, reconstructions (N, 28, 28) uint8 of the first test images; those are under "x".
+    ``examples`` has by run name the reconstructions (N, 28, 28) uint8 of the first test images; those are under "x".
     """
 
     runs: dict[str, RunResult]
@@ -88,24 +82,21 @@ class Results:
 
 
 def check_settings(task: Task, config: Mapping[str, Any], autoencoder: str | None) -> None:
-    """Check that a run was trained with what its task asks for, its defaults included.
+    """Check that a run was trained with all that its task asks for.
 
     The name of a run leaves defaults out. So a run from before a default was changed has the name of one from after.
 
     Raises:
         RunError: naming the first setting that differs.
     """
-    wanted = _flat(task.config.to_json()) | {"autoencoder": task.needs.name if task.needs else None}
-    for name, value in (_flat(config) | {"autoencoder": autoencoder}).items():
-        if value != wanted.get(name, value):
+    found = {**config["network"], **config, "autoencoder": autoencoder}
+    wanted = {**vars(task.config.network), **vars(task.config), "autoencoder": task.needs.name if task.needs else None}
+    for name, value in found.items():
+        if name not in NOT_SETTINGS and value != wanted.get(name, value):
             raise RunError(
                 f"{task.name}: was trained with {name} (={value}), not {wanted[name]}, which it is today: "
                 "take another folder for the study"
             )
-
-
-def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in (*config["network"].items(), *config.items()) if name not in NOT_SETTINGS}
 
 
 def check_study(folder: Path, tasks: Iterable[Task], dataset: "Dataset") -> set[str]:
@@ -118,41 +109,35 @@ def check_study(folder: Path, tasks: Iterable[Task], dataset: "Dataset") -> set[
 
     found = {run.folder.name: run for run in find_runs(folder / "runs")}
     results = read(folder, missing_ok=True)
-    _check_data([(run.folder, run.data) for run in found.values()], dataset)
-    _check_data([(folder / FILE, run.data) for run in results.runs.values()], dataset)
+    trained_on = {run.folder: run.data for run in found.values()}
+    for place, data in (trained_on | ({folder / FILE: results.data} if results.runs else {})).items():
+        if data["fingerprint"] != dataset.fingerprint:
+            raise RunError(
+                f"{place}: was trained on {data['name']} (fingerprint {data['fingerprint'][:12]}…), and the data are now "
+                f"{dataset.name} (fingerprint {dataset.fingerprint[:12]}…): name the first with --data, or another --out"
+            )
     for task in tasks:
         results.find(task)
         if run := found.get(task.name):
-            check_settings(task, run.config.to_json(), _source(run))
+            check_settings(task, run.config.to_json(), run.autoencoder and run.autoencoder["name"])
     return set(results.runs)
 
 
-def _check_data(trained_on: Iterable[tuple[Path, Mapping[str, Any]]], dataset: "Dataset") -> None:
-    fingerprint = dataset.fingerprint
-    for place, data in trained_on:
-        if data["fingerprint"] != fingerprint:
-            raise RunError(
-                f"{place}: was trained on {data['name']} (fingerprint {data['fingerprint'][:12]}…), and the data are now "
-                f"{dataset.name} (fingerprint {fingerprint[:12]}…): name the first with --data, or another --out"
-            )
-
-
 def collect(folder: Path, dataset: "Dataset") -> None:
-    """Add every finished run below ``folder`` to ``results.json``, whose other runs stay.
+    """Add every finished run below ``folder``, all of ``dataset``, to ``results.json``, whose other runs stay.
 
     Raises:
-        RunError: a run was trained on other data than ``dataset``, or its files are damaged.
+        RunError: a run's files are damaged.
     """
     from fmcae.train.run import find_runs
 
     runs = [run for run in find_runs(folder / "runs") if run.finished and run.config.stage != "both"]
     if not runs:
         return
-    _check_data([(run.folder, run.data) for run in runs], dataset)
     path = folder / FILE
     before: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"runs": {}, "examples": {}}
     found = before["runs"] | {run.folder.name: _run_to_json(run) for run in runs}
-    examples = before["examples"] or {name: _pack(images) for name, images in _examples(folder, dataset).items()}
+    examples = before["examples"] or _examples(folder, dataset)
     content = {"schema_version": SCHEMA_VERSION, "data": runs[0].data, "examples": examples}
     lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(found[name])}" for name in sorted(found))  # one for each run
     write_atomic(path, json.dumps(content, indent=1).removesuffix("\n}") + ',\n "runs": {\n' + lines + "\n }\n}\n")
@@ -171,72 +156,62 @@ def read(folder: Path, *, missing_ok: bool = False) -> Results:
             raise RunError(f"{path}: schema_version (={content['schema_version']}) must be {SCHEMA_VERSION}")
         runs = {}
         for name, values in content["runs"].items():
-            confusion = values.pop("confusion")
-            counts = None if confusion is None else np.array(confusion, np.int64)
-            runs[name] = RunResult(name=name, confusion=counts, **values)
-        return Results(runs, content["data"], {name: _unpack(text) for name, text in content["examples"].items()})
+            if values["confusion"] is not None:
+                values["confusion"] = np.array(values["confusion"], np.int64)
+            runs[name] = RunResult(name=name, **values)
+        examples = {}
+        for name, text in content["examples"].items():
+            examples[name] = np.frombuffer(zlib.decompress(base64.b85decode(text)), np.uint8).reshape(-1, 28, 28)
+        return Results(runs, content["data"], examples)
     except FileNotFoundError as error:
         if missing_ok:
             return Results({}, {}, {})
-        raise RunError(
-            f"{folder}: has no {FILE}; make it with  fmcae study run --out {shlex.quote(str(folder))}"
-        ) from error
+        command = f"fmcae study run --out {shlex.quote(str(folder))}"
+        raise RunError(f"{folder}: has no {FILE}; make it with  {command}") from error
     except (ValueError, KeyError, TypeError, AttributeError, zlib.error) as error:
         raise RunError(f"{path}: is damaged: {error}") from error
 
 
 def _run_to_json(run: "Run") -> dict[str, Any]:
-    records = run.metrics(run.config.stage)
-    epochs = [record for record in records if "epoch" in record]
-    if not epochs or records[-1].get("split") != "test":
+    *epochs, test = run.metrics(run.config.stage) or [{}]
+    if not epochs or test.get("split") != "test":
         raise RunError(f"{run.folder}: is finished, and its metrics are not there")
-    test = records[-1]
+    names = [name for name in epochs[0] if name.startswith(("train_", "val_"))]
     return {
         "cells": cells_of_runs(run.config.seed, run.config.epochs).get(run.folder.name, []),
         "config": run.facts(run.config.stage)["config"],
-        "autoencoder": _source(run),
+        "autoencoder": run.autoencoder and run.autoencoder["name"],
         "data": {name: run.data[name] for name in ("name", "fingerprint")},
         "machine": run.machine,
         "versions": run.versions,
         "date": run.started,
         "recorded": "when the run started",
-        "epochs": {
-            key: [round(record[key], _DIGITS) for record in epochs]
-            for key in epochs[0]
-            if key.startswith(("train_", "val_"))
-        },
-        "test": {key.removeprefix("test_"): value for key, value in test.items() if key.startswith("test_")},
+        "epochs": {name: [round(record[name], 6) for record in epochs] for name in names},
+        "test": {name.removeprefix("test_"): value for name, value in test.items() if name.startswith("test_")},
         "confusion": test.get("confusion"),
         "seconds": round(sum(record["seconds"] for record in epochs), 1),
     }
 
 
-def _source(run: "Run") -> str | None:
-    return Path(run.config.autoencoder_from).name if run.config.autoencoder_from else None
-
-
-def _examples(folder: Path, dataset: "Dataset") -> dict[str, NDArray[np.uint8]]:
-    """Reconstructions with and without pooling by the first seed that has both; empty without."""
+def _examples(folder: Path, dataset: "Dataset") -> dict[str, str]:
+    """Reconstructions with and without pooling by the first seed that has both, packed; empty without."""
     import torch
 
     from fmcae.preprocess import scale
     from fmcae.train.run import open_run
 
+    images = dataset.test.images[:EXAMPLES]
     for seed in range(100):
         paths = [folder / "runs" / autoencoder(seed, pooling=pooling).name for pooling in (True, False)]
         if all((path / "autoencoder.safetensors").is_file() for path in paths):
-            examples = {"x": dataset.test.images[:EXAMPLES]}
+            examples = {"x": _pack(images)}
             for path in paths:
                 with torch.no_grad():
-                    x_hat = open_run(path).network("autoencoder")(torch.from_numpy(scale(examples["x"])))
-                examples[path.name] = np.rint(255 * x_hat[:, 0].numpy()).astype(np.uint8)
+                    x_hat = open_run(path).network("autoencoder")(torch.from_numpy(scale(images)))
+                examples[path.name] = _pack(np.rint(255 * x_hat[:, 0].numpy()).astype(np.uint8))
             return examples
     return {}
 
 
 def _pack(images: NDArray[np.uint8]) -> str:
     return base64.b85encode(zlib.compress(images.tobytes(), 9)).decode()
-
-
-def _unpack(text: str) -> NDArray[np.uint8]:
-    return np.frombuffer(zlib.decompress(base64.b85decode(text)), np.uint8).reshape(-1, 28, 28)

@@ -1,86 +1,71 @@
 """Running the grid: several runs at a time, each in a process of its own, on this machine or on a Ray cluster.
 
-    DIR/runs/NAME/      a run folder as ``fmcae train`` writes it; finished ones are never trained again
-    DIR/results.json    written by :func:`fmcae.study.results.collect`; what it has need not run again
-
-A run that is stopped continues from its last whole epoch. If a run fails, only those that start from it fail too, and the
-next call tries them once more.
+Each run has its folder, DIR/runs/NAME. A run that is stopped continues from its last whole epoch. If a run fails, only
+those that start from it fail too, and the next call tries them once more.
 """
 
 import json
 import logging
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
-from fmcae.errors import FmcaeError, RunError, require_extra
+from fmcae.errors import FmcaeError, RunError
 from fmcae.study.grid import Task, autoencoder, multiply_adds, work
 
-if TYPE_CHECKING:
-    from fmcae.data import Dataset
-    from fmcae.train.run import Run
-
 State = Literal["waiting", "running", "done", "failed"]
-Submit: TypeAlias = Callable[..., "Future[None]"]
+Submit: TypeAlias = Callable[[Path, Task, str | None], "Future[None]"]  # starts run_task with these arguments
 POLL_SECONDS = 0.5
 
 
 @dataclass
 class TaskStatus:
-    """The state of one task.
+    """The state of one task, which fails also where the autoencoder that it needs has failed.
 
-    Attributes:
-        state: "failed" also where the autoencoder that it needs has failed.
-        reason: why it failed, in one line.
-        started, ended: the times in this call, in seconds of ``time.monotonic``; 0 if there is none.
-        epochs_before: the epochs that were done when it was started.
+    ``reason`` says in one line why it failed, and ``epochs_before`` how many epochs were done before this call.
     """
 
     task: Task
     state: State = "waiting"
     reason: str = ""
-    started: float = 0.0
-    ended: float = 0.0
     epochs_before: int = 0
 
 
 @dataclass
 class StudyProgress:
-    """The state of all tasks of a call, by name."""
+    """The state of all tasks of a call, by name; ``began`` is when, in seconds of ``time.monotonic``."""
 
     folder: Path
     statuses: dict[str, TaskStatus]
     workers: int
+    began: float = field(default_factory=time.monotonic)
 
     def in_state(self, state: State) -> list[TaskStatus]:
         """Return the tasks in that state, in the plan's order."""
         return [status for status in self.statuses.values() if status.state == state]
 
     def epochs_done(self, status: TaskStatus) -> int:
-        """Return the number of whole epochs in the run's folder, from whatever machine."""
-        return count_epochs(run_folder(self.folder, status.task), status.task.config.stage)
+        """Return the number of whole epochs, from whatever machine."""
+        return status.task.config.epochs if status.state == "done" else count_epochs(self.folder, status.task)
 
     def seconds_left(self) -> float | None:
-        """Return the time left, estimated from what ran in this call; None before the first epoch's end."""
-        done = left = busy = 0.0
+        """Return the time left at the pace of this call; None before the first epoch's end."""
+        done = left = 0.0
         for status in self.statuses.values():
-            total, epochs = work(status.task.config), status.task.config.epochs
-            if status.state == "waiting":
-                left += total
-            elif status.started and status.state != "failed":
-                so_far = epochs if status.state == "done" else self.epochs_done(status)
-                left += total * (1 - so_far / epochs)
-                if so_far > status.epochs_before:
-                    done += total * (so_far - status.epochs_before) / epochs
-                    busy += (status.ended or time.monotonic()) - status.started
-        return left * busy / done / self.workers if done else None
+            if status.state != "failed":
+                epochs, work_of_epoch = self.epochs_done(status), work(status.task.config) / status.task.config.epochs
+                done += work_of_epoch * (epochs - status.epochs_before)
+                left += work_of_epoch * (status.task.config.epochs - epochs)
+        return left * (time.monotonic() - self.began) / done if done else None
 
 
 def run_folder(folder: Path, task: Task) -> Path:
@@ -96,22 +81,21 @@ def is_done(folder: Path, task: Task) -> bool:
 def to_do(folder: Path, tasks: Sequence[Task], known: Collection[str] = ()) -> list[Task]:
     """Return the tasks that must still run.
 
-    Args:
-        known: the names of runs whose results are there, though their folders may not be. An autoencoder among them is
-            trained anew where a classifier needs its weights to start from.
+    The results of the runs named in ``known`` are there, though their folders may not be. An autoencoder among them is
+    trained anew where a classifier needs its weights to start from.
     """
     left = [task for task in tasks if not is_done(folder, task)]
     needed = {task.needs.name for task in left if task.needs and task.name not in known}
     return [task for task in left if task.name not in known or task.name in needed]
 
 
-def count_epochs(run: Path, stage: str) -> int:
-    """Return the number of whole epochs of a stage in a run's ``metrics.jsonl``; 0 without one."""
+def count_epochs(folder: Path, task: Task) -> int:
+    """Return the number of whole epochs in the task's ``metrics.jsonl``; 0 without one."""
     try:
-        records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        records = map(json.loads, (run_folder(folder, task) / "metrics.jsonl").read_text().splitlines())
+        return sum(record["stage"] == task.config.stage and "epoch" in record for record in records)
     except (OSError, ValueError):
         return 0
-    return sum(record.get("stage") == stage and "epoch" in record for record in records)
 
 
 def run_study(
@@ -126,7 +110,6 @@ def run_study(
     """Train every task that is not done yet, an autoencoder before the classifiers that start from it.
 
     Args:
-        submit: a function that takes another and its arguments, as ``concurrent.futures.Executor.submit`` does.
         workers: how many run at a time.
         data: the data folder; None for Fashion-MNIST from where it is found.
         changed: a function that is called at every change, and twice a second.
@@ -138,6 +121,8 @@ def run_study(
     waiting = {task.name for task in to_do(folder, tasks, known)}
     statuses = {task.name: TaskStatus(task, "waiting" if task.name in waiting else "done") for task in tasks}
     progress = StudyProgress(folder, statuses, workers)
+    for status in statuses.values():
+        status.epochs_before = progress.epochs_done(status)
     futures: dict[Future[None], TaskStatus] = {}
     while progress.in_state("waiting") or futures:
         for status in progress.in_state("waiting"):
@@ -145,13 +130,11 @@ def run_study(
             if needs and needs.state == "failed":
                 status.state, status.reason = "failed", f"{needs.task.name}, which it starts from, failed"
             elif len(futures) < workers and (not needs or needs.state == "done"):
-                status.state, status.started = "running", time.monotonic()
-                status.epochs_before = progress.epochs_done(status)
-                futures[submit(run_task, folder, status.task, data)] = status
+                status.state = "running"
+                futures[submit(folder, status.task, data)] = status
         changed(progress)
         for future in wait(futures, POLL_SECONDS, FIRST_COMPLETED).done if futures else ():
             status = futures.pop(future)
-            status.ended = time.monotonic()
             error = future.exception()
             status.state = "failed" if error else "done"
             status.reason = (str(error).splitlines() or [type(error).__name__])[0] if error else ""
@@ -167,24 +150,25 @@ def run_task(folder: Path, task: Task, data: str | None) -> None:
     """
     from fmcae.data import load_dataset
     from fmcae.train.loop import train
-
-    path = run_folder(folder, task)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _only_one(path.with_name(f".{path.name}.lock")):
-        if not is_done(folder, task):
-            dataset = load_dataset(data)
-            train(_open_or_create(folder, task, dataset, data), dataset)
-
-
-def _open_or_create(folder: Path, task: Task, dataset: "Dataset", data: str | None) -> "Run":
     from fmcae.train.run import create_run, open_run
 
     path = run_folder(folder, task)
-    if (path / "config.json").is_file():
-        return open_run(path)
-    network = replace(task.config.network, class_count=len(dataset.class_names))
-    source = run_folder(folder, task.needs) if task.needs else None
-    return create_run(path, replace(task.config, network=network, data=data), dataset, autoencoder_from=source)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f".{path.name}.lock").open("w") as lock:
+        with suppress(ImportError):  # Windows has no fcntl
+            import fcntl
+
+            fcntl.flock(lock, fcntl.LOCK_EX)  # waits while another process, perhaps of a killed study, trains the run
+        if is_done(folder, task):
+            return
+        dataset = load_dataset(data)
+        if (path / "config.json").is_file():
+            run = open_run(path)
+        else:
+            network = replace(task.config.network, class_count=len(dataset.class_names))
+            config = replace(task.config, network=network, data=data)
+            run = create_run(path, config, dataset, run_folder(folder, task.needs) if task.needs else None)
+        train(run, dataset)
 
 
 def measure_rate() -> float:
@@ -208,27 +192,14 @@ def measure_rate() -> float:
 
 
 @contextmanager
-def _only_one(lock: Path) -> Iterator[None]:
-    """Wait while another process, perhaps left over from a killed study, trains the same run."""
-    try:
-        import fcntl
-    except ImportError:  # not on Windows
-        yield
-        return
-    with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-@contextmanager
 def local(workers: int) -> Iterator[Submit]:
     """Run each task in a fresh process of this machine, ``workers`` at a time; leaving early ends them."""
     processes: set[multiprocessing.process.BaseProcess] = set()
     context = multiprocessing.get_context("spawn")
 
-    def in_process(function: Callable[..., None], *arguments: Any) -> None:
+    def in_process(*arguments: Any) -> None:
         receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=_call, args=(sender, function, arguments), daemon=True)
+        process = context.Process(target=_run_and_report, args=(sender, *arguments), daemon=True)
         processes.add(process)
         process.start()
         sender.close()
@@ -239,30 +210,27 @@ def local(workers: int) -> Iterator[Submit]:
             message = f"its process ended with exit code {process.exitcode}"
         process.join()
         processes.discard(process)
-        if message is not None:
+        if message:
             raise FmcaeError(message)
 
     pool = ThreadPoolExecutor(workers)
     try:
-        yield lambda function, *arguments: pool.submit(in_process, function, *arguments)
+        yield partial(pool.submit, in_process)
     finally:
         for process in list(processes):
             process.terminate()
         pool.shutdown(cancel_futures=True)
 
 
-def _call(sender: Any, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    import signal
-
+def _run_and_report(sender: Any, *arguments: Any) -> None:
+    """Send an empty text when the task is trained, or else the error."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the study, which ends this process
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        function(*arguments)
-        sender.send(None)
-    except FmcaeError as error:
-        sender.send(str(error))
+        run_task(*arguments)
+        sender.send("")
     except BaseException as error:
-        sender.send(f"{type(error).__name__}: {error}")
+        sender.send(str(error) if isinstance(error, FmcaeError) else f"{type(error).__name__}: {error}")
 
 
 def _end_with_parent() -> None:
@@ -275,17 +243,13 @@ def _end_with_parent() -> None:
 
 @contextmanager
 def ray(address: str, cpus: int, gpus: float) -> Iterator[Submit]:
-    """Run each task on a Ray cluster, which starts it again elsewhere if its worker dies.
+    """Run each task, which takes so many ``cpus`` and ``gpus``, on a Ray cluster, again elsewhere if its worker dies.
 
-    Args:
-        address: the cluster's address, as ``ray.init`` takes it. Its machines need fmcae with its [train] extra, the data
-            set, and the study's folder under the same path.
-        cpus, gpus: what one task takes.
+    The cluster's machines need fmcae with its [train] extra, the data set, and the study's folder under the same path.
 
     Raises:
         RunError: there is no cluster at that address.
     """
-    require_extra("ray", "ray")
     import ray as library
 
     try:
@@ -293,14 +257,10 @@ def ray(address: str, cpus: int, gpus: float) -> Iterator[Submit]:
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise RunError(f"ray (={address}) has no cluster that can be reached: {error}") from error
     try:
-        remote = library.remote(num_cpus=cpus, num_gpus=gpus, max_retries=5)(_for_ray)
-        yield lambda function, *arguments: remote.remote(function, *arguments).future()
+        remote = library.remote(num_cpus=cpus, num_gpus=gpus, max_retries=5)(run_task)
+        yield lambda *arguments: remote.remote(*arguments).future()
     finally:
         library.shutdown()
-
-
-def _for_ray(function: Callable[..., None], *arguments: Any) -> None:
-    function(*arguments)
 
 
 def executor(address: str | None, workers: int, threads: int, device: str) -> AbstractContextManager[Submit]:

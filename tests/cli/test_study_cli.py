@@ -4,7 +4,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,26 @@ def test_a_bad_option_is_named(cli: Callable[..., Any], option: tuple[str, str])
     result = cli("study", "run", *option)
     assert (result.exit_code, result.stdout) == (2, "")
     assert option[0] in result.stderr and option[1] in result.stderr and list(Path().iterdir()) == []
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train here, where torch is imported already, not in fresh processes."""
+    from fmcae.study import runner
+
+    @contextmanager
+    def executor(*_: object) -> Iterator[Callable[..., Future[None]]]:
+        def submit(*arguments: Any) -> Future[None]:
+            future: Future[None] = Future()
+            try:
+                future.set_result(runner.run_task(*arguments))
+            except Exception as error:
+                future.set_exception(error)
+            return future
+
+        yield submit
+
+    monkeypatch.setattr(runner, "executor", executor)
 
 
 def test_another_data_set_is_refused_before_anything_trains(cli: Callable[..., Any], sample: Path) -> None:
@@ -135,8 +157,9 @@ def test_what_comes_next_is_quoted_and_only_said_if_there_is_something(
     assert result.exit_code == 1 and result.stdout == "0 of 7 runs are done, 7 failed\n"
 
 
+@pytest.mark.usefixtures("in_this_process")  # but for the process that is stopped
 def test_ctrl_c_stops_it_and_the_same_command_goes_on(cli: Callable[..., Any], sample: Path) -> None:
-    part = ["study", "run", "--only", "final-model", "--seeds", "1", "--epochs", "40", "--data", str(sample)]
+    part = ["study", "run", "--only", "final-model", "--seeds", "1", "--epochs", "30", "--data", str(sample)]
     process = subprocess.Popen(
         [sys.executable, "-m", "fmcae", *part], stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -149,8 +172,8 @@ def test_ctrl_c_stops_it_and_the_same_command_goes_on(cli: Callable[..., Any], s
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == 130 and stderr.splitlines()[-1] == "stopped; the same command goes on"
     assert "Traceback" not in stderr
-    assert cli(*part).exit_code == 0
-    assert "2 of 2 runs" in cli(*part).stdout
+    result = cli(*part)
+    assert result.exit_code == 0 and "2 of 2 runs" in result.stdout
 
 
 def test_a_file_is_no_folder_for_a_study(cli: Callable[..., Any], sample: Path) -> None:
@@ -160,6 +183,7 @@ def test_a_file_is_no_folder_for_a_study(cli: Callable[..., Any], sample: Path) 
     assert "file) must be a folder; it is a file" in result.stderr and Path("file").read_text() == "mine"
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_run_that_fails_is_named(cli: Callable[..., Any], sample: Path) -> None:
     part = ("--only", "table-1", "--seeds", "1", "--epochs", "1", "--data", sample)
     assert cli("study", "run", *part).exit_code == 0

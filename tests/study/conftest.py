@@ -1,5 +1,6 @@
 """Made-up results of the whole grid, so that what is said of them can be known beforehand; and small data sets."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from fmcae.data import FASHION_MNIST_CLASSES, idx
 from fmcae.study.grid import PARTS, Task, cells_of_runs, plan
 from fmcae.study.results import Results, RunResult
+from fmcae.study.runner import run_task
 
 
 def as_the_paper_says(task: Task, noise: np.random.Generator) -> RunResult:
@@ -69,6 +71,21 @@ def study_results() -> Results:
         },
         examples={},
     )
+
+
+@pytest.fixture(scope="session")
+def trained_study(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study's folder with the two runs of the final model, of one epoch on the sample."""
+    folder = tmp_path_factory.mktemp("trained-study")
+    for task in plan(["final-model"], [0], epochs=1):
+        run_task(folder, task, str(sample))
+    return folder
+
+
+@pytest.fixture
+def study_copy(trained_study: Path, tmp_path: Path) -> Path:
+    """A copy of ``trained_study`` to change."""
+    return shutil.copytree(trained_study, tmp_path / "study")
 
 
 @pytest.fixture(scope="session")

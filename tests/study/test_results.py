@@ -9,65 +9,64 @@ import pytest
 
 from fmcae.data import load_dataset
 from fmcae.errors import RunError
-from fmcae.study.grid import Task, autoencoder, classifier, plan
+from fmcae.study.grid import Task, classifier, plan
 from fmcae.study.report import write_report
 from fmcae.study.results import Results, check_study, collect, read
-from fmcae.study.runner import count_epochs, run_folder, run_task
+from fmcae.study.runner import count_epochs, run_folder
+
+AUTOENCODER, CLASSIFIER = plan(["final-model"], [0], epochs=1)
 
 
-def test_runs_are_collected_and_read_back(sample: Path, tmp_path: Path) -> None:
+def test_runs_are_collected_and_read_back(sample: Path, tmp_path: Path, study_copy: Path) -> None:
     dataset = load_dataset(sample)
     collect(tmp_path, dataset)
     with pytest.raises(RunError, match=r"has no results\.json; make it with  fmcae study run --out"):
         read(tmp_path)
-    small = [task for task in plan(["appendix", "final-model"], [0], epochs=1) if task.config.network.pooling]
-    for task in small:
-        run_task(tmp_path, task, str(sample))
-    collect(tmp_path, dataset)
-    results = read(tmp_path)
-    assert set(results.runs) == {task.name for task in small}
-    run = results.find(small[1])
+    collect(study_copy, dataset)
+    results = read(study_copy)
+    assert set(results.runs) == {AUTOENCODER.name, CLASSIFIER.name}
+    run = results.find(CLASSIFIER)
     assert run and run.confusion is not None
     assert run.confusion.sum() == 400 and set(run.test) == {"cross_entropy", "accuracy"}
     assert [len(values) for values in run.epochs.values()] == [1, 1, 1, 1] and run.config["seed"] == 0
-    assert run.autoencoder == small[0].name and "final-model: final model" in run.cells
+    assert run.autoencoder == AUTOENCODER.name and "final-model: final model" in run.cells
     assert run.data == {"name": dataset.name, "fingerprint": dataset.fingerprint}
-    content = (tmp_path / "results.json").read_text()
-    assert str(tmp_path) not in content and str(sample) not in content
-    assert write_report(tmp_path, results)[0].name == "report.md"
-    assert (tmp_path / "results.json").read_text() == content
+    content = (study_copy / "results.json").read_text()
+    assert str(study_copy) not in content and str(sample) not in content
+    assert write_report(study_copy, results)[0].name == "report.md"
+    assert (study_copy / "results.json").read_text() == content
 
 
-def test_machine_date_and_versions_are_those_of_the_run(sample: Path, tmp_path: Path) -> None:
-    task = autoencoder(0, epochs=1)
-    run_task(tmp_path, task, str(sample))
-    path = run_folder(tmp_path, task) / "config.json"
+def test_machine_date_and_versions_are_those_of_the_run(sample: Path, study_copy: Path) -> None:
+    shutil.rmtree(run_folder(study_copy, CLASSIFIER))
+    path = run_folder(study_copy, AUTOENCODER) / "config.json"
     described = json.loads(path.read_text())
     described |= {"started": "2020-02-02T02:02:02+00:00", "machine": {"cpu": "that one", "available_cpus": 64}}
     path.write_text(json.dumps(described))
-    collect(tmp_path, load_dataset(sample))
-    content = json.loads((tmp_path / "results.json").read_text())
+    collect(study_copy, load_dataset(sample))
+    content = json.loads((study_copy / "results.json").read_text())
     assert content.keys() == {"schema_version", "data", "examples", "runs"}
-    run = content["runs"][task.name]
+    run = content["runs"][AUTOENCODER.name]
     assert run["machine"] == described["machine"] and run["versions"] == described["versions"]
     assert (run["date"], run["recorded"]) == (described["started"], "when the run started")
-    write_report(tmp_path, read(tmp_path))
-    page = " ".join((tmp_path / "report.md").read_text().split())
+    write_report(study_copy, read(study_copy))
+    page = " ".join((study_copy / "report.md").read_text().split())
     assert "of 1 runs: that one, 64 CPUs;" in page and "(2020-02-02) were recorded when the run started." in page
 
 
-def test_results_of_elsewhere_stay(sample: Path, tmp_path: Path) -> None:
+def test_results_of_elsewhere_stay(sample: Path, study_copy: Path, tmp_path: Path) -> None:
     dataset = load_dataset(sample)
-    (task, other) = plan(["table-1"], [0], epochs=1)[:2]
-    run_task(tmp_path / "here", task, str(sample))
-    run_task(tmp_path / "there", other, str(sample))
-    collect(tmp_path / "there", dataset)
-    shutil.copy(tmp_path / "there" / "results.json", tmp_path / "here")
-    collect(tmp_path / "here", dataset)
-    assert set(read(tmp_path / "here").runs) == {task.name, other.name}
-    shutil.rmtree(run_folder(tmp_path / "here", task))
-    collect(tmp_path / "here", dataset)
-    assert set(read(tmp_path / "here").runs) == {task.name, other.name}
+    here, there = study_copy, shutil.copytree(study_copy, tmp_path / "there")
+    shutil.rmtree(run_folder(here, CLASSIFIER))
+    shutil.rmtree(run_folder(there, AUTOENCODER))
+    collect(there, dataset)
+    assert set(read(there).runs) == {CLASSIFIER.name}
+    shutil.copy(there / "results.json", here)
+    collect(here, dataset)
+    assert set(read(here).runs) == {AUTOENCODER.name, CLASSIFIER.name}
+    shutil.rmtree(run_folder(here, AUTOENCODER))
+    collect(here, dataset)
+    assert set(read(here).runs) == {AUTOENCODER.name, CLASSIFIER.name}
 
 
 def test_damaged_results_are_named(tmp_path: Path) -> None:
@@ -79,12 +78,10 @@ def test_damaged_results_are_named(tmp_path: Path) -> None:
         read(tmp_path)
 
 
-def test_a_run_without_its_metrics_is_named(sample: Path, tmp_path: Path) -> None:
-    task = autoencoder(0, epochs=1)
-    run_task(tmp_path, task, str(sample))
-    (run_folder(tmp_path, task) / "metrics.jsonl").unlink()
+def test_a_run_without_its_metrics_is_named(sample: Path, study_copy: Path) -> None:
+    (run_folder(study_copy, AUTOENCODER) / "metrics.jsonl").unlink()
     with pytest.raises(RunError, match="is finished, and its metrics are not there"):
-        collect(tmp_path, load_dataset(sample))
+        collect(study_copy, load_dataset(sample))
 
 
 @pytest.fixture
@@ -120,42 +117,35 @@ def test_results_from_before_a_field_was_added_are_found(study_results: Results)
     assert results.find(task) == results.runs[task.name]
 
 
-def test_a_run_folder_from_before_a_default_changed_is_refused(sample: Path, tmp_path: Path) -> None:
-    task = autoencoder(0, epochs=1)
-    run_task(tmp_path, replace(task, config=replace(task.config, threads=2)), str(sample))
-    check_study(tmp_path, [task], load_dataset(sample))
-    path = run_folder(tmp_path, task) / "config.json"
-    path.write_text(path.read_text().replace('"batch_size": 100', '"batch_size": 50'))
+def test_a_run_folder_from_before_a_default_changed_is_refused(sample: Path, study_copy: Path) -> None:
+    path = run_folder(study_copy, AUTOENCODER) / "config.json"
+    described = path.read_text()
+    path.write_text(described.replace('"threads": 1', '"threads": 2'))  # which decides only the last bits
+    check_study(study_copy, [AUTOENCODER], load_dataset(sample))
+    path.write_text(described.replace('"batch_size": 100', '"batch_size": 50'))
     with pytest.raises(RunError, match=r"was trained with batch_size \(=50\), not 100"):
-        check_study(tmp_path, [task], load_dataset(sample))
+        check_study(study_copy, [AUTOENCODER], load_dataset(sample))
 
 
-def test_records_of_the_autoencoder_in_a_classifiers_run_are_not_its_own(sample: Path, tmp_path: Path) -> None:
-    for task in plan(["final-model"], [0], epochs=2):
-        run_task(tmp_path, task, str(sample))
-    task = classifier(0, epochs=2)
-    assert task.needs
-    folder, source = (run_folder(tmp_path, item) / "metrics.jsonl" for item in (task, task.needs))
-    if '"autoencoder"' not in folder.read_text():
-        folder.write_text(source.read_text() + folder.read_text())
-    assert count_epochs(run_folder(tmp_path, task), "classifier") == 2
-    collect(tmp_path, load_dataset(sample))
-    run = read(tmp_path).runs[task.name]
-    assert set(run.test) == {"cross_entropy", "accuracy"} and all(len(values) == 2 for values in run.epochs.values())
+def test_records_of_the_autoencoder_in_a_classifiers_run_are_not_its_own(sample: Path, study_copy: Path) -> None:
+    records = (run_folder(study_copy, CLASSIFIER) / "metrics.jsonl").read_text()
+    assert '"stage": "autoencoder"' in records and count_epochs(study_copy, CLASSIFIER) == 1
+    collect(study_copy, load_dataset(sample))
+    run = read(study_copy).runs[CLASSIFIER.name]
+    assert set(run.test) == {"cross_entropy", "accuracy"} and all(len(values) == 1 for values in run.epochs.values())
 
 
 @pytest.mark.parametrize("where", ["results.json", "runs"])
 def test_another_data_set_is_refused_and_both_are_named(
-    sample: Path, tmp_path: Path, make_dataset: Callable[[str, int], Path], where: str
+    sample: Path, study_copy: Path, make_dataset: Callable[[str, int], Path], where: str
 ) -> None:
     first, second = load_dataset(sample), load_dataset(make_dataset("another", 3))
-    (task, other) = plan(["table-1"], [0], epochs=1)[:2]
-    run_task(tmp_path, task, str(sample))
+    (other,) = plan(["table-1"], [0], epochs=1)[:1]
     if where == "results.json":
-        collect(tmp_path, first)
-        shutil.rmtree(tmp_path / "runs")
+        collect(study_copy, first)
+        shutil.rmtree(study_copy / "runs")
     with pytest.raises(RunError) as error:
-        check_study(tmp_path, [other], second)
+        check_study(study_copy, [other], second)
     for text in (first.name, first.fingerprint[:12], second.name, second.fingerprint[:12]):
         assert text in str(error.value)
-    check_study(tmp_path, [other], first)
+    check_study(study_copy, [other], first)
