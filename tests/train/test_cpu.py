@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from fmcae.train.backend import Backend, PlainBackend, backend_for, optimizer_for, training_loss
 from fmcae.train.config import DropoutPosition, NetworkConfig
 from fmcae.train.cpu import DROPOUT_LAYERS, FusedAdam, FusedBackend
-from fmcae.train.cpu.layers import dropout_mask
+from fmcae.train.cpu.kernels import dropout_mask
 from fmcae.train.loop import scale
 from fmcae.train.networks import Autoencoder, Classifier
 

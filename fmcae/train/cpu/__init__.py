@@ -9,15 +9,11 @@ its array again, forward and backward. Here
   convolution gives 10×10 and the first block 12×12;
 - a transposed convolution is one matrix product, whose columns are added up where its windows overlap.
 
-The matrix products and the second convolution, nine tenths of the arithmetic, are PyTorch's (oneDNN, MKL). All else is
-numpy: each call of PyTorch, even for a view, gives up Python's lock and waits to get it back from the other threads.
-In :mod:`~fmcae.train.cpu.encoder` and :mod:`~fmcae.train.cpu.decoder` each backward pass stands below its forward pass.
-The networks are defined in :mod:`fmcae.train.networks`; ``tests/train/test_cpu.py`` compares losses, gradients and
-training steps with them.
+The matrix products and the second convolution, nine tenths of the arithmetic, are PyTorch's (oneDNN, MKL). The networks are
+defined in :mod:`fmcae.train.networks`; ``tests/train/test_cpu.py`` compares losses, gradients and training steps with them.
 """
 
-from fmcae.train.cpu.adam import FusedAdam, adam_state
-from fmcae.train.cpu.backend import FusedBackend
-from fmcae.train.cpu.layers import DROPOUT_LAYERS
+from fmcae.train.cpu.backend import FusedAdam, FusedBackend, adam_state
+from fmcae.train.cpu.passes import DROPOUT_LAYERS
 
 __all__ = ["DROPOUT_LAYERS", "FusedAdam", "FusedBackend", "adam_state"]

@@ -3,17 +3,15 @@
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
-from fmcae.train.cpu.decoder import DecoderWeights, decode, decode_backward
-from fmcae.train.cpu.encoder import EncoderWeights, encode, encode_backward
-from fmcae.train.cpu.layers import DROPOUT_LAYERS, Dropout, Floats, Gradients, as_numpy, linear, multiply
+from fmcae.train.cpu import kernels, passes
+from fmcae.train.cpu.passes import DecoderWeights, Dropout, EncoderWeights, Floats, Gradients, LinearWeights, as_numpy
 from fmcae.train.networks import Autoencoder, Classifier
 
 EVALUATION_CHUNK = 250  # images at most, which fit a core's cache
@@ -41,14 +39,14 @@ class FusedBackend:
         """The training loss, a scalar, of x (B, 1, 28, 28) and labels (B,); gradients go into ``parameter.grad``."""
         config = self.network.config
         dropout = Dropout(config.dropout, keys, config.dropout_position == "before-pooling", config.output_dropout)
-        encoder, head = _weights(self.network)  # here and not in the threads, like every call of PyTorch that can be
+        encoder, head = self._weights()  # here and not in the threads, like every call of PyTorch that can be
         images, classes = as_numpy(x)[:, 0], as_numpy(labels)
 
         def step(first: int, end: int) -> tuple[float, Gradients]:
             part, own_dropout = images[first:end], replace(dropout, first=first)
             if isinstance(head, DecoderWeights):
-                return _autoencoder_step(encoder, head, part, len(images), own_dropout)
-            return _classifier_step(encoder, head, part, classes[first:end], len(images), own_dropout)
+                return passes.autoencoder_step(encoder, head, part, len(images), own_dropout)
+            return passes.classifier_step(encoder, head, part, classes[first:end], len(images), own_dropout)
 
         (loss, gradients), *others = self.run_parts(step, len(images), -(-len(images) // self.threads))
         for other_loss, other in others:
@@ -63,15 +61,15 @@ class FusedBackend:
 
     def outputs(self, x: Tensor) -> Tensor:
         """The network's outputs for x (N, 1, 28, 28) in evaluation mode: x_hat (N, 1, 28, 28) or logits (N, K)."""
-        no_dropout = Dropout(0.0, np.zeros(DROPOUT_LAYERS, np.uint32), before_pooling=False, output=False)
+        no_dropout = Dropout(0.0, np.zeros(passes.DROPOUT_LAYERS, np.uint32), before_pooling=False, output=False)
         images = as_numpy(x)[:, 0]
-        encoder, head = _weights(self.network)
+        encoder, head = self._weights()
 
         def outputs(first: int, end: int) -> Floats:
-            z = encode(encoder, images[first:end], no_dropout).z
+            z = passes.encode(encoder, images[first:end], no_dropout).z
             if isinstance(head, DecoderWeights):
-                return decode(head, z, no_dropout).x_hat[:, np.newaxis]
-            return linear(z, head.weight, head.bias)
+                return passes.decode(head, z, no_dropout).x_hat[:, np.newaxis]
+            return passes.linear(z, *head)
 
         size = min(EVALUATION_CHUNK, -(-len(images) // self.threads))
         return torch.from_numpy(np.concatenate(self.run_parts(outputs, len(images), size)))
@@ -87,46 +85,53 @@ class FusedBackend:
         results = [run_thread(0), *(other.result() for other in others)]  # the first part is this thread's own
         return [results[index % self.threads][index // self.threads] for index in range(len(parts))]
 
-
-class _LinearWeights(NamedTuple):
-    weight: Floats  # (K, latent_dim)
-    bias: Floats
-
-
-def _weights(network: Autoencoder | Classifier) -> tuple[EncoderWeights, DecoderWeights | _LinearWeights]:
-    encoder = EncoderWeights.from_network(network.encoder)
-    if isinstance(network, Autoencoder):
-        return encoder, DecoderWeights.from_network(network.decoder)
-    return encoder, _LinearWeights(as_numpy(network.linear.weight), as_numpy(network.linear.bias))
+    def _weights(self) -> tuple[EncoderWeights, DecoderWeights | LinearWeights]:
+        network = self.network
+        encoder = EncoderWeights.from_network(network.encoder)
+        if isinstance(network, Autoencoder):
+            return encoder, DecoderWeights.from_network(network.decoder)
+        return encoder, (as_numpy(network.linear.weight), as_numpy(network.linear.bias))
 
 
-def _autoencoder_step(
-    encoder: EncoderWeights, decoder: DecoderWeights, x: Floats, batch_size: int, dropout: Dropout
-) -> tuple[float, Gradients]:
-    encoded = encode(encoder, x, dropout)
-    decoded = decode(decoder, encoded.z, dropout)
-    loss, grad_z, gradients = decode_backward(decoder, encoded.z, x, decoded, batch_size, dropout)
-    gradients |= encode_backward(encoder, x, encoded, grad_z, dropout)
-    return loss, gradients
+class FusedAdam:
+    """Adam over the parameters that are trained, on the threads of ``backend``.
+
+    Its state has the names of :class:`torch.optim.Adam`'s, whose construction alone imports PyTorch's compiler for a
+    second.
+    """
+
+    def __init__(self, backend: FusedBackend, learning_rate: float) -> None:
+        self._backend, self._learning_rate = backend, learning_rate
+        parameters = [parameter for parameter in backend.network.parameters() if parameter.requires_grad]
+        self.state: dict[Tensor, dict[str, Tensor]] = {parameter: adam_state(parameter) for parameter in parameters}
+        self._arrays = [[_flat(tensor) for tensor in (key, *state.values())] for key, state in self.state.items()]
+
+    def step(self) -> None:
+        """Take one step along each ``parameter.grad``."""
+        gradients = [_flat(parameter.grad) for parameter in self.state]
+        for _, step, *_ in self._arrays:
+            step += 1
+        count = int(step[0])
+        step_size = np.float32(self._learning_rate / (1 - 0.9**count))
+        root_correction = np.float32((1 - 0.999**count) ** 0.5)
+        threads = self._backend.threads
+
+        def step_part(thread: int, _: int) -> None:
+            for gradient, (parameter, _step, *moments) in zip(gradients, self._arrays, strict=True):
+                size = -(-len(parameter) // threads)
+                own = slice(thread * size, (thread + 1) * size)
+                kernels.adam(
+                    parameter[own], gradient[own], *(moment[own] for moment in moments), step_size, root_correction
+                )
+
+        self._backend.run_parts(step_part, threads, 1)
 
 
-def _classifier_step(
-    encoder: EncoderWeights,
-    head: _LinearWeights,
-    x: Floats,
-    labels: NDArray[np.int64],
-    batch_size: int,
-    dropout: Dropout,
-) -> tuple[float, Gradients]:
-    encoded = encode(encoder, x, dropout)
-    logits = linear(encoded.z, head.weight, head.bias)
-    log_probabilities = F.log_softmax(torch.from_numpy(logits), dim=1).numpy()
-    rows = np.arange(len(x))
-    loss = float(-log_probabilities[rows, labels].sum(dtype=np.float64) / batch_size)
-    grad_logits = np.exp(log_probabilities)
-    grad_logits[rows, labels] -= 1
-    grad_logits /= batch_size
-    gradients = {"linear.weight": multiply(grad_logits.T, encoded.z), "linear.bias": grad_logits.sum(axis=0)}
-    if encoder.is_trained:
-        gradients |= encode_backward(encoder, x, encoded, multiply(grad_logits, head.weight), dropout)
-    return loss, gradients
+def adam_state(parameter: Tensor) -> dict[str, Tensor]:
+    """Adam's state of a parameter before the first step."""
+    step = torch.zeros((), device=parameter.device)  # where PyTorch's fused Adam keeps it
+    return {"step": step, "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
+
+
+def _flat(tensor: Any) -> NDArray[Any]:
+    return as_numpy(tensor).reshape(-1)  # the same memory
