@@ -38,8 +38,9 @@ from torchvision.transforms import ToTensor
 
 from fmcae.data import FASHION_MNIST_SHA256, load_dataset
 from fmcae.runtime.machine import available_cpus, describe_machine
+from fmcae.train.backend import backend_for, optimizer_for
 from fmcae.train.config import DropoutPosition, NetworkConfig
-from fmcae.train.loop import DeviceSplit, backend_for, optimizer_for, train_epoch
+from fmcae.train.loop import DeviceSplit, train_epoch
 from fmcae.train.networks import Autoencoder, Classifier
 from fmcae.train.progress import Progress
 

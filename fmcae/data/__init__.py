@@ -9,9 +9,9 @@
 5. a download into the cache.
 """
 
-import hashlib
 import os
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -19,16 +19,13 @@ from numpy.typing import NDArray
 
 from fmcae.data import idx
 from fmcae.data.download import download as download_fashion_mnist
-from fmcae.data.split import SPLIT_SEED, split_val, split_val_test
+from fmcae.data.split import split_val, split_val_test
 from fmcae.errors import INSTALL_TRAIN, DataError, UsageError
 from fmcae.images import IMAGE_SUFFIXES
 from fmcae.preprocess import to_uint8
 
-__all__ = ["SPLIT_SEED", "Dataset", "load_dataset"]
-
 ENVIRONMENT_VARIABLE = "FMCAE_DATA"
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
-IDX_NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 CLASS_NAMES_FILE = "class_names.txt"
 
 FASHION_MNIST_CLASSES: tuple[str, ...] = (
@@ -42,6 +39,7 @@ FASHION_MNIST_SHA256 = {
     "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
     "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
 }
+IDX_NAMES = tuple(FASHION_MNIST_SHA256)
 
 
 @dataclass(frozen=True)
@@ -68,20 +66,19 @@ class Dataset:
     @property
     def fingerprint(self) -> str:
         """SHA-256 over every image and label in order: two runs with the same one saw the same data."""
-        digest = hashlib.sha256("\n".join(self.class_names).encode())
+        digest = sha256("\n".join(self.class_names).encode())
         for split in (self.train, self.val, self.test):
             digest.update(split.images.tobytes())
             digest.update(split.labels.tobytes())
         return digest.hexdigest()
 
 
-def load_dataset(data: str | os.PathLike[str] | None = None, *, download: bool = True) -> Dataset:
+def load_dataset(data: str | os.PathLike[str] | None = None) -> Dataset:
     """Find, check and split a data set.
 
     Args:
         data: a folder that holds four IDX files (gzipped or plain) or one folder of images per class; None looks
             through the places that this module's docstring lists.
-        download: whether Fashion-MNIST may be downloaded where no place has it.
 
     Raises:
         UsageError: ``data`` or FMCAE_DATA names a place without a data set.
@@ -92,11 +89,11 @@ def load_dataset(data: str | os.PathLike[str] | None = None, *, download: bool =
     if environment := os.environ.get(ENVIRONMENT_VARIABLE):
         return _load_folder(Path(environment).expanduser(), f"{ENVIRONMENT_VARIABLE} (={environment})")
     cache = cache_folder()
-    for folder in (cache, DEBIAN_FOLDER):
-        if found := _find_idx(folder, ignore_incomplete=True):
-            return _load_idx(found, must_be_fashion_mnist=True)
-    reason = download_fashion_mnist(cache) if download else "not tried"
-    if found := _find_idx(cache, ignore_incomplete=True):
+    found = _find_idx(cache, ignore_incomplete=True) or _find_idx(DEBIAN_FOLDER, ignore_incomplete=True)
+    if not found:
+        reason = download_fashion_mnist(cache)
+        found = _find_idx(cache, ignore_incomplete=True)
+    if found:
         return _load_idx(found, must_be_fashion_mnist=True)
     raise DataError(
         f"no data set found. Tried: --data (not given), ${ENVIRONMENT_VARIABLE} (not set), {cache} (not all four "
@@ -109,28 +106,21 @@ def load_dataset(data: str | os.PathLike[str] | None = None, *, download: bool =
 
 def cache_folder() -> Path:
     """The user's cache for data sets; it need not exist."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "fmcae"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fmcae"
 
 
 def _load_folder(folder: Path, parameter: str) -> Dataset:
     if not folder.is_dir():
         raise UsageError(f"{parameter} must be an existing folder")
     try:
-        if found := _find_idx(folder):
-            return _load_idx(found)
-        class_folders = _class_folders(folder)
+        found = _find_idx(folder)
+        dataset = _load_idx(found) if found else _load_image_folders(folder)
     except PermissionError as error:
         raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from error
-    if class_folders:
-        return _load_image_folders(folder, class_folders)
-    raise UsageError(
-        f"{parameter} must hold the four IDX files ({', '.join(IDX_NAMES)}, plain or .gz) "
-        "or one folder of images per class"
-    )
-
-
-# --- IDX ---------------------------------------------------------------------------------------------------------
+    if dataset is None:
+        rule = f"the four IDX files ({', '.join(IDX_NAMES)}, plain or .gz) or one folder of images per class"
+        raise UsageError(f"{parameter} must hold {rule}")
+    return dataset
 
 
 def _find_idx(folder: Path, *, ignore_incomplete: bool = False) -> dict[str, Path]:
@@ -156,64 +146,45 @@ def _find_idx(folder: Path, *, ignore_incomplete: bool = False) -> dict[str, Pat
 
 def _load_idx(files: dict[str, Path], *, must_be_fashion_mnist: bool = False) -> Dataset:
     contents = {name: idx.read_bytes(path) for name, path in files.items()}
-    is_fashion_mnist = _check_fashion_mnist(contents, files, must_be_fashion_mnist)
-    train_images, train_labels, test_images, test_labels = (
-        idx.parse(contents[name], str(files[name])) for name in IDX_NAMES
-    )
-    for images, labels, name in (
-        (train_images, train_labels, IDX_NAMES[0]),
-        (test_images, test_labels, IDX_NAMES[2]),
-    ):
+    wrong = [name for name, digest in FASHION_MNIST_SHA256.items() if sha256(contents[name]).hexdigest() != digest]
+    if wrong and (must_be_fashion_mnist or len(wrong) < len(files)):  # if some are its files, the others are damaged
+        raise DataError(f"{files[wrong[0]]}: is damaged: its SHA-256 is not that of Fashion-MNIST's {wrong[0]}")
+    parsed = (idx.parse(contents[name], str(files[name])) for name in IDX_NAMES)
+    train_images, train_labels, test_images, test_labels = parsed
+    pairs = [(train_images, train_labels, IDX_NAMES[0]), (test_images, test_labels, IDX_NAMES[2])]
+    for images, labels, name in pairs:
         if images.ndim not in (3, 4) or labels.ndim != 1 or len(images) != len(labels):
             raise DataError(
                 f"{files[name]}: images {images.shape} do not fit labels {labels.shape}: "
                 "they must be (N, height, width) or (N, height, width, 3) and (N,)"
             )
-    if len(train_labels) < 6 or len(test_labels) < 1:
-        raise DataError(
-            f"{files[IDX_NAMES[0]].parent}: holds {len(train_labels)} training and {len(test_labels)} test images; "
-            "at least 6 and 1 are needed"
-        )
     folder = files[IDX_NAMES[0]].parent
-    highest = {IDX_NAMES[1]: int(train_labels.max()), IDX_NAMES[3]: int(test_labels.max())}
-    if is_fashion_mnist:
-        class_names = FASHION_MNIST_CLASSES
-    else:
-        class_names = _class_names(folder, {files[name]: label for name, label in highest.items()})
-    train, val = split_val(len(train_labels))
-    train_images, test_images = _as_28(train_images), _as_28(test_images)
-    return Dataset(
-        name="Fashion-MNIST" if is_fashion_mnist else folder.resolve().name,
-        class_names=class_names,
-        train=Split(train_images[train], train_labels[train]),
-        val=Split(train_images[val], train_labels[val]),
-        test=Split(test_images, test_labels),
-    )
+    if len(train_labels) < 6 or len(test_labels) < 1:
+        counts = f"{len(train_labels)} training and {len(test_labels)} test images"
+        raise DataError(f"{folder}: holds {counts}; at least 6 and 1 are needed")
+    name, class_names = "Fashion-MNIST", FASHION_MNIST_CLASSES
+    if wrong:
+        name = folder.resolve().name
+        class_names = _class_names(folder, {files[IDX_NAMES[1]]: train_labels, files[IDX_NAMES[3]]: test_labels})
+    train_images, test = _as_28(train_images), Split(_as_28(test_images), test_labels)
+    train, val = (Split(train_images[part], train_labels[part]) for part in split_val(len(train_labels)))
+    return Dataset(name, class_names, train, val, test)
 
 
-def _check_fashion_mnist(contents: dict[str, bytes], files: dict[str, Path], must_be: bool) -> bool:
-    """Return whether the files are Fashion-MNIST's. If only some are, the others are damaged, which is an error."""
-    wrong = [
-        name for name, content in contents.items() if hashlib.sha256(content).hexdigest() != FASHION_MNIST_SHA256[name]
-    ]
-    if wrong and (must_be or len(wrong) < len(contents)):
-        raise DataError(f"{files[wrong[0]]}: is damaged: its SHA-256 is not that of Fashion-MNIST's {wrong[0]}")
-    return not wrong
-
-
-def _class_names(folder: Path, highest_labels: dict[Path, int]) -> tuple[str, ...]:
-    """Return the lines of class_names.txt, or numbers; ``highest_labels`` has the highest label of each labels file."""
+def _class_names(folder: Path, labels: dict[Path, NDArray[np.uint8]]) -> tuple[str, ...]:
+    """Return the lines of class_names.txt, or numbers; ``labels`` has the content of each labels file."""
     path = folder / CLASS_NAMES_FILE
+    highest = {labels_path: int(values.max()) for labels_path, values in labels.items()}
     if not path.is_file():
-        return tuple(str(index) for index in range(max(highest_labels.values()) + 1))
+        return tuple(str(index) for index in range(max(highest.values()) + 1))
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: is not text in UTF-8: {error.reason} at byte {error.start}") from error
     names = tuple(line.strip() for line in lines if line.strip())
-    if len(set(names)) < len(names):
-        raise DataError(f"{path}: must name different classes, one a line; {len(names) - len(set(names))} repeated")
-    for labels_path, label in highest_labels.items():
+    if repeated := len(names) - len(set(names)):
+        raise DataError(f"{path}: must name different classes, one a line; {repeated} repeated")
+    for labels_path, label in highest.items():
         if label >= len(names):
             raise DataError(
                 f"{labels_path}: has the label {label}, but {path} names {len(names)} classes, "
@@ -223,43 +194,30 @@ def _class_names(folder: Path, highest_labels: dict[Path, int]) -> tuple[str, ..
 
 
 def _as_28(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    if images.shape[1:] == (28, 28):
-        return images
-    return np.stack([to_uint8(image) for image in images])
+    return images if images.shape[1:] == (28, 28) else np.stack([to_uint8(image) for image in images])
 
 
-# --- folders of images -------------------------------------------------------------------------------------------
-
-
-def _class_folders(folder: Path) -> dict[str, list[Path]]:
-    """Return each class name's image files, both sorted by name, so that indices do not depend on the file system.
-
-    The result is empty if no folder in ``folder`` holds images.
-    """
-    folders = {}
+def _load_image_folders(folder: Path) -> Dataset | None:
+    """Load one folder of images per class, None if there is none, in an order that does not depend on the file system."""
+    classes: dict[str, list[Path]] = {}
     for child in sorted(folder.iterdir()):
         if child.is_dir() and not child.name.startswith(".") and child.name != "__MACOSX":  # macOS's zip leaves it
-            folders[child.name] = sorted(path for path in child.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-    if not any(folders.values()):
-        return {}
-    for name, images in folders.items():
-        if not images:
+            classes[child.name] = sorted(path for path in child.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not any(classes.values()):
+        return None
+    for name, paths in classes.items():
+        if not paths:
             raise DataError(
                 f"{folder / name}: must hold images, as every class folder beside it; it holds none directly"
             )
         if name != name.encode(errors="replace").decode():  # a byte that is not UTF-8 is a lone surrogate
             raise DataError(f"{folder / name}: must have a name in UTF-8, because it is the name of a class")
-    return folders
-
-
-def _load_image_folders(folder: Path, class_folders: dict[str, list[Path]]) -> Dataset:
-    class_names = tuple(class_folders)
-    if not 2 <= len(class_names) <= 256:
-        raise DataError(f"{folder}: must hold 2 to 256 class folders with images; it holds {len(class_names)}")
-    paths = [path for images in class_folders.values() for path in images]
-    if len(paths) < 7:
-        raise DataError(f"{folder}: holds {len(paths)} images; at least 7 are needed to split 5 : 1 : 1")
-    images = np.stack([to_uint8(path) for path in paths])
-    labels = np.repeat(np.arange(len(class_names), dtype=np.uint8), [len(images) for images in class_folders.values()])
-    train, val, test = (Split(images[part], labels[part]) for part in split_val_test(len(paths)))
-    return Dataset(folder.resolve().name, class_names, train, val, test)
+    if not 2 <= len(classes) <= 256:
+        raise DataError(f"{folder}: must hold 2 to 256 class folders with images; it holds {len(classes)}")
+    count = sum(map(len, classes.values()))
+    if count < 7:
+        raise DataError(f"{folder}: holds {count} images; at least 7 are needed to split 5 : 1 : 1")
+    images = np.stack([to_uint8(path) for paths in classes.values() for path in paths])
+    labels = np.repeat(np.arange(len(classes), dtype=np.uint8), [len(paths) for paths in classes.values()])
+    train, val, test = (Split(images[part], labels[part]) for part in split_val_test(count))
+    return Dataset(folder.resolve().name, tuple(classes), train, val, test)

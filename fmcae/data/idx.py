@@ -25,8 +25,12 @@ def read_bytes(path: Path) -> bytes:
     try:
         content = path.read_bytes()
         return gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read: {_reason(error)}") from error
+    except EOFError as error:
+        raise DataError(f"{path}: cannot be read: its gzip data are cut short") from error
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"{path}: cannot be read: damaged gzip data ({error})") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 def parse(content: bytes, name: str) -> NDArray[np.uint8]:
@@ -51,11 +55,3 @@ def write(path: Path, array: NDArray[np.uint8]) -> None:
     """Write uint8 ``array`` of 1 to 4 dimensions as IDX, gzipped if ``path`` ends in ``.gz`` (the same bytes each time)."""
     content = bytes([0, 0, UINT8, array.ndim]) + np.array(array.shape, ">u4").tobytes() + array.tobytes()
     path.write_bytes(gzip.compress(content, 9, mtime=0) if path.suffix == ".gz" else content)
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, gzip.BadGzipFile | zlib.error):
-        return f"damaged gzip data ({error})"
-    if isinstance(error, EOFError):
-        return "its gzip data are cut short"
-    return getattr(error, "strerror", None) or str(error)

@@ -175,7 +175,8 @@ def measure_rate() -> float:
     """Measure the multiply-adds a second of one run on one thread of this machine."""
     import torch
 
-    from fmcae.train.loop import DeviceSplit, backend_for, optimizer_for, train_epoch
+    from fmcae.train.backend import backend_for, optimizer_for
+    from fmcae.train.loop import DeviceSplit, train_epoch
     from fmcae.train.networks import Autoencoder
     from fmcae.train.progress import Progress
 

@@ -26,33 +26,21 @@ LIMITS = {  # of integers, both included
     "threads": (1, 1024),
     "labels": (1, 2**31),
 }
-OPTIONS = {
-    "encoder_init": " (--encoder)",
-    "encoder_training": " (--freeze-encoder)",
-}  # where fmcae train's name differs
+OPTIONS = {"encoder_init": " (--encoder)", "encoder_training": " (--freeze-encoder)"}  # fmcae train's own names
 FEWEST_IMAGES = 5_000  # of an epoch with few labels; with fewer it would end after a step or two
 Config = TypeVar("Config", bound="NetworkConfig | TrainConfig")
 
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """The shape of the networks.
+    """The shape of the networks."""
 
-    Attributes:
-        latent_dim: the size of z; the paper's n.
-        dropout: the probability p in [0, 1) of every dropout layer.
-        dropout_position: before or after max pooling in the encoder.
-        output_dropout: whether the decoder's sigmoid output is dropped too. It trains x_hat towards (1-p)·x.
-        pooling: max pooling in the encoder; without it (the paper's Appendix) the layers adapt their sizes.
-        class_count: the number of the classifier's logits.
-    """
-
-    latent_dim: int = 128
-    dropout: float = 0.1
-    dropout_position: DropoutPosition = "after-pooling"
-    output_dropout: bool = False
-    pooling: bool = True
-    class_count: int = 10
+    latent_dim: int = 128  # the size of z; the paper's n
+    dropout: float = 0.1  # the probability p in [0, 1) of every dropout layer
+    dropout_position: DropoutPosition = "after-pooling"  # in the encoder
+    output_dropout: bool = False  # of the decoder's sigmoid output too, which trains x_hat towards (1-p)·x
+    pooling: bool = True  # in the encoder; without it (the paper's Appendix) the layers adapt their sizes
+    class_count: int = 10  # the number of the classifier's logits
 
     def __post_init__(self) -> None:
         _check_fields(self)
@@ -66,13 +54,10 @@ class TrainConfig:
 
     Attributes:
         epochs: the epochs of each stage.
-        encoder_init: where the classifier's encoder starts: from the autoencoder, or at random.
-        encoder_training: whether the classifier's encoder is trained on with the linear layer, or left as it is.
+        encoder_init, encoder_training: where the classifier's encoder starts, and whether it is trained on.
         seed: the seed of weights, batch order and dropout.
-        device: "cpu" or "cuda"; "auto" is resolved before a run starts.
         threads: PyTorch's CPU threads. The same seed, device, threads, versions and instruction set of the CPU give the
             same weights, bit for bit.
-        stage: the stages to train.
         data: the data folder that was named, None for Fashion-MNIST from where it is found.
         autoencoder_from: the run folder whose autoencoder the classifier starts from, None for the run's own.
         labels: how many labelled images the classifier is trained on, as many of each class, drawn with the seed; None
@@ -108,12 +93,10 @@ class TrainConfig:
                 "or encoder_init=random (--encoder)"
             )
         if self.stage != "classifier" and self.encoder_init == "random":
-            raise UsageError(
-                f"encoder_init (--encoder) (=random) must come with stage=classifier, not stage={self.stage}"
-            )
+            raise UsageError(f"{_shown(self, 'encoder_init')} must come with stage=classifier, not stage={self.stage}")
         if self.stage == "autoencoder":
-            for name, is_set in (("encoder_training", self.encoder_training == "frozen"), ("labels", self.labels)):
-                if is_set:
+            for name in ("encoder_training", "labels"):
+                if getattr(self, name) != getattr(TrainConfig, name):  # its default
                     raise UsageError(f"{_shown(self, name)} must come with a classifier, not stage=autoencoder")
 
     @property

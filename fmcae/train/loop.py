@@ -25,21 +25,15 @@ from fmcae import metrics
 from fmcae.data import Dataset, Split
 from fmcae.data.split import draw_labels
 from fmcae.errors import ProviderError, UsageError
-from fmcae.train.backend import Backend, Optimizer, PlainBackend, backend_for, optimizer_for
+from fmcae.train.backend import Backend, Optimizer, backend_for, optimizer_for
 from fmcae.train.config import Device, TrainConfig
 from fmcae.train.cpu import DROPOUT_LAYERS
 from fmcae.train.networks import Autoencoder, Classifier
 from fmcae.train.progress import Progress
-from fmcae.train.run import Run, check_data
+from fmcae.train.run import NETWORKS, Run, check_data
 from fmcae.train.weights import load_checkpoint, load_weights, save_checkpoint, save_weights
 
-__all__ = [
-    "DeviceSplit", "PlainBackend", "backend_for", "evaluate", "optimizer_for", "resolve_device", "scale", "train",
-    "train_epoch",
-]  # fmt: skip
-
 EVALUATION_BATCH = 1000  # images; the result does not depend on it
-STAGE_INDEX = {"autoencoder": 0, "classifier": 1}
 
 
 @dataclass(frozen=True)
@@ -52,10 +46,8 @@ class DeviceSplit:
     @classmethod
     def from_split(cls, split: Split, device: torch.device) -> "DeviceSplit":
         """Copy ``split`` to ``device``."""
-        return cls(
-            torch.from_numpy(np.array(split.images)).to(device),
-            torch.from_numpy(split.labels.astype(np.int64)).to(device),
-        )
+        images, labels = torch.from_numpy(np.array(split.images)), torch.from_numpy(split.labels.astype(np.int64))
+        return cls(images.to(device), labels.to(device))
 
 
 def resolve_device(device: str) -> Device:
@@ -98,13 +90,13 @@ def _train_stage(run: Run, stage: str, backend: Backend, splits: dict[str, Devic
     optimizer = optimizer_for(backend, config.learning_rate)
     epochs_done = load_checkpoint(run.checkpoint, stage, network, optimizer.state)
     # a run stopped between its metrics and its checkpoint has one record too many
-    records = [
-        record for record in run.metrics() if record["stage"] != stage or record.get("epoch", np.inf) <= epochs_done
-    ]
+    records = [old for old in run.metrics() if old["stage"] != stage or old.get("epoch", np.inf) <= epochs_done]
     passes = 1
-    if stage == "classifier":
-        splits = splits | {"train": _labelled(splits["train"], config)}
-        passes = config.passes
+    if stage == "classifier" and config.labels is not None:
+        train_split, passes = splits["train"], config.passes
+        drawn = draw_labels(train_split.labels.cpu().numpy(), config.labels, config.seed)
+        indices = torch.from_numpy(drawn).to(train_split.labels.device)
+        splits = splits | {"train": DeviceSplit(train_split.images[indices], train_split.labels[indices])}
     images = passes * len(splits["train"].labels)
     progress.stage(stage, config.epochs, epochs_done + 1, images)
     for epoch in range(epochs_done + 1, config.epochs + 1):
@@ -127,11 +119,9 @@ def _train_stage(run: Run, stage: str, backend: Backend, splits: dict[str, Devic
 def _test(run: Run, stage: str, backend: Backend, split: DeviceSplit, records: list[dict[str, Any]]) -> None:
     """Measure the test split, add its record, and draw the stage's pictures."""
     values, confusion = evaluate(backend, split)
-    record: dict[str, Any] = {"stage": stage, "split": "test"}
-    record |= {f"test_{metric}": value for metric, value in values.items()}
-    if confusion is not None:
-        record["confusion"] = confusion.tolist()
-    records.append(record)
+    own = {f"test_{metric}": value for metric, value in values.items()}
+    counts = {} if confusion is None else {"confusion": confusion.tolist()}
+    records.append({"stage": stage, "split": "test", **own, **counts})
     run.write_metrics(records)
     from fmcae.train import figures  # matplotlib: not before the first step
 
@@ -167,9 +157,8 @@ def evaluate(backend: Backend, split: DeviceSplit) -> tuple[dict[str, float], ND
     """
     backend.network.eval()
     total, counts = 0.0, None
-    for images, batch_labels in zip(
-        torch.split(split.images, EVALUATION_BATCH), torch.split(split.labels, EVALUATION_BATCH), strict=True
-    ):
+    batches = (torch.split(tensor, EVALUATION_BATCH) for tensor in (split.images, split.labels))
+    for images, batch_labels in zip(*batches, strict=True):
         x, labels = scale(images), batch_labels.cpu().numpy()
         outputs = backend.outputs(x).cpu().numpy()
         if isinstance(backend.network, Autoencoder):
@@ -189,14 +178,6 @@ def scale(images: Tensor) -> Tensor:
     return images.unsqueeze(1).float().div_(255)
 
 
-def _labelled(split: DeviceSplit, config: TrainConfig) -> DeviceSplit:
-    if config.labels is None:
-        return split
-    drawn = torch.from_numpy(draw_labels(split.labels.cpu().numpy(), config.labels, config.seed))
-    drawn = drawn.to(split.labels.device)
-    return DeviceSplit(split.images[drawn], split.labels[drawn])
-
-
 def _build_network(run: Run, stage: str) -> Autoencoder | Classifier:
     config = run.config
     if stage == "autoencoder":
@@ -213,7 +194,8 @@ def _build_network(run: Run, stage: str) -> Autoencoder | Classifier:
 
 def _seed(config: TrainConfig, stage: str, epoch: int) -> int:
     """One 64-bit seed for an epoch; epoch 0 is the initial weights'. SeedSequence keeps neighbours unrelated."""
-    return int(np.random.SeedSequence([config.seed, STAGE_INDEX[stage], epoch]).generate_state(1, np.uint64)[0])
+    stage_index = list(NETWORKS).index(stage)
+    return int(np.random.SeedSequence([config.seed, stage_index, epoch]).generate_state(1, np.uint64)[0])
 
 
 @contextmanager

@@ -24,7 +24,8 @@ from typing import Any
 import torch
 
 import fmcae
-from fmcae.data import SPLIT_SEED, Dataset
+from fmcae.data import Dataset
+from fmcae.data.split import SPLIT_SEED
 from fmcae.errors import FmcaeError, RunError, UsageError
 from fmcae.files import write_atomic
 from fmcae.runtime.machine import describe_hardware
@@ -41,22 +42,15 @@ PATHS = ("data", "autoencoder_from")  # in the configuration; they mean somethin
 
 @dataclass(frozen=True)
 class Run:
-    """A run on disk.
-
-    Attributes:
-        started: the date and time in UTC, ISO 8601.
-        data: the identity of its data: name, class_names, counts, split_seed, fingerprint.
-        versions, machine: what decides the last bits of the weights, besides the configuration.
-        autoencoder: what :meth:`facts` gives of an autoencoder from another run; None for the run's own.
-    """
+    """A run on disk; its versions and machine decide the last bits of the weights, besides the configuration."""
 
     folder: Path
     config: TrainConfig
-    started: str
-    data: dict[str, Any]
+    started: str  # the date and time in UTC, ISO 8601
+    data: dict[str, Any]  # name, class_names, counts, split_seed, fingerprint
     versions: dict[str, Any]
     machine: dict[str, Any]
-    autoencoder: dict[str, Any] | None
+    autoencoder: dict[str, Any] | None  # what ``facts`` gives of another run's autoencoder; None for the run's own
 
     def weights(self, stage: str) -> Path:
         """Where the final weights of a stage ("autoencoder" or "classifier") lie, or will lie."""
@@ -91,9 +85,7 @@ class Run:
         """
         path = self.folder / METRICS
         try:
-            records = [json.loads(line) for line in path.read_text().splitlines()]
-        except FileNotFoundError:
-            return []
+            records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
         except ValueError as error:
             raise RunError(f"{path}: is damaged: {error}") from error
         return [record for record in records if stage is None or record["stage"] == stage]
@@ -150,19 +142,15 @@ def create_run(folder: Path, config: TrainConfig, dataset: Dataset, autoencoder_
         description["autoencoder"] = source.facts("autoencoder")
         files[METRICS] = _lines(source.metrics("autoencoder")).encode()
         files["autoencoder.safetensors"] = source.weights("autoencoder").read_bytes()
-    _check_unused(folder, files)
+    # a call that was stopped leaves some of the files
+    present = [path for path in folder.iterdir() if not path.match(".*.part")] if folder.is_dir() else [folder]
+    if folder.exists() and not all(path.is_file() and path.read_bytes() == files.get(path.name) for path in present):
+        raise UsageError(f"out (={folder}) must be a new or empty folder; add --resume to go on with a run in it")
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         write_atomic(folder / name, content)
     write_atomic(folder / CONFIG, json.dumps(description, indent=2) + "\n")  # last: it makes the folder a run
     return open_run(folder)
-
-
-def _check_unused(folder: Path, files: dict[str, bytes]) -> None:
-    """Check that the folder is new, or holds nothing but some of ``files``, which a stopped call left."""
-    present = [path for path in folder.iterdir() if not path.match(".*.part")] if folder.is_dir() else [folder]
-    if folder.exists() and not all(path.is_file() and path.read_bytes() == files.get(path.name) for path in present):
-        raise UsageError(f"out (={folder}) must be a new or empty folder; add --resume to go on with a run in it")
 
 
 def open_run(folder: Path) -> Run:
@@ -204,11 +192,7 @@ def find_runs(parent: Path) -> list[Run]:
 
 
 def check_data(run: Run, dataset: Dataset) -> None:
-    """Check that ``dataset`` is what the run was trained on.
-
-    Raises:
-        RunError: it is not.
-    """
+    """Raise RunError if ``dataset`` is not what the run was trained on."""
     if dataset.fingerprint != run.data["fingerprint"]:
         raise RunError(
             f"{run.folder}: was trained on {run.data['name']} with fingerprint {run.data['fingerprint'][:12]}…; "
@@ -220,9 +204,8 @@ def changes_since(run: Run) -> list[str]:
     """Return an entry for each version and fact of the machine that may change the weights' last bits and has changed."""
     before, now = run.versions | run.machine, _versions() | _machine(run.config.device)
     deciding = (*_versions(), "cpu", "instruction_set", "device_name")
-    return [
-        f"{name} was {before.get(name)}, is {now.get(name)}" for name in deciding if before.get(name) != now.get(name)
-    ]
+    changed = [name for name in deciding if before.get(name) != now.get(name)]
+    return [f"{name} was {before.get(name)}, is {now.get(name)}" for name in changed]
 
 
 def _versions() -> dict[str, str]:

@@ -78,10 +78,8 @@ def _fill(into: dict[str, Tensor], found: dict[str, Tensor], path: Path) -> None
         raise RunError(f"{path}: does not fit the configuration: {different[0]} is in only one of the two")
     for name, tensor in into.items():
         if found[name].shape != tensor.shape or found[name].dtype != tensor.dtype:
-            raise RunError(
-                f"{path}: does not fit the configuration: {name} is {found[name].dtype} {tuple(found[name].shape)}, "
-                f"expected {tensor.dtype} {tuple(tensor.shape)}"
-            )
+            kinds = [f"{kind.dtype} {tuple(kind.shape)}" for kind in (found[name], tensor)]
+            raise RunError(f"{path}: does not fit the configuration: {name} is {kinds[0]}, expected {kinds[1]}")
     with torch.no_grad():
         for name, tensor in into.items():
             tensor.copy_(found[name])
