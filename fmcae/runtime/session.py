@@ -88,7 +88,8 @@ class Session:
             raise ArtefactError(f"{_name_of(model)} {found}: it is no artefact of fmcae")
         self.input_name, self.output_name = inputs[0].name, outputs[0].name
         self._output_names = [self.output_name]
-        # ONNX Runtime's own object below its Python one, whose checks take 1 µs and are made here after a failure
+        # ONNX Runtime's own object below its Python one, which takes 1 µs to check what is checked here after a failure,
+        # and may fall back to the CPU
         self._run = getattr(self.raw, "_sess", self.raw).run
 
     def run(self, x: "NDArray[np.float32]") -> "NDArray[np.float32]":
@@ -115,22 +116,14 @@ class Session:
 
 
 def check_provider(provider: str) -> Provider:
-    """Return ``provider`` itself.
-
-    Raises:
-        UsageError: it is neither "cpu" nor "cuda".
-    """
+    """Return ``provider`` itself, or raise UsageError if it is neither "cpu" nor "cuda"."""
     if provider not in PROVIDERS:
         raise UsageError(f"provider (={provider}) must be one of {', '.join(PROVIDERS)}")
     return provider
 
 
 def check_threads(threads: int | None) -> int:
-    """Return ``threads`` itself, or :func:`available_cpus` for None.
-
-    Raises:
-        UsageError: it is no integer from 1 to 1,024.
-    """
+    """Return ``threads`` itself, or the available CPUs for None; raise UsageError if it is no integer in range."""
     if threads is None:
         return available_cpus()
     if not isinstance(threads, int) or isinstance(threads, bool) or not 1 <= threads <= MAX_THREADS:
@@ -176,13 +169,11 @@ def _create_on_cpu(ort: Any, model: ModelSource, options: Any) -> Any:
     try:
         if not isinstance(model, bytes):
             open(model, "rb").close()  # a clearer reason than ONNX Runtime's for a missing or unreadable file
-        session = ort.InferenceSession(model, options, providers=[ORT_NAMES["cpu"]], enable_fallback=0)
+        return ort.InferenceSession(model, options, providers=[ORT_NAMES["cpu"]], enable_fallback=0)
     except OSError as error:
         raise ArtefactError(f"{model!s}: {error.strerror or error}") from error
     except Exception as error:  # ONNX Runtime's exceptions share no base class but this one
         raise ArtefactError(f"{_name_of(model)} is no ONNX model that runs here: {short_reason(error)}") from error
-    session.disable_fallback()
-    return session
 
 
 def _create_on_cuda(ort: Any, model: ModelSource, options: Any) -> Any:
@@ -214,7 +205,6 @@ def _create_on_cuda(ort: Any, model: ModelSource, options: Any) -> Any:
             raise ProviderError(f"{_name_of(model)} does not run on cuda alone: {reason}") from error
     finally:
         ort.set_default_logger_severity(_LOG_WARNING)
-    session.disable_fallback()
     if session.get_providers()[0] != ORT_NAMES["cuda"]:
         raise _cuda_error(_library_obstacle(ort) or "ONNX Runtime could not start it")
     return session
@@ -232,11 +222,8 @@ def _cuda_error(obstacle: str, remedy: str = f"with an NVIDIA driver, run  {INST
 
 
 def _library_obstacle(ort: Any) -> str | None:
-    """The CUDA or cuDNN library whose absence kept ONNX Runtime's CUDA library from loading, named by the loader.
-
-    Only after ONNX Runtime itself has failed: loaded before that, its library would start without its host and crash.
-    """
-    import ctypes
+    """The CUDA or cuDNN library whose absence kept ONNX Runtime's CUDA library from loading, named by the loader."""
+    import ctypes  # only after ONNX Runtime has failed: loaded before, its library would start without its host and crash
 
     library = Path(ort.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so"
     try:
