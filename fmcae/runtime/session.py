@@ -27,7 +27,6 @@ MAX_THREADS = 1_024  # far above what a graph of this size can use; ONNX Runtime
 
 INSTALL_CUDA = "pip uninstall -y onnxruntime && pip install 'onnxruntime-gpu[cuda,cudnn]'"
 INSTALL_DRIVER = "install NVIDIA's driver, or give the container the GPU (docker run --gpus all)"
-
 # Full float32, as on the CPU and as in the parity evidence: TF32 keeps 10 bits of mantissa. The heuristic search,
 # because the exhaustive one times every cuDNN algorithm again for each new batch size and may choose another next time.
 _CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
@@ -88,8 +87,7 @@ class Session:
             raise ArtefactError(f"{_name_of(model)} {found}: it is no artefact of fmcae")
         self.input_name, self.output_name = inputs[0].name, outputs[0].name
         self._output_names = [self.output_name]
-        # ONNX Runtime's own object below its Python one, which takes 1 µs to check what is checked here after a failure,
-        # and may fall back to the CPU
+        # ONNX Runtime's own object below its Python one, whose checks take 1 µs and are made here after a failure
         self._run = getattr(self.raw, "_sess", self.raw).run
 
     def run(self, x: "NDArray[np.float32]") -> "NDArray[np.float32]":

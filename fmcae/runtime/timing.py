@@ -176,7 +176,6 @@ def time_in_turns(runners: Mapping[str, Runner], batch_size: int, seconds: float
             runners[name]()  # brings back what the one before pushed out of the caches
             rounds[name].append(_run_for(runners[name], seconds / ROUNDS))
     ran, waited = (now - then for now, then in zip(cpu_times_ns(), before, strict=True))
-
     latencies = {name: _latency(np.concatenate(times), batch_size) for name, times in rounds.items()}
     medians = {name: np.array([np.median(times) for times in series]) for name, series in rounds.items()}
     first, *others = runners
