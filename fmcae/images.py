@@ -32,13 +32,10 @@ _warnings_lock = threading.Lock()  # warnings.catch_warnings changes what all th
 
 
 def read_image(source: ImageSource) -> Image.Image:
-    """Decode an image (the first frame if it has several) and turn it upright as its EXIF orientation says.
+    """Decode an image (the first frame of several) to mode L, RGB or RGBA, upright as its EXIF orientation says.
 
     Deeper images are scaled to 8 bits: 16-bit ones by their full range, 32-bit and float ones by the smallest of 1
-    (float only), 255 and 65535 that holds all values.
-
-    Returns:
-        A PIL image of mode L, RGB or RGBA; ``source`` itself where it is one and needs no change.
+    (float only), 255 and 65535 that holds all values. A PIL image that needs no change is returned itself.
 
     Raises:
         ImageError: the source cannot be read as an image; the message names it and says why.

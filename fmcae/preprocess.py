@@ -60,9 +60,7 @@ def to_uint8(source: ImageSource) -> Bytes:
     """Bring an image into Fashion-MNIST's form: (28, 28) uint8, the background 0, the item up to 255.
 
     A 28×28 image that is opaque and grey is taken exactly as it is. A blank picture gives zeros.
-
-    Raises:
-        ImageError: as for :func:`preprocess`.
+    Errors are those of :func:`preprocess`.
     """
     image = read_image(source)
     if image.size == (SIZE, SIZE):

@@ -36,21 +36,14 @@ PROBE_Y = [[2.75, 1.6875]]  # (1, 2)
 
 @dataclass(frozen=True)
 class Probe:
-    """What a fresh process found on one provider.
-
-    Attributes:
-        works: whether a session was created, its provider read back, and the golden output came out.
-        reason: why it does not work, and how to get it.
-        version, package: those of the imported ``onnxruntime``, as its files say; None if they do not say.
-        listed: ONNX Runtime's names of all providers in that build, working or not.
-    """
+    """What a fresh process found on one provider."""
 
     provider: Provider
-    works: bool
-    reason: str | None = None
+    works: bool  # a session was created, its provider read back, and the golden output came out
+    reason: str | None = None  # why it does not work, and how to get it
     version: str | None = None
-    package: str | None = None
-    listed: tuple[str, ...] = ()
+    package: str | None = None  # the one that the module's files say they are from; None if they do not say
+    listed: tuple[str, ...] = ()  # ONNX Runtime's names of all providers in that build, working or not
 
 
 @dataclass(frozen=True)
@@ -126,10 +119,7 @@ def onnxruntime_distributions() -> dict[str, str]:
 
 
 def onnxruntime_problems(distributions: dict[str, str], cpu: Probe, has_gpu: bool) -> list[Problem]:
-    """Find what is wrong with how ONNX Runtime is installed, from :func:`onnxruntime_distributions` and the CPU's probe.
-
-    With ``has_gpu``, an NVIDIA GPU with a driver, the GPU build is the better one to keep.
-    """
+    """Find what is wrong with the installed distributions; with a GPU, its build is the better one to keep."""
     names = list(distributions)
     installed = " and ".join(f"{name} {version}" for name, version in distributions.items())
     if len(names) > 1:
@@ -141,7 +131,7 @@ def onnxruntime_problems(distributions: dict[str, str], cpu: Probe, has_gpu: boo
         reason = f"ONNX Runtime does not work on the CPU: {cpu.reason}"
         return [Problem(reason, f"pip install --force-reinstall {names[0] if names else 'onnxruntime'}")]
     problems = []
-    version = cpu.version or ""
+    version = cpu.version or "0"
     if release(version) < release(OLDEST_ONNXRUNTIME):
         what = f"onnxruntime (={version}) must be at least {OLDEST_ONNXRUNTIME}"
         problems.append(Problem(what, "pip install --upgrade onnxruntime"))
@@ -173,10 +163,8 @@ def _probe_child(provider: Provider) -> None:
         y = Session(PROBE_MODEL, provider=provider, threads=1).run(np.array(PROBE_X, np.float32))
         if not np.allclose(y, PROBE_Y, rtol=0, atol=1e-6):
             reason = f"it computes {y.tolist()} where {PROBE_Y} is right"
-    except FmcaeError as error:
-        reason = str(error)
     except Exception as error:
-        reason = f"{type(error).__name__}: {short_reason(error)}"
+        reason = str(error) if isinstance(error, FmcaeError) else f"{type(error).__name__}: {short_reason(error)}"
     print(json.dumps(asdict(Probe(provider, reason is None, reason, **facts))))
 
 

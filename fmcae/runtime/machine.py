@@ -10,14 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-_CUDA_ERROR_NO_DEVICE = 100
-
 
 def available_cpus(root: Path = Path("/")) -> int:
     """Count the CPUs that this process may use: its affinity, cut to the container's quota (rounded up), at least 1.
 
-    Args:
-        root: the folder that holds ``proc`` and ``sys``; another one in tests.
+    ``root`` is the folder that holds ``proc`` and ``sys``.
 
     Source: the kernel's documentation, cgroup-v2 "cpu.max" and cgroup-v1 "cpu.cfs_quota_us".
     """
@@ -26,10 +23,7 @@ def available_cpus(root: Path = Path("/")) -> int:
 
 
 def describe_hardware() -> dict[str, Any]:
-    """Return the platform, the CPU's name, the CPUs that this process may use, and the machine's memory in GiB.
-
-    The memory is None where the system does not tell.
-    """
+    """Return the platform, the CPU's name, the CPUs that this process may use, and the memory in GiB (None: unknown)."""
     import platform
 
     lines = _read(Path("/proc/cpuinfo")).splitlines()
@@ -47,10 +41,7 @@ def describe_hardware() -> dict[str, Any]:
 
 
 def describe_machine() -> dict[str, Any]:
-    """Return what a measurement depends on: the hardware, and the versions of Python, fmcae and packages.
-
-    A package that is not installed is None; torch is looked up, never imported.
-    """
+    """Return what a measurement depends on: the hardware, and versions; None for a package that is not installed."""
     import platform
 
     from fmcae import __version__
@@ -92,7 +83,7 @@ def driver_obstacle() -> str | None:
         return "no NVIDIA driver is found"
     count = ctypes.c_int(0)
     status = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
-    if status == _CUDA_ERROR_NO_DEVICE or (status == 0 and count.value == 0):
+    if status == 100 or (status == 0 and count.value == 0):  # CUDA_ERROR_NO_DEVICE
         return "the NVIDIA driver finds no GPU"
     return f"the NVIDIA driver does not start (CUDA error {status})" if status != 0 else None
 

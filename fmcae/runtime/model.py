@@ -54,12 +54,7 @@ class Artefact:
         return Golden.from_text(self.golden_text)
 
     def check_made_for(self, provider: str) -> None:
-        """Check that the file's precision is made for a provider.
-
-        Raises:
-            ProviderError: it is made for another one, on which alone it is as fast and as exact as its card says.
-            UsageError: the provider is unknown.
-        """
+        """Raise ProviderError if the file's precision is not made for a provider, and UsageError if that is unknown."""
         if check_provider(provider) not in self.card.providers:
             rule = f"must be {' or '.join(self.card.providers)}, which {self.card.precision['name']} is made for"
             raise ProviderError(f"{self.path}: provider (={provider}) {rule}")
@@ -90,11 +85,7 @@ def shipped_folder(name: str = "fashion-mnist") -> Path:
 
 
 def artefact_files(folder: PathName) -> dict[Kind, Path]:
-    """Find the exported files in a folder, by the kind that their names say.
-
-    Raises:
-        ArtefactError: there is none.
-    """
+    """Find the exported files in a folder, by the kind that their names say; raise ArtefactError if there is none."""
     parent = resolve_path(folder)
     files = {kind: parent / file_name(kind) for kind in KINDS if (parent / file_name(kind)).is_file()}
     if not files:
@@ -122,12 +113,7 @@ def read_artefact(path: PathName) -> Artefact:
 
 
 def read_artefacts(path: PathName | None = None, only: Kind | None = None) -> dict[Kind, Artefact]:
-    """Read the artefacts in a file or folder, by kind; arguments as for :func:`load`.
-
-    Raises:
-        ArtefactError: there is none, one is damaged, or they come from different runs.
-        UsageError: path is empty, or only is no kind.
-    """
+    """Read the artefacts in a file or folder, by kind; arguments and errors as for :func:`load`."""
     if only is not None and only not in KINDS:
         raise UsageError(f"only (={only}) must be one of {', '.join(KINDS)}")
     path = shipped_folder() if path is None else resolve_path(path)
@@ -149,11 +135,7 @@ def read_artefacts(path: PathName | None = None, only: Kind | None = None) -> di
 
 
 def resolve_path(path: PathName) -> Path:
-    """Return ``path``, or the folder that ships under that name if there is nothing of that name here.
-
-    Raises:
-        UsageError: path is empty.
-    """
+    """Return ``path``, or what ships under that name if nothing here has it; raise UsageError if it is empty."""
     if path == "":  # which Path takes for the current folder
         raise UsageError("path (=) must not be empty")
     return shipped_folder(str(path)) if str(path) in SHIPPED and not os.path.exists(path) else Path(path)
@@ -175,30 +157,23 @@ class Model:
         return next(iter(self.artefacts.values())).card.class_names
 
     def session(self, kind: Kind) -> Session:
-        """Return the ONNX Runtime session of one graph.
-
-        Raises:
-            ArtefactError: this model was loaded without that graph.
-            ProviderError: the provider asked for is not the one that would run.
-        """
+        """Return the session of one graph; raise as Artefact.session, and ArtefactError if that was not loaded."""
+        if kind in self._sessions:  # without the lock, which would take 0.5 µs of each run
+            return self._sessions[kind]
+        if kind not in self.artefacts:
+            has = ", ".join(str(artefact.path) for artefact in self.artefacts.values())
+            raise ArtefactError(f"this needs {file_name(kind)}; the model was loaded with {has} only: name its folder")
         with self._lock:
-            if kind not in self.artefacts:
-                has = ", ".join(str(artefact.path) for artefact in self.artefacts.values())
-                need = f"this needs {file_name(kind)}; the model was loaded with {has} only: name its folder"
-                raise ArtefactError(need)
             if kind not in self._sessions:
                 self._sessions[kind] = self.artefacts[kind].session(self._provider, self._threads)
-            return self._sessions[kind]
+        return self._sessions[kind]
 
     def classify(self, x: FloatArray) -> FloatArray:
-        """Compute the logits of model inputs.
+        """Compute the logits (N, K) float32 of model inputs, or (K,) for one.
 
         Args:
             x: (N, 1, 28, 28) float32 in [0, 1], or (1, 28, 28) for one image, from :func:`fmcae.preprocess.preprocess`.
                 Values are not checked, because that takes longer than a small batch; logits of others mean nothing.
-
-        Returns:
-            (N, K) float32, or (K,).
 
         Raises:
             UsageError: x has another shape or dtype.
@@ -273,7 +248,7 @@ def load(
         only: "encoder", "decoder" or "classifier", to read only that one if the folder has it.
 
     Raises:
-        ArtefactError: a file is missing, foreign or damaged.
+        ArtefactError: a file is missing, foreign or damaged, or files come from different runs.
         UsageError: path is empty, or provider, threads or only is out of range.
     """
     return Model(read_artefacts(path, only), provider, threads)

@@ -27,7 +27,6 @@ MAX_THREADS = 1_024  # far above what a graph of this size can use; ONNX Runtime
 
 INSTALL_CUDA = "pip uninstall -y onnxruntime && pip install 'onnxruntime-gpu[cuda,cudnn]'"
 INSTALL_DRIVER = "install NVIDIA's driver, or give the container the GPU (docker run --gpus all)"
-
 # Full float32, as on the CPU and as in the parity evidence: TF32 keeps 10 bits of mantissa. The heuristic search,
 # because the exhaustive one times every cuDNN algorithm again for each new batch size and may choose another next time.
 _CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
@@ -115,22 +114,14 @@ class Session:
 
 
 def check_provider(provider: str) -> Provider:
-    """Return ``provider`` itself.
-
-    Raises:
-        UsageError: it is neither "cpu" nor "cuda".
-    """
+    """Return ``provider`` itself, or raise UsageError if it is neither "cpu" nor "cuda"."""
     if provider not in PROVIDERS:
         raise UsageError(f"provider (={provider}) must be one of {', '.join(PROVIDERS)}")
     return provider
 
 
 def check_threads(threads: int | None) -> int:
-    """Return ``threads`` itself, or :func:`available_cpus` for None.
-
-    Raises:
-        UsageError: it is no integer from 1 to 1,024.
-    """
+    """Return ``threads`` itself, or the available CPUs for None; raise UsageError if it is no integer in range."""
     if threads is None:
         return available_cpus()
     if not isinstance(threads, int) or isinstance(threads, bool) or not 1 <= threads <= MAX_THREADS:
@@ -176,13 +167,11 @@ def _create_on_cpu(ort: Any, model: ModelSource, options: Any) -> Any:
     try:
         if not isinstance(model, bytes):
             open(model, "rb").close()  # a clearer reason than ONNX Runtime's for a missing or unreadable file
-        session = ort.InferenceSession(model, options, providers=[ORT_NAMES["cpu"]], enable_fallback=0)
+        return ort.InferenceSession(model, options, providers=[ORT_NAMES["cpu"]], enable_fallback=0)
     except OSError as error:
         raise ArtefactError(f"{model!s}: {error.strerror or error}") from error
     except Exception as error:  # ONNX Runtime's exceptions share no base class but this one
         raise ArtefactError(f"{_name_of(model)} is no ONNX model that runs here: {short_reason(error)}") from error
-    session.disable_fallback()
-    return session
 
 
 def _create_on_cuda(ort: Any, model: ModelSource, options: Any) -> Any:
@@ -214,7 +203,6 @@ def _create_on_cuda(ort: Any, model: ModelSource, options: Any) -> Any:
             raise ProviderError(f"{_name_of(model)} does not run on cuda alone: {reason}") from error
     finally:
         ort.set_default_logger_severity(_LOG_WARNING)
-    session.disable_fallback()
     if session.get_providers()[0] != ORT_NAMES["cuda"]:
         raise _cuda_error(_library_obstacle(ort) or "ONNX Runtime could not start it")
     return session
@@ -232,11 +220,8 @@ def _cuda_error(obstacle: str, remedy: str = f"with an NVIDIA driver, run  {INST
 
 
 def _library_obstacle(ort: Any) -> str | None:
-    """The CUDA or cuDNN library whose absence kept ONNX Runtime's CUDA library from loading, named by the loader.
-
-    Only after ONNX Runtime itself has failed: loaded before that, its library would start without its host and crash.
-    """
-    import ctypes
+    """The CUDA or cuDNN library whose absence kept ONNX Runtime's CUDA library from loading, named by the loader."""
+    import ctypes  # only after ONNX Runtime has failed: loaded before, its library would start without its host and crash
 
     library = Path(ort.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so"
     try:

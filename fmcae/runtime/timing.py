@@ -57,32 +57,21 @@ class Ratio:
 
 @dataclass(frozen=True)
 class FirstRun:
-    """The first run of one batch size in a fresh process, in which smaller ones ran before it.
-
-    Attributes:
-        peak_memory_mib: the process's peak resident memory until then; None where the system does not tell.
-        gpu_memory_mib: the rise of the GPU's used memory since before the session, all processes together.
-    """
+    """The first run of one batch size in a fresh process, in which smaller ones ran before it."""
 
     batch_size: int
     first_run_ms: float
-    peak_memory_mib: float | None
-    gpu_memory_mib: float | None
+    peak_memory_mib: float | None  # the process's resident memory until then; None where the system does not tell
+    gpu_memory_mib: float | None  # the rise since before the session, all of the GPU's processes together
 
 
 @dataclass(frozen=True)
 class ColdStart:
-    """A graph's start in a fresh process that has numpy.
+    """A graph's start in a fresh process."""
 
-    Attributes:
-        import_ms: the time to import ONNX Runtime.
-        session_creation_ms: the time from the file to a session, CUDA's own start included.
-        base_memory_mib: the peak resident memory with everything imported and no session.
-    """
-
-    import_ms: float
-    session_creation_ms: float
-    base_memory_mib: float | None
+    import_ms: float  # of ONNX Runtime, with numpy there already
+    session_creation_ms: float  # from the file to a session, CUDA's own start included
+    base_memory_mib: float | None  # the peak resident memory with everything imported and no session
     first_runs: tuple[FirstRun, ...]
 
 
@@ -109,10 +98,7 @@ class Case:
 class GraphTiming:
     """All that was measured of one graph.
 
-    Attributes:
-        nodes: what :func:`node_placement` gives.
-        cuda_beats_cpu_from: the batch size from which each CUDA series is faster than onnxruntime-cpu at every size
-            measured; None if at no size. Empty where CUDA was not measured.
+    ``cuda_beats_cpu_from`` has, for each CUDA series, what :func:`beats_from` gives against onnxruntime-cpu.
     """
 
     graph: str
@@ -120,7 +106,7 @@ class GraphTiming:
     size_bytes: int
     provider: Provider
     threads: int
-    nodes: dict[str, tuple[str, ...]]
+    nodes: dict[str, tuple[str, ...]]  # what node_placement gives
     cold: ColdStart
     cases: tuple[Case, ...]
     cuda_beats_cpu_from: dict[str, int | None]
@@ -146,7 +132,7 @@ def time_graph(
         progress: called with each step's name before it starts.
 
     Raises:
-        ProviderError: ``provider`` is not the one that would run, now or in the fresh process.
+        ProviderError: ``provider`` is not the one that would run.
         ArtefactError: the file cannot be loaded.
         UsageError: a batch size that the graph does not take.
     """
@@ -190,7 +176,6 @@ def time_in_turns(runners: Mapping[str, Runner], batch_size: int, seconds: float
             runners[name]()  # brings back what the one before pushed out of the caches
             rounds[name].append(_run_for(runners[name], seconds / ROUNDS))
     ran, waited = (now - then for now, then in zip(cpu_times_ns(), before, strict=True))
-
     latencies = {name: _latency(np.concatenate(times), batch_size) for name, times in rounds.items()}
     medians = {name: np.array([np.median(times) for times in series]) for name, series in rounds.items()}
     first, *others = runners
@@ -246,7 +231,7 @@ def node_placement(path: Path, provider: str, threads: int | None = None) -> dic
 
 
 def beats_from(cases: Sequence[Case], series: str, other: str) -> int | None:
-    """The smallest batch size from which ``series`` has the lower median latency at every size up to the largest."""
+    """The batch size from which ``series`` has the lower median latency at every size measured; None if at no size."""
     largest_first = sorted(cases, key=lambda case: -case.batch_size)
     faster = takewhile(lambda case: case.latencies[series].p50_ms < case.latencies[other].p50_ms, largest_first)
     return min((case.batch_size for case in faster), default=None)

@@ -13,16 +13,11 @@ RELATIVE_FLOOR = 1e-3  # below it a relative difference says nothing, since a Re
 
 @dataclass(frozen=True)
 class Difference:
-    """How far outputs are from their reference; infinitely far if the shapes differ.
-
-    Attributes:
-        max_rel: the largest difference relative to the reference, over values of at least RELATIVE_FLOOR in size.
-        within: whether every value is within atol + rtol·|reference|.
-    """
+    """How far outputs are from their reference; infinitely far if the shapes differ."""
 
     max_abs: float
-    max_rel: float
-    within: bool
+    max_rel: float  # relative to the reference, over values of at least RELATIVE_FLOOR in size
+    within: bool  # every value is within atol + rtol·|reference|
 
 
 @dataclass(frozen=True)
