@@ -22,15 +22,10 @@ def watch_training(quiet: bool) -> Iterator[Progress]:
         yield Lines()
         return
     from rich.console import Console
-    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TimeRemainingColumn
     from rich.progress import Progress as RichProgress
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.fields[status]}"),
-        TimeRemainingColumn(),
-    )
+    columns = ("{task.description}", BarColumn(), "{task.fields[status]}", TimeRemainingColumn())
     with RichProgress(*columns, console=Console(stderr=True)) as bar:
         yield Bar(bar)
 
@@ -82,11 +77,8 @@ class Bar(Lines):
 
 def record_line(record: dict[str, Any], epochs: int) -> str:
     """One line of text for a record of ``metrics.jsonl``."""
-    values = "  ".join(
-        f"{name.replace('_', ' ')} {value:.4f}"
-        for name, value in record.items()
-        if isinstance(value, float) and name != "seconds"
-    )
+    measured = {name: value for name, value in record.items() if isinstance(value, float) and name != "seconds"}
+    values = "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in measured.items())
     if "epoch" not in record:
         return f"{record['stage']} test: {values}"
     speed = f"{record['seconds']:.1f} s  {record['images_per_second']:,} images/s"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Option
 
 from fmcae.cli.options import RUNS_FOLDER, DataOption, ThreadsOption, note
 from fmcae.cli.progress import watch_training
@@ -23,7 +24,7 @@ NETWORK_FIELDS = {item.name for item in fields(NetworkConfig)}
 def _integer(name: str, help_text: str) -> Any:
     """An option for an integer of the configuration, within its limits."""
     low, high = LIMITS[name]
-    return typer.Option(metavar="N", min=low, max=high, help=help_text)
+    return Option(metavar="N", min=low, max=high, help=help_text)
 
 
 # Every parameter but out, resume and quiet has the name of the configuration's field that it sets. Its options make the
@@ -31,45 +32,39 @@ def _integer(name: str, help_text: str) -> Any:
 def train(
     context: typer.Context,
     data: DataOption = None,
-    out: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="The run folder. [default: runs/<date>-<time>]")
-    ] = None,
+    out: Annotated[Path | None, Option(metavar="RUN", help="The run folder. [default: runs/<date>-<time>]")] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --out, or with the newest unfinished one.")
+        bool, Option("--resume", help="Go on with the run in --out, or the newest unfinished one.")
     ] = False,
     stage: Annotated[
-        Stage | None, typer.Option(help="What to train. [default: both; classifier with --from or --encoder random]")
+        Stage | None, Option(help="What to train. [default: both; classifier with --from or --encoder random]")
     ] = None,
     autoencoder_from: Annotated[
-        Path | None, typer.Option("--from", metavar="RUN", help="Start the classifier from this run's autoencoder.")
+        Path | None, Option("--from", metavar="RUN", help="Start the classifier from this run's autoencoder.")
     ] = None,
     latent_dim: Annotated[int, _integer("latent_dim", "The size of z, the paper's n.")] = NETWORK.latent_dim,
-    dropout: Annotated[
-        float, typer.Option(metavar="P", help="The dropout probability, the paper's p.")
-    ] = NETWORK.dropout,
-    dropout_position: Annotated[
-        DropoutPosition, typer.Option(help="Where the encoder drops.")
-    ] = NETWORK.dropout_position,
-    output_dropout: Annotated[bool, typer.Option(help="Drop the decoder's output too.")] = NETWORK.output_dropout,
-    pooling: Annotated[bool, typer.Option(help="Max pooling in the encoder.")] = NETWORK.pooling,
+    dropout: Annotated[float, Option(metavar="P", help="The dropout probability, the paper's p.")] = NETWORK.dropout,
+    dropout_position: Annotated[DropoutPosition, Option(help="Where the encoder drops.")] = NETWORK.dropout_position,
+    output_dropout: Annotated[bool, Option(help="Drop the decoder's output too.")] = NETWORK.output_dropout,
+    pooling: Annotated[bool, Option(help="Max pooling in the encoder.")] = NETWORK.pooling,
     encoder_init: Annotated[
-        EncoderInit, typer.Option("--encoder", help="Where the classifier's encoder starts.")
+        EncoderInit, Option("--encoder", help="Where the classifier's encoder starts.")
     ] = DEFAULT.encoder_init,
     encoder_training: Annotated[
-        bool, typer.Option("--freeze-encoder/--fine-tune", help="Keep the encoder's weights, or train them on.")
+        bool, Option("--freeze-encoder/--fine-tune", help="Keep the encoder's weights, or train them on.")
     ] = DEFAULT.encoder_training == "frozen",
     labels: Annotated[
         int | None, _integer("labels", "Labelled images that the classifier sees. [default: all of train]")
     ] = DEFAULT.labels,
     learning_rate: Annotated[
-        float, typer.Option("--learning-rate", "--lr", metavar="LR", help="Adam's learning rate.")
+        float, Option("--learning-rate", "--lr", metavar="LR", help="Adam's learning rate.")
     ] = DEFAULT.learning_rate,
     batch_size: Annotated[int, _integer("batch_size", "Images per mini-batch.")] = DEFAULT.batch_size,
     epochs: Annotated[int, _integer("epochs", "Epochs of each stage.")] = DEFAULT.epochs,
     seed: Annotated[int, _integer("seed", "The seed of weights, batch order and dropout.")] = DEFAULT.seed,
-    device: Annotated[DeviceChoice, typer.Option(help="Where to train.")] = "auto",
+    device: Annotated[DeviceChoice, Option(help="Where to train.")] = "auto",
     threads: ThreadsOption = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Plain lines instead of a progress bar.")] = False,
+    quiet: Annotated[bool, Option("--quiet", "-q", help="Plain lines instead of a progress bar.")] = False,
 ) -> None:
     """Train the autoencoder, then the classifier on its encoder.
 
@@ -81,6 +76,7 @@ def train(
     try:  # from here on: importing torch takes seconds, and a user may stop that too
         from fmcae.data import load_dataset
         from fmcae.train.loop import train as train_run
+        from fmcae.train.run import changes_since, create_run
 
         settings = _settings(context)  # every option is checked here, before the data are read
         if resume:
@@ -91,10 +87,9 @@ def train(
                 return
             dataset = load_dataset(run.config.data)
             note(f"going on with {run.folder}")
-            _warn_of_changes(run)
+            if changes := "; ".join(changes_since(run)):
+                note(f"warning: {changes}: the weights may differ in the last bits from those of an uninterrupted run")
         else:
-            from fmcae.train.run import create_run
-
             _config(settings)
             dataset = load_dataset(settings["data"])
             config = _config(settings | {"class_count": len(dataset.class_names)})
@@ -156,15 +151,6 @@ def _check_same_options(context: typer.Context, settings: dict[str, Any], config
             raise UsageError(f"{flags[name]} (={value}) must be the run's own (={own}) to resume it")
 
 
-def _warn_of_changes(run: "Run") -> None:
-    from fmcae.train.run import changes_since
-
-    if changes := changes_since(run):
-        note(
-            f"warning: {'; '.join(changes)}: the weights may differ in the last bits from those of an uninterrupted run"
-        )
-
-
 def _new_folder() -> Path:
     stem = datetime.now().strftime("%Y%m%d-%H%M%S")
     folder, number = RUNS_FOLDER / stem, 2
@@ -176,11 +162,8 @@ def _new_folder() -> Path:
 def _print_summary(run: "Run") -> None:
     for record in run.metrics():
         if record.get("split") == "test":
-            values = ", ".join(
-                f"{name.removeprefix('test_').replace('_', ' ')} {value:.4f}"
-                for name, value in record.items()
-                if isinstance(value, float)
-            )
+            measured = {name.removeprefix("test_"): value for name, value in record.items() if isinstance(value, float)}
+            values = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in measured.items())
             typer.echo(f"{record['stage']}: test {values}")
     typer.echo(f"run folder: {run.folder}")
     typer.echo(f"next: fmcae export --onnx {run.folder}")

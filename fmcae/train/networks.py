@@ -84,8 +84,6 @@ class Classifier(nn.Module):
 
 def _activation(config: NetworkConfig) -> list[nn.Module]:
     """ReLU, dropout and max pooling after a convolution, in the order that ``dropout_position`` says."""
-    pool: list[nn.Module] = [nn.MaxPool2d(2)] if config.pooling else []
-    drop: list[nn.Module] = [nn.Dropout(config.dropout)]
-    if config.dropout_position == "before-pooling":
-        return [nn.ReLU(), *drop, *pool]
-    return [nn.ReLU(), *pool, *drop]
+    pool = [nn.MaxPool2d(2)] if config.pooling else []
+    drop = nn.Dropout(config.dropout)
+    return [nn.ReLU(), drop, *pool] if config.dropout_position == "before-pooling" else [nn.ReLU(), *pool, drop]
