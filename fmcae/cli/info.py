@@ -10,8 +10,7 @@ FILE_HELP = "An exported file, or a folder with one. [default: the shipped class
 
 
 def info(
-    file: Annotated[str | None, typer.Argument(metavar="FILE", help=FILE_HELP)] = None,
-    as_json: JsonOption = False,
+    file: Annotated[str | None, typer.Argument(metavar="FILE", help=FILE_HELP)] = None, as_json: JsonOption = False
 ) -> None:
     """Print what an exported file says of itself.
 
