@@ -38,8 +38,7 @@ def _print(diagnosis: "Diagnosis") -> None:
     console = Console(soft_wrap=True, highlight=False)
     packages = diagnosis.packages
 
-    def line(name: str, text: str, good: bool | None = None) -> None:
-        style = {True: "green", False: "red", None: ""}[good]
+    def line(name: str, text: str, style: str = "") -> None:
         console.print(Text(f"{name:<14}"), Text(text, style=style), sep="")
 
     line("fmcae", f"{packages['fmcae']}, Python {diagnosis.python}, {diagnosis.platform}")
@@ -47,21 +46,21 @@ def _print(diagnosis: "Diagnosis") -> None:
     line("packages", ", ".join(f"{name} {packages[name] or 'missing'}" for name in RUNTIME_PACKAGES))
     builds = ", ".join(f"{name} {version}" for name, version in diagnosis.onnxruntime_distributions.items())
     line("ONNX Runtime", builds or "not installed by pip")
-    missing = [name for name in TRAIN_PACKAGES if packages[name] is None]
     installed = ", ".join(f"{name} {packages[name]}" for name in TRAIN_PACKAGES if packages[name])
     line("extra [train]", installed or "not installed")
-    if missing:
+    if missing := [name for name in TRAIN_PACKAGES if packages[name] is None]:
         line("", f"for training and export:  {INSTALL_TRAIN}  (missing: {', '.join(missing)})")
     for probe in diagnosis.probes:
         if probe.works:
-            line(probe.provider, f"works: {ORT_NAMES[probe.provider]} gives the golden output", True)
+            line(probe.provider, f"works: {ORT_NAMES[probe.provider]} gives the golden output", "green")
         else:
             reason = (probe.reason or "no reason given").removeprefix("CUDA cannot run here: ")
-            line(probe.provider, f"no: {reason}", False if probe.provider == "cpu" else None)
+            line(probe.provider, f"no: {reason}", "red" if probe.provider == "cpu" else "")
     listed = diagnosis.probes[0].listed
     line("also listed", ", ".join(name for name in listed if name not in ORT_NAMES.values()) or "no other provider")
     for artefact in diagnosis.artefacts:
-        line(artefact.kind, artefact.problem or f"sealed as shipped, {artefact.file}", artefact.problem is None)
+        style = "red" if artefact.problem else "green"
+        line(artefact.kind, artefact.problem or f"sealed as shipped, {artefact.file}", style)
     console.print()
     for problem in diagnosis.problems:
         console.print(Text.assemble((f"problem: {problem.what}", "red"), f"\n  mend it:  {problem.command}"))

@@ -36,7 +36,7 @@ def encode(
     loaded = load(model, provider=provider, threads=threads, only="encoder")
     loaded.session("encoder")
     stdin = read_stdin(paths)
-    names: list[str] = []
+    names = []
     for name, error in find_images(paths):
         if error is not None:
             raise error

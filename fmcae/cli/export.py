@@ -1,11 +1,10 @@
 """``fmcae export``: a run becomes sealed ONNX files, if a gate holds."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from fmcae.card import Precision, parity_lines
 from fmcae.cli.options import RUNS_FOLDER, DataOption, ProviderOption, status
 from fmcae.errors import RunError, UsageError, require_train_extra
 
@@ -13,26 +12,20 @@ if TYPE_CHECKING:
     from fmcae.export.tradeoff import Tradeoff
     from fmcae.train.run import Run
 
+Precision = Literal["fp32", "int8", "fp16"]  # that of fmcae.card, whose import takes numpy's time
+RUN_HELP = "A run folder. [default: the newest finished one in runs/]"
+OUT_HELP = "[default: RUN/onnx, or RUN/onnx-int8, RUN/onnx-fp16]"
+PRECISION_HELP = "int8 (for the CPU) and fp16 (for CUDA) export the classifier alone."
+BUDGET_HELP = "Accuracy that int8 or fp16 may lose, in points."
+
 
 def export(
-    run: Annotated[
-        Path | None, typer.Argument(metavar="RUN", help="A run folder. [default: the newest finished one in runs/]")
-    ] = None,
+    run: Annotated[Path | None, typer.Argument(metavar="RUN", help=RUN_HELP)] = None,
     onnx: Annotated[bool, typer.Option("--onnx/--no-onnx", help="Write ONNX, the one format there is.")] = True,
-    out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="[default: RUN/onnx, or RUN/onnx-int8, RUN/onnx-fp16]")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help=OUT_HELP)] = None,
     data: DataOption = None,
-    precision: Annotated[
-        Precision,
-        typer.Option("--precision", help="int8 (for the CPU) and fp16 (for CUDA) export the classifier alone."),
-    ] = "fp32",
-    budget: Annotated[
-        float,
-        typer.Option(
-            "--budget", metavar="POINTS", min=0, max=100, help="Accuracy that int8 or fp16 may lose, in points."
-        ),
-    ] = 0.2,
+    precision: Annotated[Precision, typer.Option(help=PRECISION_HELP)] = "fp32",
+    budget: Annotated[float, typer.Option(metavar="POINTS", min=0, max=100, help=BUDGET_HELP)] = 0.2,
     provider: ProviderOption = "cpu",
 ) -> None:
     """Export encoder, decoder and classifier to ONNX.
@@ -46,14 +39,15 @@ def export(
     if not onnx:
         raise UsageError("onnx (=False) must be on: it is the one format that fmcae exports")
     if precision == "fp32" and provider != "cpu":
-        raise UsageError(
-            f"provider (={provider}) must be cpu for fp32: fmcae verify --provider {provider} checks the files"
-        )
+        advice = f"fmcae verify --provider {provider} checks the files"
+        raise UsageError(f"provider (={provider}) must be cpu for fp32: {advice}")
     require_train_extra()
+    from fmcae.card import parity_lines
     from fmcae.data import load_dataset
     from fmcae.export.artefacts import export_run, export_smaller
+    from fmcae.train.run import open_run
 
-    opened = open_run_or_newest(run)
+    opened = open_run(run) if run else _newest_finished_run()
     dataset = load_dataset(data or opened.config.data)
     if precision == "fp32":
         with status(f"exporting {opened.folder}, with parity on all of test ..."):
@@ -67,12 +61,21 @@ def export(
     _echo_files(files)
 
 
+def _newest_finished_run() -> "Run":
+    from fmcae.train.run import find_runs
+
+    finished = [run for run in find_runs(RUNS_FOLDER) if run.finished]
+    if not finished:
+        raise RunError(f"no finished run in {RUNS_FOLDER}/: run  fmcae train  first, or name a run folder")
+    return finished[-1]
+
+
 def _echo_files(files: list[Path]) -> None:
     folder = files[0].parent
     for file in files:
         typer.echo(f"{file}  {file.stat().st_size:,} bytes")
-    artefacts = " ".join(str(file) for file in files if file.suffix == ".onnx")
-    typer.echo(f"\nnext: fmcae verify {artefacts}")
+    artefacts = [str(file) for file in files if file.suffix == ".onnx"]
+    typer.echo(f"\nnext: fmcae verify {' '.join(artefacts)}")
     if (folder / "classifier.onnx") in files:
         typer.echo(f"      fmcae predict --model {folder / 'classifier.onnx'} IMAGE...")
     typer.echo(f"      fmcae bench --model {folder}")
@@ -90,19 +93,3 @@ def _tradeoff_lines(tradeoff: "Tradeoff") -> str:
         f"  size {tradeoff.size_bytes:,} bytes, {tradeoff.size_bytes / tradeoff.fp32_size_bytes:.2f} of float32's\n"
         f"  {speed}, on {tradeoff.provider} with {tradeoff.threads} thread"
     )
-
-
-def open_run_or_newest(folder: Path | None) -> "Run":
-    """Open the run in ``folder``, or the newest finished one in ``runs/``.
-
-    Raises:
-        RunError: there is none.
-    """
-    from fmcae.train.run import find_runs, open_run
-
-    if folder is not None:
-        return open_run(folder)
-    finished = [run for run in find_runs(RUNS_FOLDER) if run.finished]
-    if not finished:
-        raise RunError(f"no finished run in {RUNS_FOLDER}/: run  fmcae train  first, or name a run folder")
-    return finished[-1]

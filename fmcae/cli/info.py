@@ -1,36 +1,30 @@
 """``fmcae info``: print the card that a file carries."""
 
-import os
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from fmcae.cli.options import JsonOption, print_json, printable
 
+FILE_HELP = "An exported file, or a folder with one. [default: the shipped classifier]"
+
 
 def info(
-    file: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="FILE", help="An exported file, or a folder with one. [default: the shipped classifier]"
-        ),
-    ] = None,
-    as_json: JsonOption = False,
+    file: Annotated[str | None, typer.Argument(metavar="FILE", help=FILE_HELP)] = None, as_json: JsonOption = False
 ) -> None:
     """Print what an exported file says of itself.
 
     A folder stands for its classifier.
     """
-    import json
+    from dataclasses import asdict
 
     from fmcae.card import parity_lines
     from fmcae.runtime.model import file_name, read_artefact, resolve_path, shipped_folder
 
     path = shipped_folder() if file is None else resolve_path(file)
-    artefact = read_artefact(Path(path) / file_name("classifier") if os.path.isdir(path) else path)
-    facts = {"size_bytes": len(artefact.content), "made_for": list(artefact.card.providers)}
-    card = json.loads(artefact.card.to_json())
+    artefact = read_artefact(path / file_name("classifier") if path.is_dir() else path)
+    facts = {"size_bytes": len(artefact.content), "made_for": artefact.card.providers}
+    card = asdict(artefact.card)
     if as_json:
         print_json({"file": str(artefact.path), **facts, "card": card})
         return
@@ -52,5 +46,5 @@ def _echo(values: dict[str, object], indent: int) -> None:
             typer.echo(f"{' ' * indent}{key}")
             _echo(value, indent + 2)
         else:
-            text = ", ".join(map(str, value)) if isinstance(value, list) else value
+            text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
             typer.echo(f"{' ' * indent}{key}: {text}")

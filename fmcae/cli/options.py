@@ -17,27 +17,17 @@ from fmcae.runtime.session import MAX_THREADS, Provider
 
 JSON_SCHEMA_VERSION = 1
 
-DataOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="DIR",
-        help="Folder with four IDX files, or one folder of images per class. "
-        "[default: Fashion-MNIST from $FMCAE_DATA, the cache, Debian's package or a download]",
-    ),
-]
+DATA_HELP = """Folder with four IDX files, or one folder of images per class.
+[default: Fashion-MNIST from $FMCAE_DATA, the cache, Debian's package or a download]"""
+DataOption = Annotated[str | None, typer.Option(metavar="DIR", help=DATA_HELP)]
 ProviderOption = Annotated[Provider, typer.Option(help="Where ONNX Runtime runs; cuda never runs on the CPU.")]
-ThreadsOption = Annotated[
-    int | None,
-    typer.Option(metavar="N", min=1, max=MAX_THREADS, help="CPU threads. [default: all that this process may use]"),
-]
+THREADS_HELP = "CPU threads. [default: all that this process may use]"
+ThreadsOption = Annotated[int | None, typer.Option(metavar="N", min=1, max=MAX_THREADS, help=THREADS_HELP)]
+MODEL_HELP = """An exported file or a folder of them, or fashion-mnist-int8, which ships with fmcae.
+[default: fashion-mnist, which ships too]"""
 ModelOption = Annotated[
     str | None,
-    typer.Option(
-        metavar="PATH",
-        help="An exported file or a folder of them, or fashion-mnist-int8, which ships with fmcae. "
-        "[default: fashion-mnist, which ships too]",
-        autocompletion=lambda: ["fashion-mnist", "fashion-mnist-int8"],
-    ),
+    typer.Option(metavar="PATH", help=MODEL_HELP, autocompletion=lambda: ["fashion-mnist", "fashion-mnist-int8"]),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 RUNS_FOLDER = Path("runs")

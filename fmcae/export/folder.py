@@ -28,13 +28,11 @@ def check_folder(folder: Path, kinds: Collection[Kind]) -> None:
         raise UsageError(f"out (={folder}) must be a folder; it is a file")
     graphs = {file_name(kind) for kind in kinds}
     present = {path.name for path in folder.iterdir()}
-    foreign = sorted(present - graphs - {MODEL_CARD, CONFIG, METRICS})
-    if present and not present & graphs:  # a run that has just begun looks like this
-        foreign = sorted(present)
+    # A run that has just begun has a configuration and no graph.
+    foreign = sorted(present - graphs - {MODEL_CARD, CONFIG, METRICS} if present & graphs else present)
     if foreign:
-        raise UsageError(
-            f"out (={folder}) must be new, empty or hold an earlier export of the same kinds; it holds {foreign[0]}"
-        )
+        rule = "must be new, empty or hold an earlier export of the same kinds"
+        raise UsageError(f"out (={folder}) {rule}; it holds {foreign[0]}")
 
 
 def write_export(run: Run, artefacts: Mapping[Kind, Artefact], folder: Path, provider: str = "cpu") -> list[Path]:

@@ -48,8 +48,7 @@ def to_onnx(network: nn.Module, kind: Kind, example: NDArray[np.float32]) -> byt
     if kind != "decoder" and any(isinstance(layer, nn.MaxPool2d) for layer in network.modules()):
         _crop(model, USED_PIXELS)
     onnx.checker.check_model(model, full_check=True)
-    content: bytes = model.SerializeToString(deterministic=True)
-    return content
+    return bytes(model.SerializeToString(deterministic=True))
 
 
 def _crop(model: onnx.ModelProto, size: int) -> None:

@@ -6,10 +6,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-NO_FILTERS: Mapping[str, Callable[..., str]] = {}
 
-
-def render(template: Path, filters: Mapping[str, Callable[..., str]] = NO_FILTERS, **values: Any) -> str:
+def render(template: Path, filters: Mapping[str, Callable[..., str]] | None = None, **values: Any) -> str:
     """Render a template file; a name that it uses and ``values`` lack is an error."""
     environment = Environment(
         loader=FileSystemLoader(template.parent),
@@ -19,5 +17,5 @@ def render(template: Path, filters: Mapping[str, Callable[..., str]] = NO_FILTER
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(filters)
+    environment.filters.update(filters or {})
     return environment.get_template(template.name).render(values)

@@ -14,7 +14,6 @@ TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 def model_card(artefacts: Mapping[Kind, Artefact]) -> str:
     """Render the model card of the artefacts of one export."""
     cards = [artefact.card for artefact in artefacts.values()]
-    parity = cards[0].parity
     return render(
         TEMPLATE,
         artefacts=list(artefacts.values()),
@@ -22,15 +21,12 @@ def model_card(artefacts: Mapping[Kind, Artefact]) -> str:
         runs=_training_runs([card.training for card in cards]),
         measured={name: value for card in cards for name, value in card.metrics.items() if name != "confusion"},
         confusion=next((card.metrics["confusion"] for card in cards if "confusion" in card.metrics), None),
-        parity_lines=parity_lines(parity) if parity else None,
+        parity_lines=parity_lines(cards[0].parity) if cards[0].parity else None,
         has_grey_edge="decoder" in artefacts and cards[0].training["config"]["network"]["pooling"],
     )
 
 
 def _training_runs(trainings: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
     """What was trained, and its facts: one run, or two where a classifier started from another run's autoencoder."""
-    *_, last = trainings
-    first = last.get("autoencoder", trainings[0])
-    if first == last:
-        return [("Networks", last)]
-    return [("Autoencoder", first), ("Classifier", last)]
+    first, last = trainings[-1].get("autoencoder", trainings[0]), trainings[-1]
+    return [("Networks", last)] if first == last else [("Autoencoder", first), ("Classifier", last)]

@@ -5,7 +5,7 @@ a PNG file, through ``preprocess`` and ONNX Runtime.
 """
 
 import io
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
@@ -47,7 +47,7 @@ class Parity:
     onnxruntime_version: str
     torch_version: str
     tolerance: dict[str, float]
-    comparisons: tuple[Comparison, ...]
+    comparisons: list[Comparison]
 
     @property
     def failure(self) -> str | None:
@@ -70,7 +70,7 @@ class Parity:
 
     def to_json(self) -> dict[str, Any]:
         """A dict of plain JSON values."""
-        return {**asdict(self), "comparisons": [asdict(item) for item in self.comparisons], "passed": self.passed}
+        return {**asdict(self), "passed": self.passed}
 
 
 def measure_parity(
@@ -78,17 +78,25 @@ def measure_parity(
 ) -> Parity:
     """Compare every session with its PyTorch network on all of ``split``, at each of BATCH_SIZES.
 
+    The networks, in evaluation mode, must have every kind of the sessions; a decoder is compared behind its encoder.
+
     Args:
-        networks: the trained networks by kind, in evaluation mode; a decoder needs its encoder.
-        sessions: the graphs in ONNX Runtime, by kind, of which the networks have all.
         tolerance: the largest allowed difference, ``{"atol", "rtol"}``.
 
     Raises:
         GateError: an output has another shape than PyTorch's.
     """
+    paths: list[tuple[str, Callable[[FloatArray], FloatArray], nn.Module]] = []  # output, shipped path, PyTorch's
+    if "classifier" in sessions:
+        paths.append(("logits", sessions["classifier"].run, networks["classifier"]))
+    if "encoder" in sessions:
+        paths.append(("z", sessions["encoder"].run, networks["encoder"]))
+    if "encoder" in sessions and "decoder" in sessions:
+        autoencoder = nn.Sequential(networks["encoder"], networks["decoder"])
+        paths.append(("x_hat", lambda x: sessions["decoder"].run(sessions["encoder"].run(x)), autoencoder))
     x = np.stack([preprocess(_png(image)) for image in split.images])  # (N, 1, 28, 28)
     comparisons = []
-    for output, run, network in _paths(networks, sessions):
+    for output, run, network in paths:
         reference = _reference(network, split)
         for batch_size in BATCH_SIZES:
             outputs = np.concatenate([run(x[i : i + batch_size]) for i in range(0, len(x), batch_size)])
@@ -104,21 +112,8 @@ def measure_parity(
         onnxruntime_version=str(import_onnxruntime().__version__),
         torch_version=version("torch"),
         tolerance=tolerance,
-        comparisons=tuple(comparisons),
+        comparisons=comparisons,
     )
-
-
-def _paths(
-    networks: Mapping[Kind, nn.Module], sessions: Mapping[Kind, Session]
-) -> Iterator[tuple[str, Callable[[FloatArray], FloatArray], nn.Module]]:
-    """(output, the shipped path, the PyTorch network) for each output that both sides can give."""
-    if "classifier" in sessions:
-        yield "logits", sessions["classifier"].run, networks["classifier"]
-    if "encoder" in sessions:
-        yield "z", sessions["encoder"].run, networks["encoder"]
-    if "encoder" in sessions and "decoder" in sessions:
-        autoencoder = nn.Sequential(networks["encoder"], networks["decoder"])
-        yield "x_hat", lambda x: sessions["decoder"].run(sessions["encoder"].run(x)), autoencoder
 
 
 @torch.no_grad()

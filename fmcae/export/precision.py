@@ -17,7 +17,6 @@ forth. Source: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOp
 fp16 is for CUDA: weights and activations are half precision, and input and output stay float32.
 """
 
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -33,9 +32,6 @@ from fmcae.train.networks import Classifier
 
 SmallerPrecision = Literal["int8", "fp16"]
 CALIBRATION_IMAGES = 5_000
-# Integers do not differ between machines; what is left is the first convolution's rounding, which may move a sum's last bit.
-INT8_TOLERANCE = {"atol": 0.05, "rtol": 1e-3}
-FP16_TOLERANCE = {"atol": 0.05, "rtol": 1e-2}
 _WEIGHT_LIMIT = 63
 _CALIBRATION_BATCH = 500
 
@@ -68,8 +64,7 @@ def int8_graph(classifier: Classifier, calibration: NDArray[np.uint8]) -> bytes:
     domains = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
     model = helper.make_model(graph, opset_imports=domains, ir_version=8, producer_name="fmcae")
     onnx.checker.check_model(model)
-    content: bytes = model.SerializeToString(deterministic=True)
-    return content
+    return bytes(model.SerializeToString(deterministic=True))
 
 
 def latent_units(graph: bytes) -> int:
@@ -142,17 +137,14 @@ def _largest_activations(classifier: Classifier, images: NDArray[np.uint8]) -> t
     layers = list(classifier.encoder.eval())
     second = next(index for index, layer in enumerate(layers) if index and isinstance(layer, nn.Conv2d))
     flatten = next(index for index, layer in enumerate(layers) if isinstance(layer, nn.Flatten))
-    block1, block2, rest = (
-        nn.Sequential(*part) for part in (layers[:second], layers[second:flatten], layers[flatten:])
-    )
-
-    def batch_maxima() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        for start in range(0, len(images), _CALIBRATION_BATCH):
-            y1 = block1(torch.from_numpy(scale(images[start : start + _CALIBRATION_BATCH])))
-            y2 = block2(y1)
-            yield y1.max(), y2.max(), rest(y2).amax(dim=0)
-
-    top1, top2, top_z = (torch.stack(tops).amax(dim=0) for tops in zip(*batch_maxima(), strict=True))
+    parts = layers[:second], layers[second:flatten], layers[flatten:]
+    block1, block2, rest = (nn.Sequential(*part) for part in parts)
+    maxima = []
+    for start in range(0, len(images), _CALIBRATION_BATCH):
+        y1 = block1(torch.from_numpy(scale(images[start : start + _CALIBRATION_BATCH])))
+        y2 = block2(y1)
+        maxima.append((y1.max(), y2.max(), rest(y2).amax(dim=0)))
+    top1, top2, top_z = (torch.stack(tops).amax(dim=0) for tops in zip(*maxima, strict=True))
     return float(top1), float(top2), top_z.numpy()
 
 

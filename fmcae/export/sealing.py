@@ -20,7 +20,7 @@ def make_card(
     kind: Kind,
     golden: Golden,
     tolerance: dict[str, float],
-    parity: dict[str, Any],
+    parity: dict[str, Any] | None = None,
     precision: dict[str, Any] | None = None,
     metrics: dict[str, Any] | None = None,
 ) -> Card:
@@ -30,7 +30,7 @@ def make_card(
     started from it has them in ``training["autoencoder"]``.
 
     Args:
-        parity: the evidence that ONNX Runtime gives PyTorch's numbers; empty where it was not measured.
+        parity: the evidence that ONNX Runtime gives PyTorch's numbers; None where it was not measured.
         precision: None for float32.
         metrics: None for what PyTorch measured on test at the end of training.
     """
@@ -51,7 +51,7 @@ def make_card(
         preprocessing=DESCRIPTION,
         training=training,
         metrics=metrics,
-        parity=parity,
+        parity=parity or {},
         tolerance=tolerance,
         precision=precision or {"name": "fp32"},
     )

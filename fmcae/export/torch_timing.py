@@ -29,10 +29,10 @@ def load_network(artefact: Artefact) -> nn.Module:
     wrong = ArtefactError(f"{artefact.path}: its weights are not those of the network that its card describes")
     try:
         network = _NETWORKS[artefact.card.kind](NetworkConfig(**artefact.card.training["config"]["network"]))
-        wanted = network.state_dict()
+        names = network.state_dict().keys()
         initializers = onnx.load_from_string(artefact.content).graph.initializer
-        weights = {item.name: numpy_helper.to_array(item) for item in initializers if item.name in wanted}
-        network.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in weights.items()})
+        weights = {item.name: numpy_helper.to_array(item).copy() for item in initializers if item.name in names}
+        network.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
     except (KeyError, TypeError, RuntimeError, FmcaeError) as error:
         raise wrong from error
     network.eval()

@@ -62,10 +62,9 @@ class Tradeoff:
                 f"accuracy falls from {self.fp32_accuracy:.4f} to {self.accuracy:.4f} on {self.images:,} test images, "
                 f"by {self.lost_points:.2f} points, more than the budget of {self.budget_points:g}"
             )
-        if self.size_bytes >= self.fp32_size_bytes and self.speedup["1"].median <= 1:
-            return (
-                f"it is neither smaller ({self.size_bytes:,} bytes) nor faster ({self.speedup['1'].median:.2f} times)"
-            )
+        speed = self.speedup["1"].median
+        if self.size_bytes >= self.fp32_size_bytes and speed <= 1:
+            return f"it is neither smaller ({self.size_bytes:,} bytes) nor faster ({speed:.2f} times)"
         return None
 
 
