@@ -159,7 +159,7 @@ def test_what_comes_next_is_quoted_and_only_said_if_there_is_something(
 
 @pytest.mark.usefixtures("in_this_process")  # but for the process that is stopped
 def test_ctrl_c_stops_it_and_the_same_command_goes_on(cli: Callable[..., Any], sample: Path) -> None:
-    part = ["study", "run", "--only", "final-model", "--seeds", "1", "--epochs", "30", "--data", str(sample)]
+    part = ["study", "run", "--only", "final-model", "--seeds", "1", "--epochs", "10", "--data", str(sample)]
     process = subprocess.Popen(
         [sys.executable, "-m", "fmcae", *part], stderr=subprocess.PIPE, text=True, start_new_session=True
     )
