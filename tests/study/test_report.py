@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from fmcae.data import load_dataset
-from fmcae.study import paper
 from fmcae.study.claims import Contrast
-from fmcae.study.grid import PARTS, classifier, plan
+from fmcae.study.grid import PAPER_MSE, PARTS, classifier, plan
 from fmcae.study.report import FILTERS, usual_epochs, write_report
 from fmcae.study.results import Results, collect, read
 from fmcae.study.runner import run_task
@@ -27,6 +26,11 @@ def cells_of(text: str, start: str) -> list[list[str]]:
     return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows.splitlines()]
 
 
+def heading(part: str) -> str:
+    """The start of a part's heading: "### Table 1"."""
+    return f"### {part.capitalize().replace('-', ' ')}"
+
+
 @pytest.fixture(scope="module")
 def report(study_results: Results, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The page on the made-up results."""
@@ -38,8 +42,8 @@ def report(study_results: Results, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def test_every_cell_of_the_papers_tables_stands_beside_ours(report: str, study_results: Results) -> None:
-    for part, cells in paper.TEST_MSE.items():
-        rows = {row[0]: row[1:] for row in cells_of(report, f"### {paper.TITLES[part]}")}
+    for part, cells in PAPER_MSE.items():
+        rows = {row[0]: row[1:] for row in cells_of(report, heading(part))}
         for cell, reported in cells.items():
             values = [study_results.runs[PARTS[part][cell](seed).name].test["mse"] for seed in range(4)]
             assert rows[cell][0].startswith(f"{reported:.3f}")
@@ -194,12 +198,12 @@ def test_the_first_editions_machine_is_said_to_be_that_of_the_collection() -> No
 def test_the_readme_has_the_reports_numbers() -> None:
     text = (REPOSITORY / "bench" / "results" / "study" / "report.md").read_text()
     readme = (REPOSITORY / "README.md").read_text()
-    shown = {row[0]: row[1:] for row in cells_of(readme, "**What came out**")}
-    for part, cells in paper.TEST_MSE.items():
-        title = paper.TITLES[part]
-        for row in cells_of(text, f"### {title}")[2:]:
-            assert shown[f"{title.partition(':')[0]}, {row[0]}"] == row[1:]
-        assert len(cells) + 2 == len(cells_of(text, f"### {title}"))
+    shown = {row[0]: row[1:] for row in cells_of(readme, "has what came out")}
+    for part, cells in PAPER_MSE.items():
+        rows = cells_of(text, heading(part))
+        assert len(rows) == len(cells) + 2
+        for row in rows[2:]:
+            assert shown[f"{heading(part).removeprefix('### ')}, {row[0]}"] == row[1:]
     verdicts = {row[0]: row[2] for row in cells_of(readme, "| | claim | verdict |")[2:]}
     said = {row[0]: row[3] for start in ("## The claims", "## Findings") for row in cells_of(text, start)[2:]}
     assert verdicts == said
