@@ -62,7 +62,7 @@ class Task:
         A field that is added later, with a default that means what was done before, changes nothing here. So the names
         of runs outlive new options.
         """
-        found = {}
+        found: dict[str, Any] = {}
         for config in (self.config.network, self.config):
             defaults = vars(type(config)())
             found |= {name: value for name, value in vars(config).items() if value != defaults[name]}
@@ -75,8 +75,8 @@ class Task:
         The data are not in it: a study has one data set, which :func:`fmcae.study.results.check_study` sees to.
         """
         config, network = self.config, self.config.network
-        identity = {"stage": config.stage, "seed": config.seed, "settings": self.settings}
-        identity["autoencoder"] = self.needs.name if self.needs else None
+        needs = self.needs.name if self.needs else None
+        identity = {"stage": config.stage, "seed": config.seed, "settings": self.settings, "autoencoder": needs}
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         return f"{config.stage}-n{network.latent_dim}-p{network.dropout:g}-seed{config.seed}-{digest[:8]}"
 

@@ -264,7 +264,7 @@ def _draw_few_labels(rows: Mapping[int, tuple[list[float], list[float], Claim]])
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
     for index, (name, style, aside) in enumerate((("pre-trained", "-", 0.97), ("random", "--", 1.03))):
-        points = {count: row[index] for count, row in rows.items() if row[index]}
+        points = {count: row[:2][index] for count, row in rows.items() if row[index]}
         mean = [float(np.mean(values)) for values in points.values()]
         std = [float(np.std(values, ddof=1)) if len(values) > 1 else 0.0 for values in points.values()]
         x = [aside * count for count in points]  # bars beside each other

@@ -80,7 +80,8 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
         def submit(*arguments: Any) -> Future[None]:
             future: Future[None] = Future()
             try:
-                future.set_result(runner.run_task(*arguments))
+                runner.run_task(*arguments)
+                future.set_result(None)
             except Exception as error:
                 future.set_exception(error)
             return future
