@@ -17,9 +17,8 @@ from matplotlib.figure import Figure
 
 from fmcae.export.markdown import render
 from fmcae.files import write_atomic
-from fmcae.study import paper
-from fmcae.study.claims import CLAIMS, FINDINGS, Claim, Contrast, evaluate, measure
-from fmcae.study.grid import ALSO_CALLED, EPOCHS, LABELS, PARTS, READINGS, TABLES, label_count, plan
+from fmcae.study.claims import CLAIMS, FINDINGS, PAPER_RECALL, Claim, Contrast, evaluate, measure
+from fmcae.study.grid import ALSO_CALLED, EPOCHS, LABELS, PAPER_MSE, PARTS, READINGS, TABLES, label_count, plan
 from fmcae.study.results import Results, RunResult
 from fmcae.train.figures import METRIC_NAMES, confusion_figure
 
@@ -77,9 +76,9 @@ class _Page:
             report_command=shlex.join(["fmcae", "study", "report", place, *self.epochs_option]),
             left_out=[claim for claim in CLAIMS if not claim.fits(self.data)],
             too_many_labels=[count for count in LABELS if (count or 0) >= self.data["counts"]["train"]],
-            hours=sum(run.seconds for run in self.results.runs.values()) / 3600,
             machines=_machines(self.results.runs.values()),
-            paper=paper,
+            reported_mse=PAPER_MSE,
+            reported_recall=PAPER_RECALL,
             tables=TABLES,
             fits={reading: self._fit(reading) for reading in READINGS},
             tasks=[(same[0], sum(map(bool, map(self.results.find, same)))) for same in zip(*plans, strict=True)],
@@ -120,7 +119,7 @@ class _Page:
     def _figures(self) -> dict[str, Figure]:
         """The figures that have runs, by name."""
         drawn = {name: _draw_curves(self.cells(ALSO_CALLED.get(name, name))) for name in CURVES}
-        drawn["figure-ap1"] = _draw_reconstructions(self.results, *self.cells("appendix").values())
+        drawn["figure-ap1"] = _draw_reconstructions(self.results, self.cells("appendix"))
         drawn["labels"] = _draw_few_labels(self.few_labels)
         if runs := self.cells("final-model")["final model"]:
             counts = np.sum([run.confusion for run in runs if run.confusion is not None], axis=0)
@@ -132,7 +131,7 @@ class _Page:
         squares = {}
         for part in TABLES:
             logs = []
-            for cell, reported in paper.TEST_MSE[part].items():
+            for cell, reported in PAPER_MSE[part].items():
                 ours = self.values("readings", f"{reading}: {part}, {cell}", "test MSE")
                 logs.append(math.log(np.mean(ours) / reported) if ours else math.inf)
             squares[part] = float(np.mean(np.square(logs)))
@@ -240,12 +239,10 @@ def _band(axes: Axes, series: Sequence[Sequence[float]], index: int, colour: str
         axes.fill_between(epochs, mean - std, mean + std, color=colour, alpha=0.2, linewidth=0)
 
 
-def _draw_reconstructions(
-    results: Results, with_pooling: Sequence[RunResult], without_pooling: Sequence[RunResult]
-) -> Figure | None:
+def _draw_reconstructions(results: Results, cells: Mapping[str, Sequence[RunResult]]) -> Figure | None:
     """Draw test images above their reconstructions; None unless both autoencoders have theirs in the results."""
     rows = [("input", "x")]
-    for label, runs in (("with pooling", with_pooling), ("without", without_pooling)):
+    for label, runs in zip(("with pooling", "without"), cells.values(), strict=True):
         rows += [(label, run.name) for run in runs if run.name in results.examples][:1]
     if len(rows) < 3:
         return None
@@ -267,7 +264,7 @@ def _draw_few_labels(rows: Mapping[int, tuple[list[float], list[float], Claim]])
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
     for index, (name, style, aside) in enumerate((("pre-trained", "-", 0.97), ("random", "--", 1.03))):
-        points = {count: row[index] for count, row in rows.items() if row[index]}
+        points = {count: row[:2][index] for count, row in rows.items() if row[index]}
         mean = [float(np.mean(values)) for values in points.values()]
         std = [float(np.std(values, ddof=1)) if len(values) > 1 else 0.0 for values in points.values()]
         x = [aside * count for count in points]  # bars beside each other

@@ -119,7 +119,7 @@ def check_study(folder: Path, tasks: Iterable[Task], dataset: "Dataset") -> set[
     for task in tasks:
         results.find(task)
         if run := found.get(task.name):
-            check_settings(task, run.config.to_json(), run.autoencoder and run.autoencoder["name"])
+            check_settings(task, run.config.to_json(), run.autoencoder["name"] if run.autoencoder else None)
     return set(results.runs)
 
 
@@ -180,7 +180,7 @@ def _run_to_json(run: "Run") -> dict[str, Any]:
     return {
         "cells": cells_of_runs(run.config.seed, run.config.epochs).get(run.folder.name, []),
         "config": run.facts(run.config.stage)["config"],
-        "autoencoder": run.autoencoder and run.autoencoder["name"],
+        "autoencoder": run.autoencoder["name"] if run.autoencoder else None,
         "data": {name: run.data[name] for name in ("name", "fingerprint")},
         "machine": run.machine,
         "versions": run.versions,

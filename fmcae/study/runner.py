@@ -109,11 +109,8 @@ def run_study(
 ) -> StudyProgress:
     """Train every task that is not done yet, an autoencoder before the classifiers that start from it.
 
-    Args:
-        workers: how many run at a time.
-        data: the data folder; None for Fashion-MNIST from where it is found.
-        changed: a function that is called at every change, and twice a second.
-        known: as for :func:`to_do`.
+    ``workers`` run at a time; ``data`` is the data folder, None for Fashion-MNIST from where it is found; ``known`` is as
+    for :func:`to_do`. ``changed`` is called at every change, and twice a second.
 
     Returns:
         The progress at the end, when every task is "done" or "failed".

@@ -80,7 +80,8 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
         def submit(*arguments: Any) -> Future[None]:
             future: Future[None] = Future()
             try:
-                future.set_result(runner.run_task(*arguments))
+                runner.run_task(*arguments)
+                future.set_result(None)
             except Exception as error:
                 future.set_exception(error)
             return future
@@ -159,7 +160,7 @@ def test_what_comes_next_is_quoted_and_only_said_if_there_is_something(
 
 @pytest.mark.usefixtures("in_this_process")  # but for the process that is stopped
 def test_ctrl_c_stops_it_and_the_same_command_goes_on(cli: Callable[..., Any], sample: Path) -> None:
-    part = ["study", "run", "--only", "final-model", "--seeds", "1", "--epochs", "30", "--data", str(sample)]
+    part = ["study", "run", "--only", "final-model", "--seeds", "1", "--epochs", "10", "--data", str(sample)]
     process = subprocess.Popen(
         [sys.executable, "-m", "fmcae", *part], stderr=subprocess.PIPE, text=True, start_new_session=True
     )

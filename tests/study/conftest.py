@@ -88,6 +88,12 @@ def study_copy(trained_study: Path, tmp_path: Path) -> Path:
     return shutil.copytree(trained_study, tmp_path / "study")
 
 
+@pytest.fixture
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write a report's page without its figures, which take most of the time."""
+    monkeypatch.setattr("fmcae.study.report._save", lambda figure, stem: [])
+
+
 @pytest.fixture(scope="session")
 def make_dataset(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], Path]:
     """Make an IDX set of some classes from the sample: ``make_dataset(name, classes)``.

@@ -17,6 +17,7 @@ from fmcae.study.runner import count_epochs, run_folder
 AUTOENCODER, CLASSIFIER = plan(["final-model"], [0], epochs=1)
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_runs_are_collected_and_read_back(sample: Path, tmp_path: Path, study_copy: Path) -> None:
     dataset = load_dataset(sample)
     collect(tmp_path, dataset)
@@ -37,6 +38,7 @@ def test_runs_are_collected_and_read_back(sample: Path, tmp_path: Path, study_co
     assert (study_copy / "results.json").read_text() == content
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_machine_date_and_versions_are_those_of_the_run(sample: Path, study_copy: Path) -> None:
     shutil.rmtree(run_folder(study_copy, CLASSIFIER))
     path = run_folder(study_copy, AUTOENCODER) / "config.json"
