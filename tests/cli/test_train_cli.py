@@ -37,7 +37,7 @@ def test_train_export_verify_predict_as_a_user_would(
     result = cli("export", "--onnx")
     assert result.exit_code == 0
     assert f"next: fmcae verify runs/{run.name}/onnx/encoder.onnx" in result.stdout
-    assert "parity holds on 400 images" in result.stderr
+    assert "parity holds on 400 images" in result.stdout
     folder = run / "onnx"
     assert cli("verify", *folder.glob("*.onnx")).exit_code == 0
     result = cli("parity", run, folder, "--json")
