@@ -20,14 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmcae.errors import ArtefactError
+from fmcae.precision import PRECISION_PROVIDERS
 
 SCHEMA_VERSION = 1
 CARD_KEY, GOLDEN_KEY, SEAL_KEY = "fmcae.card", "fmcae.golden", "fmcae.seal"
 Kind = Literal["encoder", "decoder", "classifier"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-Precision = Literal["fp32", "int8", "fp16"]
-# What each precision is made for: CUDA has no kernels for the integer operators of int8.
-PRECISION_PROVIDERS = {"fp32": ("cpu", "cuda"), "int8": ("cpu",), "fp16": ("cpu", "cuda")}
 GRAPH_FIELD, METADATA_FIELD = 7, 14  # of ModelProto in onnx.proto
 
 

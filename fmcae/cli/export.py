@@ -1,18 +1,18 @@
 """``fmcae export``: a run becomes sealed ONNX files, if a gate holds."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fmcae.cli.options import RUNS_FOLDER, DataOption, ProviderOption, status
 from fmcae.errors import RunError, UsageError, require_train_extra
+from fmcae.precision import Precision
 
 if TYPE_CHECKING:
     from fmcae.export.tradeoff import Tradeoff
     from fmcae.train.run import Run
 
-Precision = Literal["fp32", "int8", "fp16"]  # that of fmcae.card, whose import takes numpy's time
 RUN_HELP = "A run folder. [default: the newest finished one in runs/]"
 OUT_HELP = "[default: RUN/onnx, or RUN/onnx-int8, RUN/onnx-fp16]"
 PRECISION_HELP = "int8 (for the CPU) and fp16 (for CUDA) export the classifier alone."

@@ -22,7 +22,7 @@ def verify(
     Seal, card and graph are checked, and the golden vectors are run, with no torch and no data set; exit code 5 if
     anything fails.
     """
-    from fmcae.card import PRECISION_PROVIDERS
+    from fmcae.precision import PRECISION_PROVIDERS
     from fmcae.runtime.model import SHIPPED, artefact_files, resolve_path
 
     made_for_provider = [name for name, precision in SHIPPED.items() if provider in PRECISION_PROVIDERS[precision]]

@@ -6,10 +6,9 @@ from typing import Any
 import numpy as np
 
 from fmcae import metrics
-from fmcae.card import PRECISION_PROVIDERS
 from fmcae.data import Split
-from fmcae.errors import ProviderError
 from fmcae.export.precision import SmallerPrecision
+from fmcae.precision import check_made_for
 from fmcae.preprocess import scale
 from fmcae.runtime.machine import describe_machine
 from fmcae.runtime.session import Session
@@ -76,9 +75,7 @@ def measure_tradeoff(
     Raises:
         ProviderError: ``provider`` is not one that the precision is made for, or not the one that would run.
     """
-    if provider not in PRECISION_PROVIDERS[precision]:
-        made_for = " or ".join(PRECISION_PROVIDERS[precision])
-        raise ProviderError(f"provider (={provider}) must be {made_for}, which {precision} is made for")
+    check_made_for(precision, provider)
     session, fp32_session = (Session(model, provider=provider, threads=1) for model in (graph, fp32))
     x = scale(test.images)
     logits, reference = session.run(x), fp32_session.run(x)

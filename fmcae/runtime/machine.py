@@ -43,11 +43,11 @@ def describe_hardware() -> dict[str, Any]:
 def describe_machine() -> dict[str, Any]:
     """Return what a measurement depends on: the hardware, and versions; None for a package that is not installed."""
     import platform
+    from importlib import import_module
 
     from fmcae import __version__
-    from fmcae.runtime.session import import_onnxruntime
 
-    ort = import_onnxruntime()
+    ort = import_module("onnxruntime")
     return {
         "fmcae": __version__,
         "python": platform.python_version(),

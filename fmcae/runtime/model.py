@@ -11,11 +11,12 @@ from typing import Any, TypeAlias, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from fmcae.card import CARD_KEY, GOLDEN_KEY, KINDS, Card, Golden, Kind, Precision, check_seal, read_metadata
+from fmcae.card import CARD_KEY, GOLDEN_KEY, KINDS, Card, Golden, Kind, check_seal, read_metadata
 from fmcae.errors import ArtefactError, ProviderError, UsageError
 from fmcae.files import read_at_most
 from fmcae.images import ImageSource
 from fmcae.metrics import softmax
+from fmcae.precision import Precision, check_made_for
 from fmcae.preprocess import preprocess, scale
 from fmcae.runtime.session import Session, check_provider, check_threads
 
@@ -55,9 +56,10 @@ class Artefact:
 
     def check_made_for(self, provider: str) -> None:
         """Raise ProviderError if the file's precision is not made for a provider, and UsageError if that is unknown."""
-        if check_provider(provider) not in self.card.providers:
-            rule = f"must be {' or '.join(self.card.providers)}, which {self.card.precision['name']} is made for"
-            raise ProviderError(f"{self.path}: provider (={provider}) {rule}")
+        try:
+            check_made_for(self.card.precision["name"], check_provider(provider))
+        except ProviderError as error:
+            raise ProviderError(f"{self.path}: {error}") from error
 
     def session(self, provider: str = "cpu", threads: int | None = None) -> Session:
         """Start an ONNX Runtime session for this file.

@@ -113,14 +113,6 @@ def test_wrong_usage_is_explained_and_exits_2(cli: "Cli", arguments: list[str], 
     assert not usage or usage[0].startswith("Usage: fmcae")
 
 
-def test_the_end_of_a_process_that_used_pytorch_is_quiet() -> None:
-    """PyTorch loads a library that lists what is not freed at the end."""
-    pytest.importorskip("torchvision")
-    code = "import sys, torchvision; sys.argv = ['fmcae', '--version']; from fmcae.__main__ import main; main()"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert (result.stdout, result.stderr) == (f"fmcae {fmcae.__version__}\n", "")
-
-
 @pytest.mark.parametrize("number", [float("inf"), float("-inf"), float("nan")])
 def test_json_has_no_number_that_json_lacks(number: float, capsys: pytest.CaptureFixture[str]) -> None:
     print_json({"max_abs": number, "more": [number, 1.5], "tuple": (1, number)})
