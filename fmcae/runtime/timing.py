@@ -137,9 +137,8 @@ def time_graph(
         UsageError: a batch size that the graph does not take.
     """
     session = Session(path, provider=provider, threads=threads)  # first: it fails before anything is measured
-    on_cuda = session.provider == "cuda"
+    on_cuda, sizes = session.provider == "cuda", sorted(set(batch_sizes))
     on_cpu = Session(path, threads=threads) if on_cuda else session
-    sizes = sorted(set(batch_sizes))
     progress("cold start")
     cold = cold_start(path, session.provider, session.threads, sizes)
     cases = []
