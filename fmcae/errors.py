@@ -52,7 +52,7 @@ class RunError(FmcaeError):
 
 def require_train_extra(*modules: str) -> None:
     """Call :func:`require_extra` for the ``train`` extra; by default, for the packages that an export needs."""
-    require_extra("train", *(modules or ("torch", "onnx", "onnxscript", "safetensors")))
+    require_extra("train", *(modules or ("torch", "onnx", "onnxscript", "safetensors", "numba", "jinja2")))
 
 
 def require_extra(extra: str, *modules: str) -> None:
