@@ -40,7 +40,8 @@ from fmcae.data import FASHION_MNIST_SHA256, load_dataset
 from fmcae.runtime.machine import available_cpus, describe_machine
 from fmcae.train.backend import backend_for, optimizer_for
 from fmcae.train.config import DropoutPosition, NetworkConfig
-from fmcae.train.loop import DeviceSplit, train_epoch
+from fmcae.train.loop import train_epoch
+from fmcae.train.measure import DeviceSplit
 from fmcae.train.networks import Autoencoder, Classifier
 from fmcae.train.progress import Progress
 

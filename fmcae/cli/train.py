@@ -1,6 +1,6 @@
 """``fmcae train``: the paper's two stages, into one run folder."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +11,17 @@ from typer import Option
 from fmcae.cli.options import RUNS_FOLDER, DataOption, ThreadsOption, note
 from fmcae.cli.progress import watch_training
 from fmcae.errors import RunError, UsageError, require_train_extra
-from fmcae.train.config import LIMITS, DeviceChoice, DropoutPosition, EncoderInit, NetworkConfig, Stage, TrainConfig
+from fmcae.train.config import (
+    LIMITS,
+    ROBUST,
+    DeviceChoice,
+    DropoutPosition,
+    EncoderInit,
+    NetworkConfig,
+    Recipe,
+    Stage,
+    TrainConfig,
+)
 
 if TYPE_CHECKING:
     from fmcae.train.run import Run
@@ -19,6 +29,11 @@ if TYPE_CHECKING:
 DEFAULT = TrainConfig()
 NETWORK = DEFAULT.network
 NETWORK_FIELDS = {item.name for item in fields(NetworkConfig)}
+RECIPE_HELP = (
+    "paper: the study's. robust: for pictures of your own; it trains a teacher too, and knows what is unknown."
+)
+EPOCHS_HELP = f"""Epochs of each stage.
+[default: {DEFAULT.epochs}; robust: {DEFAULT.epochs}, {ROBUST.teacher_epochs} of the teacher, {ROBUST.classifier_epochs}]"""
 
 
 def _integer(name: str, help_text: str) -> Any:
@@ -36,6 +51,7 @@ def train(
     resume: Annotated[
         bool, Option("--resume", help="Go on with the run in --out, or the newest unfinished one.")
     ] = False,
+    recipe: Annotated[Recipe, Option(help=RECIPE_HELP)] = DEFAULT.recipe,
     stage: Annotated[
         Stage | None, Option(help="What to train. [default: both; classifier with --from or --encoder random]")
     ] = None,
@@ -60,7 +76,7 @@ def train(
         float, Option("--learning-rate", "--lr", metavar="LR", help="Adam's learning rate.")
     ] = DEFAULT.learning_rate,
     batch_size: Annotated[int, _integer("batch_size", "Images per mini-batch.")] = DEFAULT.batch_size,
-    epochs: Annotated[int, _integer("epochs", "Epochs of each stage.")] = DEFAULT.epochs,
+    epochs: Annotated[int | None, _integer("epochs", EPOCHS_HELP)] = None,
     seed: Annotated[int, _integer("seed", "The seed of weights, batch order and dropout.")] = DEFAULT.seed,
     device: Annotated[DeviceChoice, Option(help="Where to train.")] = "auto",
     threads: ThreadsOption = None,
@@ -68,7 +84,8 @@ def train(
 ) -> None:
     """Train the autoencoder, then the classifier on its encoder.
 
-    The defaults are the paper's best configuration. Stop it any way you like: --resume goes on from the last whole
+    The defaults are the paper's best configuration; --recipe robust is for pictures of your own, and has settings of its
+    own but for --latent-dim, --epochs and --seed. Stop it any way you like: --resume goes on from the last whole
     epoch, to the same weights, bit for bit, as without the stop.
     """
     require_train_extra("torch", "safetensors", "numba", "matplotlib")
@@ -121,6 +138,11 @@ def _settings(context: typer.Context) -> dict[str, Any]:
     settings["device"] = resolve_device(settings["device"])
     if settings["threads"] is None:
         settings["threads"] = available_cpus()
+    epochs, settings["robust"] = settings["epochs"], ROBUST if settings.pop("recipe") == "robust" else None
+    if epochs is None:
+        settings["epochs"] = DEFAULT.epochs
+    elif settings["robust"]:
+        settings["robust"] = replace(ROBUST, teacher_epochs=epochs, classifier_epochs=epochs)
     return settings
 
 
@@ -144,7 +166,7 @@ def _run_to_resume(out: Path | None) -> "Run":
 def _check_same_options(context: typer.Context, settings: dict[str, Any], config: TrainConfig) -> None:
     """A resumed run keeps its configuration: an option that was typed must agree with it."""
     flags = {parameter.name: parameter.opts[0] for parameter in context.command.params}
-    for name, value in settings.items():
+    for name, value in {**settings, "recipe": "robust" if settings["robust"] else "paper"}.items():
         source = context.get_parameter_source(name)
         own = getattr(config.network if name in NETWORK_FIELDS else config, name)
         if source is not None and source.name == "COMMANDLINE" and value != own:

@@ -22,7 +22,7 @@ from fmcae.errors import GateError
 from fmcae.preprocess import preprocess
 from fmcae.runtime.session import Session, import_onnxruntime
 from fmcae.runtime.verify import Difference, compare
-from fmcae.train.loop import EVALUATION_BATCH, scale
+from fmcae.train.measure import EVALUATION_BATCH, scale
 
 BATCH_SIZES = (1, 2, 7, 1000)
 FloatArray = NDArray[np.float32]

@@ -173,7 +173,8 @@ def measure_rate() -> float:
     import torch
 
     from fmcae.train.backend import backend_for, optimizer_for
-    from fmcae.train.loop import DeviceSplit, train_epoch
+    from fmcae.train.loop import train_epoch
+    from fmcae.train.measure import DeviceSplit
     from fmcae.train.networks import Autoencoder
     from fmcae.train.progress import Progress
 

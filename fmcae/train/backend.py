@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fmcae.train.cpu import FusedAdam, FusedBackend, adam_state
-from fmcae.train.networks import Autoencoder, Classifier
+from fmcae.train.networks import Autoencoder, Classifier, Teacher
 
 CPU_CHUNK = 100  # images that PyTorch evaluates at a time on a CPU
 
@@ -19,7 +19,7 @@ CPU_CHUNK = 100  # images that PyTorch evaluates at a time on a CPU
 class PlainBackend:
     """Losses, gradients and outputs of a network as PyTorch computes them, on any device."""
 
-    def __init__(self, network: Autoencoder | Classifier) -> None:
+    def __init__(self, network: Autoencoder | Classifier | Teacher) -> None:
         self.network = network
 
     def backward(self, x: Tensor, labels: Tensor, keys: NDArray[np.uint32]) -> Tensor:

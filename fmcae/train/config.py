@@ -15,6 +15,7 @@ DropoutPosition = Literal["before-pooling", "after-pooling"]
 Stage = Literal["both", "autoencoder", "classifier"]
 EncoderInit = Literal["pretrained", "random"]
 EncoderTraining = Literal["fine-tuned", "frozen"]
+Recipe = Literal["paper", "robust"]
 Device = Literal["cpu", "cuda"]
 DeviceChoice = Literal["auto", "cpu", "cuda"]
 LIMITS = {  # of integers, both included
@@ -26,9 +27,10 @@ LIMITS = {  # of integers, both included
     "threads": (1, 1024),
     "labels": (1, 2**31),
 }
+USED_BY_ROBUST = ("latent_dim", "class_count", "epochs", "seed", "device", "threads", "data")  # of the paper's settings
 OPTIONS = {"encoder_init": " (--encoder)", "encoder_training": " (--freeze-encoder)"}  # fmcae train's own names
 FEWEST_IMAGES = 5_000  # of an epoch with few labels; with fewer it would end after a step or two
-Config = TypeVar("Config", bound="NetworkConfig | TrainConfig")
+Config = TypeVar("Config", bound="NetworkConfig | RobustConfig | TrainConfig")
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,36 @@ class NetworkConfig:
 
 
 @dataclass(frozen=True)
+class RobustConfig:
+    """How the robust recipe trains a teacher and then the classifier, after the paper's autoencoder.
+
+    Both see the training images and negatives, mirrored or not, a share of them changed strongly.
+    """
+
+    teacher_epochs: int = 12
+    classifier_epochs: int = 60
+    batch_size: int = 250
+    teacher_learning_rate: float = 0.003  # the highest of a cycle, AdamW's
+    classifier_learning_rate: float = 0.005
+    weight_decay: float = 0.01
+    strong_share: float = 0.5  # of the images, changed strongly
+    negatives: int = 10_000  # pictures of nothing known, beside the training images
+    view_epochs: int = 3  # epochs of the classifier over the same changed images and their labels by the teacher
+    distillation: float = 0.7  # the weight of the teacher's labels; the rest is the true labels'
+    distillation_temperature: float = 2.0
+    average_decay: float = 0.999  # of the moving average of weights, by step
+
+
+ROBUST = RobustConfig()
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """One run: the networks, how they are trained, and on what.
 
     Attributes:
-        epochs: the epochs of each stage.
+        epochs: the epochs of each stage; of the autoencoder with the robust recipe.
+        robust: the robust recipe's settings, None for the paper's recipe.
         encoder_init, encoder_training: where the classifier's encoder starts, and whether it is trained on.
         seed: the seed of weights, batch order and dropout.
         threads: PyTorch's CPU threads. The same seed, device, threads, versions and instruction set of the CPU give the
@@ -77,9 +104,12 @@ class TrainConfig:
     data: str | None = None
     autoencoder_from: str | None = None
     labels: int | None = None
+    robust: RobustConfig | None = None
 
     def __post_init__(self) -> None:
         _check_fields(self)
+        if self.robust is not None:
+            self._check_robust()
         if not 0 < self.learning_rate <= 1:
             raise UsageError(f"learning_rate (={self.learning_rate}) must be above 0 and at most 1")
         if self.autoencoder_from is not None and (self.stage != "classifier" or self.encoder_init == "random"):
@@ -99,6 +129,19 @@ class TrainConfig:
                 if getattr(self, name) != getattr(TrainConfig, name):  # its default
                     raise UsageError(f"{_shown(self, name)} must come with a classifier, not stage=autoencoder")
 
+    def _check_robust(self) -> None:
+        """The robust recipe has settings of its own; of the paper's, those that it does not use keep their defaults."""
+        for config in (self, self.network):
+            for item in fields(config):
+                unused = item.name not in ("network", "robust", *USED_BY_ROBUST)
+                if unused and getattr(config, item.name) != item.default:
+                    raise UsageError(f"{_shown(config, item.name)} must come with recipe=paper, not recipe=robust")
+
+    @property
+    def recipe(self) -> Recipe:
+        """The name of the recipe."""
+        return "paper" if self.robust is None else "robust"
+
     @property
     def passes(self) -> int:
         """How often an epoch of the classifier goes over its images: with few labels until it has seen 5,000."""
@@ -107,11 +150,13 @@ class TrainConfig:
     @property
     def stages(self) -> tuple[str, ...]:
         """The stages to train, in order."""
+        if self.robust is not None:
+            return ("autoencoder", "teacher", "classifier")
         return ("autoencoder", "classifier") if self.stage == "both" else (self.stage,)
 
     def to_json(self) -> dict[str, Any]:
-        """A dict of plain JSON values."""
-        return asdict(self)
+        """A dict of plain JSON values; the paper's recipe has no ``robust``."""
+        return {name: value for name, value in asdict(self).items() if not (name == "robust" and value is None)}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "TrainConfig":
@@ -120,7 +165,10 @@ class TrainConfig:
         Raises:
             UsageError: an unknown key, or a value out of its range.
         """
-        return _from_known_keys(cls, {**values, "network": _from_known_keys(NetworkConfig, values.get("network", {}))})
+        nested: dict[str, Any] = {"network": _from_known_keys(NetworkConfig, values.get("network", {}))}
+        if values.get("robust") is not None:
+            nested["robust"] = _from_known_keys(RobustConfig, values["robust"])
+        return _from_known_keys(cls, {**values, **nested})
 
 
 def _from_known_keys(kind: type[Config], values: dict[str, Any]) -> Config:

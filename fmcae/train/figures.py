@@ -29,6 +29,8 @@ def draw_run(folder: Path, records: list[dict[str, Any]], stage: str, class_name
     for axes, name in zip(np.atleast_1d(figure.subplots(1, len(names))), names, strict=True):
         x = [record["epoch"] for record in epochs]
         for split, style, colour in (("train", "--", ORANGE), ("val", "-", BLUE)):
+            if f"{split}_{name}" not in epochs[0]:
+                continue  # the robust recipe has no figure for its training images, which it changes
             y = [record[f"{split}_{name}"] for record in epochs]
             axes.plot(x, y, style, color=colour, label=split, marker="o" if len(x) == 1 else None)
         value = test[f"test_{name}"]
@@ -40,7 +42,8 @@ def draw_run(folder: Path, records: list[dict[str, Any]], stage: str, class_name
     figure.suptitle(f"{stage.capitalize()}, {METRIC_NAMES[names[-1]] if len(names) == 1 else 'loss and accuracy'}")
     _save(figure, folder / f"{stage}_curves.png")
     if "confusion" in test:
-        _save(confusion_figure(np.array(test["confusion"]), class_names), folder / "confusion.png")
+        name = "confusion.png" if stage == "classifier" else f"{stage}_confusion.png"
+        _save(confusion_figure(np.array(test["confusion"]), class_names), folder / name)
 
 
 def draw_reconstructions(folder: Path, images: NDArray[np.uint8], x_hat: NDArray[np.float32]) -> None:

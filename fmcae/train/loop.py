@@ -13,41 +13,24 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
+from torch import nn
 
-from fmcae import metrics
-from fmcae.data import Dataset, Split
+from fmcae.data import Dataset
 from fmcae.data.split import draw_labels
 from fmcae.errors import ProviderError, UsageError
-from fmcae.train.backend import Backend, Optimizer, backend_for, optimizer_for
-from fmcae.train.config import Device, TrainConfig
+from fmcae.train import robust
+from fmcae.train.backend import Backend, Optimizer, PlainBackend, backend_for, optimizer_for
+from fmcae.train.config import Device
 from fmcae.train.cpu import DROPOUT_LAYERS
+from fmcae.train.measure import DeviceSplit, epoch_seed, evaluate, scale
 from fmcae.train.networks import Autoencoder, Classifier
 from fmcae.train.progress import Progress
-from fmcae.train.run import NETWORKS, Run, check_data
+from fmcae.train.run import Run, check_data
 from fmcae.train.weights import load_checkpoint, load_weights, save_checkpoint, save_weights
-
-EVALUATION_BATCH = 1000  # images; the result does not depend on it
-
-
-@dataclass(frozen=True)
-class DeviceSplit:
-    """A split on the training device: images (N, 28, 28) uint8, labels (N,) int64."""
-
-    images: Tensor
-    labels: Tensor
-
-    @classmethod
-    def from_split(cls, split: Split, device: torch.device) -> "DeviceSplit":
-        """Copy ``split`` to ``device``."""
-        images, labels = torch.from_numpy(np.array(split.images)), torch.from_numpy(split.labels.astype(np.int64))
-        return cls(images.to(device), labels.to(device))
 
 
 def resolve_device(device: str) -> Device:
@@ -77,12 +60,27 @@ def train(run: Run, dataset: Dataset, progress: Progress | None = None) -> None:
         splits = {name: DeviceSplit.from_split(getattr(dataset, name), device) for name in ("train", "val", "test")}
         for stage in run.config.stages:
             if not run.weights(stage).is_file():
-                torch.manual_seed(_seed(run.config, stage, epoch=0))
-                network = _build_network(run, stage).to(device)
-                with backend_for(network, device, run.config.threads) as backend:
-                    _train_stage(run, stage, backend, splits, progress or Progress())
+                torch.manual_seed(epoch_seed(run.config, stage, epoch=0))
+                train_one = _train_robust if run.config.robust and stage != "autoencoder" else _train_plain
+                network = train_one(run, stage, splits, progress or Progress())
                 save_weights(network, run.weights(stage))  # last: its presence says that the stage is done
     run.checkpoint.unlink(missing_ok=True)
+
+
+def _train_robust(run: Run, stage: str, splits: dict[str, DeviceSplit], progress: Progress) -> nn.Module:
+    network = robust.train_stage(run, stage, splits, progress)
+    records = [old for old in run.metrics() if old["stage"] != stage or "epoch" in old]
+    _test(run, stage, PlainBackend(network), splits["test"], records)
+    progress.record(records[-1])
+    return network
+
+
+def _train_plain(run: Run, stage: str, splits: dict[str, DeviceSplit], progress: Progress) -> nn.Module:
+    device = splits["train"].labels.device
+    network = _build_network(run, stage).to(device)
+    with backend_for(network, device, run.config.threads) as backend:
+        _train_stage(run, stage, backend, splits, progress)
+    return network
 
 
 def _train_stage(run: Run, stage: str, backend: Backend, splits: dict[str, DeviceSplit], progress: Progress) -> None:
@@ -100,7 +98,7 @@ def _train_stage(run: Run, stage: str, backend: Backend, splits: dict[str, Devic
     images = passes * len(splits["train"].labels)
     progress.stage(stage, config.epochs, epochs_done + 1, images)
     for epoch in range(epochs_done + 1, config.epochs + 1):
-        torch.manual_seed(_seed(config, stage, epoch))
+        torch.manual_seed(epoch_seed(config, stage, epoch))
         started = time.perf_counter()
         train_epoch(backend, optimizer, splits["train"], config.batch_size, progress, passes)
         seconds = time.perf_counter() - started
@@ -148,36 +146,6 @@ def train_epoch(
         progress.step(len(batch), loss)
 
 
-@torch.no_grad()
-def evaluate(backend: Backend, split: DeviceSplit) -> tuple[dict[str, float], NDArray[np.int64] | None]:
-    """A split's metrics in evaluation mode, and a classifier's confusion counts (K, K).
-
-    An autoencoder has ``mse``; a classifier ``cross_entropy`` (nats) and ``accuracy``. Outputs of one batch at a time are
-    in memory.
-    """
-    backend.network.eval()
-    total, counts = 0.0, None
-    batches = (torch.split(tensor, EVALUATION_BATCH) for tensor in (split.images, split.labels))
-    for images, batch_labels in zip(*batches, strict=True):
-        x, labels = scale(images), batch_labels.cpu().numpy()
-        outputs = backend.outputs(x).cpu().numpy()
-        if isinstance(backend.network, Autoencoder):
-            total += metrics.mse(x.cpu().numpy(), outputs) * len(labels)
-        else:
-            total += metrics.cross_entropy(outputs, labels) * len(labels)
-            confusion = metrics.confusion(outputs, labels)
-            counts = confusion if counts is None else counts + confusion
-    mean = total / len(split.labels)
-    if counts is None:
-        return {"mse": mean}, None
-    return {"cross_entropy": mean, "accuracy": float(np.trace(counts) / len(split.labels))}, counts
-
-
-def scale(images: Tensor) -> Tensor:
-    """uint8 (N, 28, 28) -> float32 (N, 1, 28, 28) in [0, 1]: ``fmcae.preprocess.scale`` on the device, bit for bit."""
-    return images.unsqueeze(1).float().div_(255)
-
-
 def _build_network(run: Run, stage: str) -> Autoencoder | Classifier:
     config = run.config
     if stage == "autoencoder":
@@ -190,12 +158,6 @@ def _build_network(run: Run, stage: str) -> Autoencoder | Classifier:
     if config.encoder_training == "frozen":
         classifier.encoder.requires_grad_(False)
     return classifier
-
-
-def _seed(config: TrainConfig, stage: str, epoch: int) -> int:
-    """One 64-bit seed for an epoch; epoch 0 is the initial weights'. SeedSequence keeps neighbours unrelated."""
-    stage_index = list(NETWORKS).index(stage)
-    return int(np.random.SeedSequence([config.seed, stage_index, epoch]).generate_state(1, np.uint64)[0])
 
 
 @contextmanager

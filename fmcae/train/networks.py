@@ -7,9 +7,14 @@ Appendix's ("adapting the input sizes").
     encoder     x (N, 1, 28, 28) -> conv 16, k3 -> (N, 16, 13, 13) -> conv 32, k3 -> (N, 32, 5, 5) -> linear -> z (N, n)
     decoder     z (N, n) -> linear -> (N, 32, 5, 5) -> transposed conv -> (N, 16, 13, 13) -> x_hat (N, 1, 28, 28)
     classifier  x -> encoder -> z -> linear -> logits (N, K)
+
+The robust recipe trains the same classifier with batch normalization, which is folded into its weights in the end, and
+a larger teacher for it.
 """
 
+import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from fmcae.train.config import NetworkConfig
 
@@ -87,3 +92,86 @@ def _activation(config: NetworkConfig) -> list[nn.Module]:
     pool = [nn.MaxPool2d(2)] if config.pooling else []
     drop = nn.Dropout(config.dropout)
     return [nn.ReLU(), drop, *pool] if config.dropout_position == "before-pooling" else [nn.ReLU(), *pool, drop]
+
+
+class NormalizedClassifier(nn.Module):
+    """The paper's classifier with batch normalization in place of dropout, as the robust recipe trains it.
+
+    x (N, 1, 28, 28) -> logits (N, class_count). It starts from an autoencoder's encoder.
+    """
+
+    def __init__(self, config: NetworkConfig, encoder: Encoder) -> None:
+        super().__init__()
+        self.config = config
+        layers: list[nn.Module] = []
+        for layer in encoder:
+            if not isinstance(layer, nn.Dropout):
+                layers.append(layer)
+            if isinstance(layer, nn.Conv2d):
+                layers.append(nn.BatchNorm2d(layer.out_channels))
+            if isinstance(layer, nn.Linear):
+                layers.append(nn.BatchNorm1d(layer.out_features))
+        self.encoder = nn.Sequential(*layers)
+        self.linear = nn.Linear(config.latent_dim, config.class_count)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.encoder(x))  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def folded(self) -> Classifier:
+        """The paper's classifier that gives the same logits in evaluation mode: each normalization is in the weights."""
+        classifier = Classifier(self.config).to(self.linear.weight.device)
+        classifier.linear.load_state_dict(self.linear.state_dict())
+        into = [layer for layer in classifier.encoder if isinstance(layer, nn.Conv2d | nn.Linear)]
+        weighted = [layer for layer in self.encoder if isinstance(layer, nn.Conv2d | nn.Linear)]
+        norms = [layer for layer in self.encoder if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d)]
+        for target, layer, norm in zip(into, weighted, norms, strict=True):
+            fuse = fuse_conv_bn_weights if isinstance(layer, nn.Conv2d) else fuse_linear_bn_weights
+            statistics = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+            target.weight, target.bias = fuse(layer.weight, layer.bias, *statistics)  # type: ignore[arg-type]
+        return classifier
+
+
+class Teacher(nn.Module):
+    """x (N, 1, 28, 28) -> logits (N, class_count): two residual blocks, whose labels a smaller network learns.
+
+    Source: He, Zhang, Ren and Sun 2016, arXiv:1512.03385. The largest value of each channel stands for the whole picture,
+    so that it matters little where something is.
+    """
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.layers = nn.Sequential(
+            nn.Conv2d(1, 32, kernel_size=5, padding=2, bias=False),  # (N, 32, 28, 28)
+            nn.BatchNorm2d(32),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            ResidualBlock(32, 64),  # (N, 64, 14, 14)
+            nn.MaxPool2d(2),
+            ResidualBlock(64, 128),  # (N, 128, 7, 7)
+            nn.AdaptiveMaxPool2d(1),
+            nn.Flatten(),
+            nn.Linear(128, config.class_count),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x.contiguous(memory_format=torch.channels_last))  # type: ignore[no-any-return]
+
+
+class ResidualBlock(nn.Module):
+    """(N, inputs, H, W) -> (N, outputs, H, W): two convolutions, and a shortcut beside them."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.convolutions = nn.Sequential(
+            nn.Conv2d(inputs, outputs, kernel_size=3, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(),
+            nn.Conv2d(outputs, outputs, kernel_size=3, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+        )
+        self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, kernel_size=1, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.convolutions(x) + self.shortcut(x))

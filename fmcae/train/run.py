@@ -4,6 +4,7 @@
                               autoencoder that was adopted from another run
     autoencoder.safetensors   final weights; present once the stage is done
     classifier.safetensors
+    teacher.safetensors       of the robust recipe
     metrics.jsonl             one object per epoch and stage, then one for the test split
     *.png                     curves, confusion matrix, reconstructions
     checkpoint.safetensors    weights and Adam's state after the last whole epoch, while a stage is under way
@@ -30,13 +31,15 @@ from fmcae.errors import FmcaeError, RunError, UsageError
 from fmcae.files import write_atomic
 from fmcae.runtime.machine import describe_hardware
 from fmcae.train.config import TrainConfig
-from fmcae.train.networks import Autoencoder, Classifier
+from fmcae.train.networks import Autoencoder, Classifier, Teacher
 from fmcae.train.weights import load_weights
 
 SCHEMA_VERSION = 1
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
-NETWORKS: dict[str, type[Autoencoder] | type[Classifier]] = {"autoencoder": Autoencoder, "classifier": Classifier}
+NETWORKS: dict[str, type[Autoencoder] | type[Classifier] | type[Teacher]] = {
+    "autoencoder": Autoencoder, "classifier": Classifier, "teacher": Teacher,
+}  # fmt: skip
 PATHS = ("data", "autoencoder_from")  # in the configuration; they mean something on one machine only
 
 
@@ -53,7 +56,7 @@ class Run:
     autoencoder: dict[str, Any] | None  # what ``facts`` gives of another run's autoencoder; None for the run's own
 
     def weights(self, stage: str) -> Path:
-        """Where the final weights of a stage ("autoencoder" or "classifier") lie, or will lie."""
+        """Where the final weights of a stage ("autoencoder", "teacher" or "classifier") lie, or will lie."""
         return self.folder / f"{stage}.safetensors"
 
     @property
@@ -94,7 +97,7 @@ class Run:
         """Replace ``metrics.jsonl``."""
         write_atomic(self.folder / METRICS, _lines(records))
 
-    def network(self, stage: str) -> Autoencoder | Classifier:
+    def network(self, stage: str) -> Autoencoder | Classifier | Teacher:
         """The trained network of a stage, on the CPU, in evaluation mode.
 
         Raises:

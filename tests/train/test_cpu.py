@@ -14,7 +14,7 @@ from fmcae.train.backend import Backend, PlainBackend, backend_for, optimizer_fo
 from fmcae.train.config import DropoutPosition, NetworkConfig
 from fmcae.train.cpu import DROPOUT_LAYERS, FusedAdam, FusedBackend
 from fmcae.train.cpu.kernels import dropout_mask
-from fmcae.train.loop import scale
+from fmcae.train.measure import scale
 from fmcae.train.networks import Autoencoder, Classifier
 
 Network = Autoencoder | Classifier

@@ -15,7 +15,8 @@ from fmcae.errors import ProviderError, RunError, UsageError
 from fmcae.preprocess import scale as scale_numpy
 from fmcae.train.backend import PlainBackend, backend_for, training_loss
 from fmcae.train.config import NetworkConfig, TrainConfig
-from fmcae.train.loop import DeviceSplit, evaluate, resolve_device, scale, train
+from fmcae.train.loop import resolve_device, train
+from fmcae.train.measure import DeviceSplit, evaluate, scale
 from fmcae.train.networks import Autoencoder, Classifier
 from fmcae.train.progress import Progress
 from fmcae.train.run import Run, create_run, open_run
@@ -191,7 +192,7 @@ def test_the_memory_of_an_evaluation_does_not_grow_with_the_split(network: Autoe
 def test_an_evaluation_gives_the_metrics_of_all_outputs_at_once(
     dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fmcae.train.loop.EVALUATION_BATCH", 64)  # the last batch is smaller
+    monkeypatch.setattr("fmcae.train.measure.EVALUATION_BATCH", 64)  # the last batch is smaller
     split = DeviceSplit.from_split(dataset.test, torch.device("cpu"))
     x, labels = scale(split.images), dataset.test.labels
     autoencoder, classifier = Autoencoder(NETWORK).eval(), Classifier(NETWORK).eval()

@@ -1,0 +1,67 @@
+"""A split on the training device, and how a network is measured on it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fmcae import metrics
+from fmcae.data import Split
+from fmcae.train.backend import Backend
+from fmcae.train.config import TrainConfig
+from fmcae.train.networks import Autoencoder
+from fmcae.train.run import NETWORKS
+
+EVALUATION_BATCH = 1000  # images; the result does not depend on it
+
+
+@dataclass(frozen=True)
+class DeviceSplit:
+    """A split on the training device: images (N, 28, 28) uint8, labels (N,) int64."""
+
+    images: Tensor
+    labels: Tensor
+
+    @classmethod
+    def from_split(cls, split: Split, device: torch.device) -> "DeviceSplit":
+        """Copy ``split`` to ``device``."""
+        images, labels = torch.from_numpy(np.array(split.images)), torch.from_numpy(split.labels.astype(np.int64))
+        return cls(images.to(device), labels.to(device))
+
+
+@torch.no_grad()
+def evaluate(backend: Backend, split: DeviceSplit) -> tuple[dict[str, float], NDArray[np.int64] | None]:
+    """A split's metrics in evaluation mode, and a classifier's confusion counts (K, K).
+
+    An autoencoder has ``mse``; a classifier ``cross_entropy`` (nats) and ``accuracy``. Outputs of one batch at a time are
+    in memory.
+    """
+    backend.network.eval()
+    total, counts = 0.0, None
+    batches = (torch.split(tensor, EVALUATION_BATCH) for tensor in (split.images, split.labels))
+    for images, batch_labels in zip(*batches, strict=True):
+        x, labels = scale(images), batch_labels.cpu().numpy()
+        outputs = backend.outputs(x).cpu().numpy()
+        if isinstance(backend.network, Autoencoder):
+            total += metrics.mse(x.cpu().numpy(), outputs) * len(labels)
+        else:
+            total += metrics.cross_entropy(outputs, labels) * len(labels)
+            confusion = metrics.confusion(outputs, labels)
+            counts = confusion if counts is None else counts + confusion
+    mean = total / len(split.labels)
+    if counts is None:
+        return {"mse": mean}, None
+    return {"cross_entropy": mean, "accuracy": float(np.trace(counts) / len(split.labels))}, counts
+
+
+def scale(images: Tensor) -> Tensor:
+    """uint8 (N, 28, 28) -> float32 (N, 1, 28, 28) in [0, 1]: ``fmcae.preprocess.scale`` on the device, bit for bit."""
+    return images.unsqueeze(1).float().div_(255)
+
+
+def epoch_seed(config: TrainConfig, stage: str, epoch: int) -> int:
+    """One 64-bit seed for an epoch; epoch 0 is the initial weights'. SeedSequence keeps neighbours unrelated."""
+    stage_index = list(NETWORKS).index(stage)
+    return int(np.random.SeedSequence([config.seed, stage_index, epoch]).generate_state(1, np.uint64)[0])

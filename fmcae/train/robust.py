@@ -1,0 +1,218 @@
+"""The robust recipe: a classifier that people can use on pictures of their own, in the paper's graph.
+
+After the autoencoder come two stages. A teacher, a residual network, is trained on images that are changed as a user's
+pictures may differ (:mod:`fmcae.train.augment`), and on negatives (:mod:`fmcae.train.negatives`). Then the classifier,
+whose encoder starts from the autoencoder's, learns the teacher's labels beside the true ones, with batch normalization
+that ends up in its weights. Both are moving averages over the steps of AdamW, whose learning rate rises and falls once.
+
+The negatives are one more class, "unknown", whose logit is fixed at 0. So the networks keep one logit for each class,
+and a picture's probability of being known is ``metrics.known_score`` of these.
+
+Sources: Hinton, Vinyals and Dean 2015, arXiv:1503.02531 (distillation); Beyer et al. 2022, arXiv:2106.05237 (teacher
+and student see the same changed image); Smith and Topin 2019, arXiv:1708.07120 (one cycle).
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel
+
+from fmcae.train.augment import augment
+from fmcae.train.backend import PlainBackend
+from fmcae.train.config import RobustConfig
+from fmcae.train.cpu import adam_state
+from fmcae.train.measure import DeviceSplit, epoch_seed, evaluate, scale
+from fmcae.train.negatives import negatives
+from fmcae.train.networks import Autoencoder, Classifier, NormalizedClassifier, Teacher
+from fmcae.train.progress import Progress
+from fmcae.train.run import Run
+from fmcae.train.weights import load_checkpoint, load_weights, save_checkpoint
+
+Student: TypeAlias = NormalizedClassifier
+WARM_UP = 0.2  # the share of the steps in which the learning rate rises
+
+
+def train_stage(run: Run, stage: str, splits: dict[str, DeviceSplit], progress: Progress) -> Classifier | Teacher:
+    """Train ``stage`` ("teacher" or "classifier") of a run with the robust recipe, from its checkpoint if it has one.
+
+    Returns:
+        The network in evaluation mode; the classifier has the paper's layers.
+
+    Raises:
+        RunError: a file of the run is damaged.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(run.config.threads)
+    try:
+        return _Stage(run, stage, splits).train(progress)
+    finally:
+        torch.set_num_threads(before)
+
+
+@dataclass
+class Views:
+    """Changed images with their labels, on the device.
+
+    ``images`` is (N, 28, 28) uint8, ``labels`` (N,) int64, K for unknown, and ``soft_labels`` (N, K + 1) float32 are the
+    teacher's probabilities at the distillation's temperature, None where there is no teacher.
+    """
+
+    images: Tensor
+    labels: Tensor
+    soft_labels: Tensor | None
+
+
+class _Stage:
+    """The training of one stage."""
+
+    def __init__(self, run: Run, stage: str, splits: dict[str, DeviceSplit]) -> None:
+        assert run.config.robust is not None
+        self.run, self.stage, self.val = run, stage, splits["val"]
+        self.settings: RobustConfig = run.config.robust
+        self.device = splits["train"].labels.device
+        self.data = _with_negatives(splits["train"], run)
+        self.network, self.teacher = self._networks()
+        average = partial(_move_averages, decay=self.settings.average_decay)
+        self.average = AveragedModel(self.network, multi_avg_fn=average, use_buffers=True)
+        self.both = nn.ModuleDict({"network": self.network, "average": self.average})  # what a checkpoint holds
+        is_teacher = stage == "teacher"
+        self.epochs = self.settings.teacher_epochs if is_teacher else self.settings.classifier_epochs
+        self.learning_rate = (
+            self.settings.teacher_learning_rate if is_teacher else self.settings.classifier_learning_rate
+        )
+        self.optimizer = torch.optim.AdamW(
+            self.network.parameters(), weight_decay=self.settings.weight_decay, fused=True
+        )
+        for parameter in self.network.parameters():
+            self.optimizer.state[parameter] = adam_state(parameter)
+
+    def _networks(self) -> tuple[Student | Teacher, Teacher | None]:
+        config = self.run.config.network
+        if self.stage == "teacher":
+            return Teacher(config).to(self.device), None
+        autoencoder, teacher = Autoencoder(config), Teacher(config)
+        load_weights(autoencoder, self.run.weights("autoencoder"))
+        load_weights(teacher, self.run.weights("teacher"))
+        return NormalizedClassifier(config, autoencoder.encoder).to(self.device), teacher.to(self.device).eval()
+
+    def train(self, progress: Progress) -> Classifier | Teacher:
+        run, stage, count = self.run, self.stage, len(self.data.labels)
+        done = load_checkpoint(run.checkpoint, stage, self.both, self.optimizer.state)
+        records = [old for old in run.metrics() if old["stage"] != stage or old.get("epoch", np.inf) <= done]
+        progress.stage(stage, self.epochs, done + 1, count)
+        views: Views | None = None
+        for epoch in range(done + 1, self.epochs + 1):
+            started = time.perf_counter()
+            view_epochs = 1 if self.teacher is None else self.settings.view_epochs
+            if views is None or (epoch - 1) % view_epochs == 0:
+                # seeded by their first epoch, so that a run that goes on between makes the same ones again
+                torch.manual_seed(epoch_seed(run.config, stage, epoch - (epoch - 1) % view_epochs))
+                views = self._make_views()
+            torch.manual_seed(epoch_seed(run.config, stage, epoch) + 1)
+            loss = self._train_epoch(views, epoch, progress)
+            seconds = time.perf_counter() - started
+            record: dict[str, Any] = {"stage": stage, "epoch": epoch, "train_loss": loss, **self._measure()}
+            record |= {"seconds": round(seconds, 3), "images_per_second": round(count / seconds)}
+            records.append(record)
+            run.write_metrics(records)
+            save_checkpoint(run.checkpoint, stage, epoch, self.both, self.optimizer.state)
+            progress.record(record)
+        return self._result()
+
+    @torch.no_grad()
+    def _make_views(self) -> Views:
+        """Change every image once, and let the teacher label it."""
+        order = torch.randperm(len(self.data.labels)).to(self.device)
+        images, soft_labels = [], []
+        for batch in torch.split(order, self.settings.batch_size):
+            x = augment(scale(self.data.images[batch]), self.settings.strong_share)
+            image = x.mul(255).round().to(torch.uint8)[:, 0]
+            images.append(image)
+            if self.teacher is not None:
+                logits = with_unknown(self.teacher(scale(image)))
+                soft_labels.append(torch.softmax(logits / self.settings.distillation_temperature, dim=1))
+        return Views(torch.cat(images), self.data.labels[order], torch.cat(soft_labels) if soft_labels else None)
+
+    def _train_epoch(self, views: Views, epoch: int, progress: Progress) -> float:
+        """Go over the views in shuffled batches, and return the mean loss."""
+        self.network.train()
+        order = torch.randperm(len(views.labels)).to(self.device)
+        batches = torch.split(order, self.settings.batch_size)
+        if len(batches) > 1 and len(batches[-1]) < 2:
+            batches = batches[:-1]  # batch normalization needs two images
+        total = torch.zeros((), device=self.device)
+        for index, batch in enumerate(batches):
+            progressed = ((epoch - 1) * len(batches) + index) / (self.epochs * len(batches))
+            self.optimizer.param_groups[0]["lr"] = self.learning_rate * one_cycle(progressed)
+            logits = with_unknown(self.network(scale(views.images[batch])))
+            loss = self._loss(logits, views, batch)
+            self.optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.optimizer.step()
+            self.average.update_parameters(self.network)
+            total += loss.detach()
+            progress.step(len(batch), loss.detach())
+        return float(total / len(batches))
+
+    def _loss(self, logits: Tensor, views: Views, batch: Tensor) -> Tensor:
+        own = F.cross_entropy(logits, views.labels[batch])
+        if views.soft_labels is None:
+            return own
+        temperature, weight = self.settings.distillation_temperature, self.settings.distillation
+        soft = F.cross_entropy(logits / temperature, views.soft_labels[batch]) * temperature**2
+        return (1 - weight) * own + weight * soft
+
+    def _result(self) -> Classifier | Teacher:
+        network = self.average.module.eval()
+        if isinstance(network, NormalizedClassifier):
+            return network.folded().eval()
+        assert isinstance(network, Teacher)
+        return network
+
+    def _measure(self) -> dict[str, float]:
+        """The average's metrics on the validation images, and its accuracy on the same images mirrored."""
+        backend = PlainBackend(self._result())
+        mirrored = DeviceSplit(self.val.images.flip(-1), self.val.labels)
+        values = {f"val_{name}": value for name, value in evaluate(backend, self.val)[0].items()}
+        return values | {"val_mirrored_accuracy": evaluate(backend, mirrored)[0]["accuracy"]}
+
+
+def with_unknown(logits: Tensor) -> Tensor:
+    """Add the logit of the class "unknown", which is 0: (N, K) -> (N, K + 1)."""
+    return F.pad(logits, (0, 1))
+
+
+def one_cycle(progressed: float) -> float:
+    """The learning rate as a share of the highest, at ``progressed`` in [0, 1] of the training: up, then down, to 0."""
+    if progressed < WARM_UP:
+        return 0.05 + 0.95 * progressed / WARM_UP
+    return (1 + math.cos(math.pi * (progressed - WARM_UP) / (1 - WARM_UP))) / 2
+
+
+@torch.no_grad()
+def _move_averages(averages: Sequence[Tensor], values: Sequence[Tensor], count: Tensor | int, decay: float) -> None:
+    """Move averages towards values, faster at first, when the average is of few."""
+    count = int(count)
+    share = 1 - min(decay, (1 + count) / (10 + count))
+    for average, value in zip(averages, values, strict=True):
+        if average.is_floating_point():
+            average.lerp_(value, share)
+        else:
+            average.copy_(value)
+
+
+def _with_negatives(train: DeviceSplit, run: Run) -> DeviceSplit:
+    """The training images and, as class K, the negatives."""
+    assert run.config.robust is not None
+    count = min(run.config.robust.negatives, len(train.labels))
+    drawn = torch.from_numpy(negatives(train.images.cpu().numpy(), count, run.config.seed)).to(train.images.device)
+    unknown = torch.full((count,), run.config.network.class_count, device=train.labels.device)
+    return DeviceSplit(torch.cat([train.images, drawn]), torch.cat([train.labels, unknown]))
