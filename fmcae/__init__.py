@@ -2,8 +2,9 @@
 
     >>> import fmcae
     >>> model = fmcae.load()                      # the classifier, encoder and decoder that ship with fmcae
-    >>> model.predict("exports/samples/bag.png").label
-    'Bag'
+    >>> prediction = model.predict("exports/samples/bag.png")
+    >>> prediction.label, prediction.known        # known_score says how much it looks like what was trained on
+    ('Bag', True)
     >>> from fmcae.preprocess import preprocess
     >>> x = preprocess("exports/samples/bag.png")[None]  # (1, 1, 28, 28) float32 in [0, 1]
     >>> logits = model.classify(x)                # (1, 10) float32

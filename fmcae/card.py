@@ -1,7 +1,7 @@
 """What an artefact says of itself in the metadata of its ONNX file, and how it proves that nothing has changed.
 
     fmcae.card    the card: JSON, readable by people
-    fmcae.golden  golden vectors: images, and the outputs that PyTorch gave for them
+    fmcae.golden  golden vectors: images, the outputs that PyTorch gave for them, and what a classifier makes of these
     fmcae.seal    SHA-256 digests of the model without its metadata, of the card and of the golden vectors
 
 The seal finds damage, not forgery: whoever can rewrite a file can seal it again.
@@ -27,6 +27,13 @@ CARD_KEY, GOLDEN_KEY, SEAL_KEY = "fmcae.card", "fmcae.golden", "fmcae.seal"
 Kind = Literal["encoder", "decoder", "classifier"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 GRAPH_FIELD, METADATA_FIELD = 7, 14  # of ModelProto in onnx.proto
+OPTIONAL_KEYS = {"calibration"}  # of a card; files of before have none
+_CALIBRATION_RANGES = {  # smallest and largest value
+    "temperature": (1e-3, 1e3), "threshold": (0, 1), "kept": (0, 1), "ece_before": (0, 1), "ece_after": (0, 1),
+    "images": (1, 2**53),
+}  # fmt: skip
+_OPTIONAL_ARRAYS = ("probabilities", "known_scores")  # of golden vectors
+_RELIABILITY_RANGES = {"confidence": (0, 1), "accuracy": (0, 1), "count": (1, 2**53)}
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,10 @@ class Card:
         parity: the evidence that ONNX Runtime gives PyTorch's numbers.
         tolerance: the largest allowed difference from the golden outputs, ``{"atol", "rtol"}``.
         precision: its ``"name"``, which is a key of PRECISION_PROVIDERS, and for int8 and fp16 what they cost and gain.
+        calibration: a classifier's ``temperature``, the ``threshold`` of its known score, the share of validation
+            images ``kept`` at or above it and their number ``images``; and from test the expected calibration error
+            before and after, ``ece_before`` and ``ece_after``, and ``reliability``, the bins after calibration, each
+            ``{"confidence", "accuracy", "count"}``. Empty where nothing was calibrated.
     """
 
     kind: Kind
@@ -57,7 +68,18 @@ class Card:
     parity: dict[str, Any]
     tolerance: dict[str, float]
     precision: dict[str, Any] = field(default_factory=lambda: {"name": "fp32"})
+    calibration: dict[str, Any] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def temperature(self) -> float:
+        """What the logits are divided by before the softmax; 1 where nothing was calibrated."""
+        return float(self.calibration.get("temperature", 1))
+
+    @property
+    def threshold(self) -> float:
+        """The known score from which an image is known; 0 where nothing was calibrated, so that every image is."""
+        return float(self.calibration.get("threshold", 0))
 
     @property
     def providers(self) -> tuple[str, ...]:
@@ -73,7 +95,8 @@ class Card:
         """Read what :meth:`to_json` gave.
 
         Raises:
-            ArtefactError: the text is no JSON object of this schema version, or its keys or its precision are unknown.
+            ArtefactError: the text is no JSON object of this schema version, its keys or its precision are unknown, or
+                a value of its calibration is out of range.
         """
         try:
             values = json.loads(text)
@@ -82,27 +105,54 @@ class Card:
             raise ArtefactError("its card is damaged: it is no JSON object with a schema_version") from error
         if version != SCHEMA_VERSION:
             raise ArtefactError(f"its card's schema_version (={version}) must be {SCHEMA_VERSION}: update fmcae")
-        if set(values) != {item.name for item in fields(cls)} or values["kind"] not in KINDS:
+        if set(values) | OPTIONAL_KEYS != {item.name for item in fields(cls)} or values["kind"] not in KINDS:
             raise ArtefactError("its card is damaged: its keys are not those of an fmcae card")
         precision = values["precision"]
         if not isinstance(precision, dict) or precision.get("name") not in tuple(PRECISION_PROVIDERS):
             raise ArtefactError(f"its card's precision must be one of {', '.join(PRECISION_PROVIDERS)}: update fmcae")
+        _check_calibration(values.get("calibration", {}))
         return cls(**{**values, "class_names": tuple(values["class_names"])})
+
+
+def _check_calibration(calibration: Any) -> None:
+    if not isinstance(calibration, dict):
+        raise ArtefactError("its card is damaged: its calibration is no JSON object")
+    _check_ranges(calibration, _CALIBRATION_RANGES)
+    bins = calibration.get("reliability", [])
+    if not isinstance(bins, list) or any(
+        not isinstance(item, dict) or set(item) != {*_RELIABILITY_RANGES} for item in bins
+    ):
+        raise ArtefactError("its card is damaged: its reliability is no list of confidence, accuracy and count")
+    for item in bins:
+        _check_ranges(item, _RELIABILITY_RANGES)
+
+
+def _check_ranges(values: dict[str, Any], ranges: Mapping[str, tuple[float, float]]) -> None:
+    for name, (low, high) in ranges.items():
+        value = values.get(name, low)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:  # nor NaN
+            raise ArtefactError(f"its card is damaged: {name} (={value}) must be a number from {low:g} to {high:g}")
 
 
 @dataclass(frozen=True)
 class Golden:
-    """Inputs (G, ...) float32, the outputs (G, ...) float32 that PyTorch gave for them, and a classifier's labels."""
+    """Inputs (G, ...) float32, the outputs (G, ...) float32 that PyTorch gave for them, and what a classifier says.
+
+    That is its labels and, where it is calibrated, probabilities (G, K) float32 and known scores (G,) float64.
+    """
 
     inputs: NDArray[np.float32]
     outputs: NDArray[np.float32]
     labels: tuple[str, ...] = ()
+    probabilities: NDArray[np.float32] | None = None
+    known_scores: NDArray[np.float64] | None = None
 
     def to_text(self) -> str:
         """Return the vectors compressed, as ASCII."""
         buffer = io.BytesIO()
         labels = np.frombuffer(json.dumps(self.labels).encode(), np.uint8)  # strings would be pickled or padded
-        np.savez(buffer, inputs=self.inputs, outputs=self.outputs, labels=labels)
+        optional = {name: value for name in _OPTIONAL_ARRAYS if (value := getattr(self, name)) is not None}
+        np.savez(buffer, inputs=self.inputs, outputs=self.outputs, labels=labels, **optional)
         return base64.b85encode(zlib.compress(buffer.getvalue(), 9)).decode()
 
     @classmethod
@@ -114,7 +164,9 @@ class Golden:
         """
         try:
             with np.load(io.BytesIO(zlib.decompress(base64.b85decode(text))), allow_pickle=False) as arrays:
-                return cls(arrays["inputs"], arrays["outputs"], tuple(json.loads(arrays["labels"].tobytes())))
+                labels = tuple(json.loads(arrays["labels"].tobytes()))
+                optional = {name: arrays[name] for name in _OPTIONAL_ARRAYS if name in arrays}
+                return cls(arrays["inputs"], arrays["outputs"], labels, **optional)
         except (ValueError, KeyError, zlib.error, OSError) as error:
             raise ArtefactError(f"its golden vectors are damaged: {error}") from error
 

@@ -1,6 +1,7 @@
 """The errors that fmcae raises on purpose, each one clear line with the exit code that the command line gives it."""
 
 INSTALL = "pip install '.[{extra}]'  in fmcae's checkout"
+_EXPORT_PACKAGES = ("torch", "onnx", "onnxscript", "safetensors", "numba", "jinja2", "matplotlib", "scipy")
 INSTALL_TRAIN = INSTALL.format(extra="train")
 
 
@@ -52,7 +53,7 @@ class RunError(FmcaeError):
 
 def require_train_extra(*modules: str) -> None:
     """Call :func:`require_extra` for the ``train`` extra; by default, for the packages that an export needs."""
-    require_extra("train", *(modules or ("torch", "onnx", "onnxscript", "safetensors", "numba", "jinja2")))
+    require_extra("train", *(modules or _EXPORT_PACKAGES))
 
 
 def require_extra(extra: str, *modules: str) -> None:

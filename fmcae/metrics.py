@@ -3,10 +3,13 @@
 A metric over a split is the mean over its images; the paper's mean over batches equals it if they are of one size.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from fmcae.errors import UsageError
 
 FloatArray = NDArray[np.floating[Any]]
 IntArray = NDArray[np.integer[Any]]
@@ -19,9 +22,14 @@ def mse(x: FloatArray, x_hat: FloatArray) -> float:
     return float((total / difference.shape[1]).mean())
 
 
-def softmax(logits: FloatArray) -> NDArray[np.float32]:
-    """The probabilities (N, K) float32 of logits (N, K), each row summing to 1."""
-    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True), dtype=np.float64)
+def softmax(logits: FloatArray, temperature: float = 1) -> NDArray[np.float32]:
+    """The probabilities (N, K) float32 of logits (N, K), each row summing to 1.
+
+    Logits are divided by the temperature first: above 1 it makes every image less certain and changes no label.
+    Source: Guo et al. 2017, arXiv:1706.04599, section 4.2.
+    """
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    shifted = np.exp(shifted if temperature == 1 else shifted / temperature, dtype=np.float64)
     probabilities: NDArray[np.float32] = (shifted / shifted.sum(axis=-1, keepdims=True)).astype(np.float32)
     return probabilities
 
@@ -43,3 +51,67 @@ def confusion(logits: FloatArray, labels: IntArray) -> NDArray[np.int64]:
     class_count = logits.shape[1]
     pairs = labels.astype(np.int64) * class_count + logits.argmax(axis=1)
     return np.bincount(pairs, minlength=class_count**2).reshape(class_count, class_count)
+
+
+def known_score(logits: FloatArray) -> NDArray[np.float64]:
+    """How much each image looks like what the model was trained on: (N,) in [0, 1] of logits (N, K), 1 for familiar.
+
+    It is Σ exp(logits) / (1 + Σ exp(logits)). A network of the robust recipe learns one class more, "unknown", whose
+    logit is fixed at 0; its outputs and that 0 go into one softmax over K + 1 classes, and the score is 1 minus the
+    probability of unknown. For any other network it orders images as the energy score does, because it grows with
+    log Σ exp(logits). Source: Liu et al. 2020, arXiv:2010.03759, section 3.
+    """
+    top = logits.max(axis=-1, initial=0).astype(np.float64)  # so that no exponent is above 0
+    total = np.exp(logits - top[..., np.newaxis]).sum(axis=-1)
+    score: NDArray[np.float64] = total / (np.exp(-top) + total)
+    return score
+
+
+@dataclass(frozen=True)
+class ReliabilityBin:
+    """One bar of a reliability diagram: ``count`` images, their mean confidence and their accuracy, both in [0, 1]."""
+
+    confidence: float
+    accuracy: float
+    count: int
+
+
+def reliability(probabilities: FloatArray, labels: IntArray, bins: int = 15) -> list[ReliabilityBin]:
+    """Group images by confidence, the probability of their most probable class, into ``bins`` of equal width.
+
+    A reliability diagram shows them. Bins without images are left out.
+
+    Args:
+        probabilities: (N, K) in [0, 1].
+        labels: (N,) class indices.
+    """
+    confidence = probabilities.max(axis=1).astype(np.float64)
+    right = probabilities.argmax(axis=1) == labels
+    index = np.clip(np.ceil(confidence * bins) - 1, 0, bins - 1).astype(int)  # each bin has its upper edge
+    members = [index == number for number in np.unique(index)]
+    return [ReliabilityBin(float(confidence[m].mean()), float(right[m].mean()), int(m.sum())) for m in members]
+
+
+def expected_calibration_error(probabilities: FloatArray, labels: IntArray, bins: int = 15) -> float:
+    """The mean gap in [0, 1] between confidence and accuracy, over the bins of :func:`reliability` by their images.
+
+    Source: Guo et al. 2017, arXiv:1706.04599, equation 3.
+    """
+    groups = reliability(probabilities, labels, bins)
+    return sum(group.count * abs(group.confidence - group.accuracy) for group in groups) / len(labels)
+
+
+def auroc(known_scores: FloatArray, unknown_scores: FloatArray) -> float:
+    """The chance in [0, 1] that a known image has a higher score than an unknown one, equal scores counting half.
+
+    That is the area under the ROC curve. Source: Mann and Whitney 1947, the statistic U over all pairs.
+
+    Raises:
+        UsageError: there are no scores of one kind.
+    """
+    for name, scores in (("known_scores", known_scores), ("unknown_scores", unknown_scores)):
+        if not len(scores):
+            raise UsageError(f"{name} (=[]) must have at least one score")
+    ordered = np.sort(unknown_scores)
+    below, up_to = (np.searchsorted(ordered, known_scores, side) for side in ("left", "right"))
+    return float((below + up_to).mean() / (2 * len(ordered)))

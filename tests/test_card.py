@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,6 +33,72 @@ def test_a_damaged_card_is_named(text: str) -> None:
 def test_a_card_of_the_future_is_named() -> None:
     with pytest.raises(ArtefactError, match=r"schema_version \(=99\) must be 1: update fmcae"):
         Card.from_json(json.dumps({"schema_version": 99}))
+
+
+CALIBRATION: dict[str, Any] = {
+    "temperature": 1.25, "threshold": 0.1 + 0.2, "kept": 0.98, "images": 10_000, "ece_before": 0.04, "ece_after": 0.01,
+    "reliability": [{"confidence": 0.9, "accuracy": 0.8, "count": 7}],
+}  # fmt: skip
+
+
+def card_values(content: bytes) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(read_metadata(content)[CARD_KEY])
+    return values
+
+
+def test_a_calibration_survives_json_to_the_last_digit(content: bytes) -> None:
+    card = Card.from_json(json.dumps(card_values(content) | {"calibration": CALIBRATION}))
+    assert Card.from_json(card.to_json()) == card and card.calibration == CALIBRATION
+    assert (card.temperature, card.threshold) == (1.25, 0.1 + 0.2)
+
+
+def test_a_card_of_before_calibration_knows_everything(content: bytes) -> None:
+    values = card_values(content)
+    values.pop("calibration", None)
+    card = Card.from_json(json.dumps(values))
+    assert (card.calibration, card.temperature, card.threshold) == ({}, 1, 0)
+    assert Card.from_json(card.to_json()) == card
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"temperature": 0}, r"temperature \(=0\) must be a number from 0.001 to 1000"),
+        ({"temperature": float("nan")}, r"temperature \(=nan\) must be"),
+        ({"temperature": 10**400}, "temperature .* must be"),
+        ({"temperature": True}, r"temperature \(=True\) must be"),
+        ({"threshold": 1.01}, r"threshold \(=1.01\) must be a number from 0 to 1"),
+        ({"threshold": "0.5"}, r"threshold \(=0.5\) must be"),
+        ({"images": 0}, r"images \(=0\) must be"),
+        ({"ece_after": None}, r"ece_after \(=None\) must be"),
+        ({"reliability": {}}, "its reliability is no list"),
+        ({"reliability": [{"confidence": 1}]}, "its reliability is no list"),
+        ({"reliability": [{"confidence": 1, "accuracy": 2, "count": 3}]}, r"accuracy \(=2\) must be"),
+    ],
+)
+def test_a_damaged_calibration_is_named(content: bytes, change: dict[str, Any], message: str) -> None:
+    values = card_values(content) | {"calibration": CALIBRATION | change}
+    with pytest.raises(ArtefactError, match=f"its card is damaged: {message}"):
+        Card.from_json(json.dumps(values))
+
+
+@pytest.mark.parametrize("calibration", [None, [], 1])
+def test_a_calibration_that_is_no_object_is_named(content: bytes, calibration: object) -> None:
+    with pytest.raises(ArtefactError, match="its calibration is no JSON object"):
+        Card.from_json(json.dumps(card_values(content) | {"calibration": calibration}))
+
+
+@given(arrays(np.float32, (2, 3)), arrays(np.float64, 2))
+def test_optional_golden_vectors_survive_their_text(
+    probabilities: NDArray[np.float32], known_scores: NDArray[np.float64]
+) -> None:
+    golden = Golden(np.zeros((2, 3), np.float32), np.zeros((2, 3), np.float32), ("a", "b"), probabilities, known_scores)
+    read = Golden.from_text(golden.to_text())
+    assert read.probabilities is not None and read.known_scores is not None
+    assert np.array_equal(read.probabilities, probabilities, equal_nan=True) and read.known_scores.dtype == np.float64
+    assert np.array_equal(read.known_scores, known_scores, equal_nan=True)
+    without = Golden.from_text(Golden(golden.inputs, golden.outputs).to_text())
+    assert without.probabilities is None and without.known_scores is None
 
 
 @given(arrays(np.float32, (2, 3)), arrays(np.float32, (2, 4)), st.lists(st.text(), max_size=3))

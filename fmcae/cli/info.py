@@ -29,6 +29,10 @@ def info(
         print_json({"file": str(artefact.path), **facts, "card": card})
         return
     typer.echo(f"{printable(str(artefact.path))}  {len(artefact.content):,} bytes, seal holds")
+    if not card["calibration"]:
+        del card["calibration"]
+    else:  # the bins are a picture's, which lies beside the model card
+        card["calibration"].pop("reliability", None)
     confusion, parity = card["metrics"].pop("confusion", None), card.pop("parity")
     _echo({"made for": facts["made_for"], **card}, indent=0)
     if parity:

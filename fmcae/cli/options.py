@@ -96,11 +96,11 @@ def read_stdin(paths: Iterable[str]) -> bytes:
         raise ImageError(f"stdin: cannot be read: {error.strerror or error}") from error
 
 
-def check_is_no_input(out: Path, inputs: Iterable[str]) -> None:
-    """Check that the file to write is none of those to read.
+def check_is_no_input(out: Path, inputs: Iterable[str], option: str = "out") -> None:
+    """Check that the file to write, which ``option`` names, is none of those to read.
 
     Raises:
         UsageError: it is one of them, by whatever name.
     """
     if out.exists() and any(os.path.exists(name) and os.path.samefile(name, out) for name in inputs):
-        raise UsageError(f"out (={out}) must not be an input image")
+        raise UsageError(f"{option} (={out}) must not be an input image")

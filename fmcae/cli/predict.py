@@ -1,7 +1,8 @@
-"""``fmcae predict``: a label and a probability for each image."""
+"""``fmcae predict``: a label and a probability for each image, or that it is unknown."""
 
 import sys
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
@@ -12,14 +13,18 @@ from fmcae.cli.options import (
     ModelOption,
     ProviderOption,
     ThreadsOption,
+    check_is_no_input,
     error_line,
     json_text,
+    note,
     printable,
     read_stdin,
 )
-from fmcae.errors import UsageError
+from fmcae.errors import ImageError, UsageError
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from fmcae.runtime.model import Prediction
     from fmcae.runtime.predict import Outcome
 
@@ -29,6 +34,9 @@ PathsArgument = Annotated[
     list[str], typer.Argument(metavar="PATH", help="Image files, folders, globs, or - for an image on stdin.")
 ]
 RANK_COLUMNS = ("label", "index", "probability")
+KNOWN_COLUMNS = ("known", "known_score")
+THRESHOLD_HELP = "Known score, 0 to 1, below which an image is unknown; 0 turns it off. [default: the model's own]"
+SHOW_HELP = "Write a contact sheet: each picture, the 28x28 that the model sees, label and probability."
 
 
 def predict(
@@ -36,21 +44,26 @@ def predict(
     model: ModelOption = None,
     top_k: Annotated[int, typer.Option(metavar="K", min=1, help="Print the K most probable labels.")] = 1,
     as_json: JsonOption = False,
+    threshold: Annotated[float | None, typer.Option(metavar="T", help=THRESHOLD_HELP)] = None,
+    show: Annotated[Path | None, typer.Option(metavar="OUT.png", help=SHOW_HELP)] = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV with a header.")] = False,
     provider: ProviderOption = "cpu",
     threads: ThreadsOption = None,
 ) -> None:
     """Classify images of any size, colour and format.
 
-    A 28x28 grey image is taken as it is; anything else is brought into Fashion-MNIST's form first. A file that cannot
-    be read gets its line on stderr, the rest goes on, and the exit code is 1.
+    A 28x28 grey image is taken as it is; anything else is brought into Fashion-MNIST's form first. One that looks like
+    nothing that the model was trained on is unknown, and the nearest label comes with it. A file that cannot be read
+    gets its line on stderr, the rest goes on, and the exit code is 1.
     """
     from fmcae.runtime.model import load
     from fmcae.runtime.predict import predict_images
 
     if as_json and as_csv:
         raise UsageError("json (=True) must not come with csv: choose one")
-    loaded = load(model, provider=provider, threads=threads, only="classifier")
+    if show is not None:
+        _check_show(show, paths)
+    loaded = load(model, provider=provider, threads=threads, only="classifier", threshold=threshold)
     class_names = loaded.class_names
     if top_k > len(class_names):
         raise UsageError(f"top_k (={top_k}) must be an integer from 1 to {len(class_names)}, the number of classes")
@@ -58,18 +71,68 @@ def predict(
     facts = {"provider": session.provider, "model": str(loaded.artefacts["classifier"].path)}
     stdin = read_stdin(paths)
     failed: list[str] = []
+    sheet = _Sheet(stdin)
 
     def rows() -> "Iterator[Row]":
         for outcome in predict_images(loaded, paths, stdin):
             if outcome.prediction is None:
                 error_line(str(outcome.error))
                 failed.append(outcome.path)
+            elif show is not None:
+                sheet.add(outcome)
             yield outcome, _ranked(outcome.prediction, class_names, top_k) if outcome.prediction else []
 
     write = _write_json if as_json else _write_csv if as_csv else _write_lines
     write(rows(), top_k, facts)
+    if show is not None:
+        sheet.write(show)
     if failed:
         raise typer.Exit(1)
+
+
+class _Sheet:
+    """The tiles of ``--show``, drawn as the predictions come."""
+
+    def __init__(self, stdin: bytes) -> None:
+        self.stdin, self.count = stdin, 0
+        self.tiles: list[Image.Image] = []
+
+    def add(self, outcome: "Outcome") -> None:
+        from fmcae.runtime.contact_sheet import MAX_TILES, tile
+        from fmcae.runtime.predict import STDIN
+
+        self.count += 1
+        if len(self.tiles) == MAX_TILES or outcome.prediction is None or outcome.pixels is None:
+            return
+        is_stdin = outcome.path == STDIN
+        source, name = (self.stdin, "stdin") if is_stdin else (outcome.path, Path(outcome.path).name)
+        try:
+            self.tiles.append(tile(source, outcome.pixels, outcome.prediction, name))
+        except ImageError as error:  # it was readable a moment ago
+            note(f"{printable(str(error))}; it is left out of the contact sheet")
+
+    def write(self, out: Path) -> None:
+        from fmcae.files import write_atomic
+        from fmcae.runtime.contact_sheet import contact_sheet
+
+        if not self.tiles:
+            note(f"{printable(str(out))}: not written, because no picture could be read")
+            return
+        write_atomic(out, contact_sheet(self.tiles))
+        if self.count > len(self.tiles):
+            note(f"{printable(str(out))}: shows the first {len(self.tiles):,} of {self.count:,} pictures")
+
+
+def _check_show(show: Path, paths: list[str]) -> None:
+    """Check before any work that the contact sheet can be written, and that it is none of the pictures."""
+    from fmcae.runtime.predict import find_images
+
+    if show.suffix.lower() != ".png":
+        raise UsageError(f"show (={show}) must end in .png")
+    if show.is_dir() or not show.parent.is_dir():
+        raise UsageError(f"show (={show}) must be a file in a folder that exists")
+    if show.exists():
+        check_is_no_input(show, (path for path, _ in find_images(paths)), "show")
 
 
 def _ranked(prediction: "Prediction", class_names: tuple[str, ...], top_k: int) -> list[dict[str, Any]]:
@@ -82,6 +145,8 @@ def _write_lines(rows: "Iterable[Row]", top_k: int, facts: dict[str, str]) -> No
     for outcome, ranked in rows:
         if ranked:
             labels = "  ".join(f"{item['label']} {item['probability']:.4f}" for item in ranked)
+            if outcome.prediction and not outcome.prediction.known:
+                labels = f"unknown (nearest: {labels})"
             print(f"{printable(outcome.path)}: {labels}")  # typer.echo would flush each line
 
 
@@ -90,10 +155,14 @@ def _write_csv(rows: "Iterable[Row]", top_k: int, facts: dict[str, str]) -> None
 
     columns = [f"{name}{'' if rank == 1 else f'_{rank}'}" for rank in range(1, top_k + 1) for name in RANK_COLUMNS]
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(["path", *columns, *facts, "error"])
+    columns += [*KNOWN_COLUMNS, *facts]
+    writer.writerow(["path", *columns, "error"])
     for outcome, ranked in rows:
-        cells = [value for item in ranked for value in item.values()] or [""] * len(columns)
-        writer.writerow([outcome.path, *cells, *(facts.values() if ranked else [""] * len(facts)), outcome.error or ""])
+        cells: list[Any] = [""] * len(columns)
+        if prediction := outcome.prediction:
+            cells = [value for item in ranked for value in item.values()]
+            cells += ["true" if prediction.known else "false", prediction.known_score, *facts.values()]
+        writer.writerow([outcome.path, *cells, outcome.error or ""])
 
 
 def _write_json(rows: "Iterable[Row]", top_k: int, facts: dict[str, str]) -> None:
@@ -105,8 +174,9 @@ def _write_json(rows: "Iterable[Row]", top_k: int, facts: dict[str, str]) -> Non
         if outcome.prediction is None:
             values["error"] = str(outcome.error)
         else:
+            known = {name: getattr(outcome.prediction, name) for name in KNOWN_COLUMNS}
             probabilities = outcome.prediction.probabilities.tolist()
-            values |= {**ranked[0], "probabilities": probabilities, **facts}
+            values |= {**ranked[0], **known, "probabilities": probabilities, **facts}
             values |= {"top_k": ranked} if top_k > 1 else {}
         print(f"{separator}  {json_text(values)}", end="")
         separator = ",\n"

@@ -2,7 +2,7 @@
 
 In float32 the gate is parity with PyTorch; for a smaller precision it is the accuracy that it loses. Each step is a
 module: :mod:`graph` converts, :mod:`precision` makes smaller graphs, :mod:`parity` and :mod:`tradeoff` measure,
-:mod:`sealing` makes the files and :mod:`folder` writes them.
+:mod:`calibration` fits temperature and threshold, :mod:`sealing` makes the files and :mod:`folder` writes them.
 """
 
 import copy
@@ -18,6 +18,7 @@ from torch import nn
 from fmcae.card import Golden, Kind
 from fmcae.data import Dataset
 from fmcae.errors import GateError, RunError
+from fmcae.export.calibration import calibrate, calibrated
 from fmcae.export.folder import check_folder, write_export
 from fmcae.export.graph import to_onnx
 from fmcae.export.parity import Parity, measure_parity
@@ -39,8 +40,8 @@ SMALLER_TOLERANCE = {"int8": {"atol": 0.05, "rtol": 1e-3}, "fp16": {"atol": 0.05
 def export_run(run: Run, dataset: Dataset, folder: Path) -> tuple[list[Path], Parity]:
     """Export what ``run`` trained to ONNX files in ``folder``, if ONNX Runtime gives PyTorch's numbers on all of test.
 
-    An autoencoder becomes ``encoder.onnx`` and ``decoder.onnx``, a classifier ``classifier.onnx``. The result is the
-    files written, and the parity evidence that their cards carry.
+    An autoencoder becomes ``encoder.onnx`` and ``decoder.onnx``, a classifier ``classifier.onnx``, calibrated on the
+    validation images. The result is the files written, and the parity evidence that their cards carry.
 
     Raises:
         RunError: the run has no finished stage, or the data are not the run's.
@@ -56,9 +57,13 @@ def export_run(run: Run, dataset: Dataset, folder: Path) -> tuple[list[Path], Pa
     parity = measure_parity(networks, sessions, dataset.test, TOLERANCE)
     if not parity.passed:
         raise GateError(f"parity does not hold, nothing was written: {parity.failure}")
+    calibration = calibrate(sessions["classifier"], dataset) if "classifier" in sessions else {}
+    if calibration:
+        golden["classifier"] = calibrated(golden["classifier"], calibration["temperature"])
     artefacts = {}
     for kind, graph in graphs.items():
-        card = make_card(run, kind, golden[kind], TOLERANCE, parity.to_json())
+        facts = calibration if kind == "classifier" else {}
+        card = make_card(run, kind, golden[kind], TOLERANCE, parity.to_json(), calibration=facts)
         artefacts[kind] = seal_graph(folder / file_name(kind), graph, card, golden[kind])
     return write_export(run, artefacts, folder), parity
 
@@ -73,8 +78,8 @@ def export_smaller(
 ) -> tuple[list[Path], Tradeoff]:
     """Export ``run``'s classifier in int8 or fp16 to ``folder``, if that costs little accuracy and gains size or speed.
 
-    Its golden outputs are its own, those of ``provider`` here. The result is the files written, and the tradeoff that
-    the card carries.
+    Its golden outputs and its calibration are its own, those of ``provider`` here. The result is the files written, and
+    the tradeoff that the card carries.
 
     Args:
         budget_points: the loss of accuracy on test that is allowed, in hundredths.
@@ -94,17 +99,21 @@ def export_smaller(
     fp32 = to_onnx(network, "classifier", x)
     facts: dict[str, Any] = {"name": precision}
     if precision == "int8":
-        calibration = calibration_images(dataset)
-        graph = int8_graph(network, calibration)
-        facts |= {"calibration_images": len(calibration), "latent_units": latent_units(graph)}
+        images = calibration_images(dataset)
+        graph = int8_graph(network, images)
+        facts |= {"calibration_images": len(images), "latent_units": latent_units(graph)}
     else:
         graph = to_onnx(Half(copy.deepcopy(network)), "classifier", x)
     tradeoff = measure_tradeoff(graph, fp32, precision, dataset.test, budget_points, provider)
     if tradeoff.failure:
         raise GateError(f"{precision} is not worth keeping, nothing was written: {tradeoff.failure}")
-    golden = _with_labels(x, Session(graph, provider=provider, threads=1).run(x), dataset.class_names)
+    session = Session(graph, provider=provider, threads=1)
+    golden, calibration = _with_labels(x, session.run(x), dataset.class_names), calibrate(session, dataset)
+    if calibration:
+        golden = calibrated(golden, calibration["temperature"])
     facts["tradeoff"], test = asdict(tradeoff), {"test_accuracy": tradeoff.accuracy}
-    card = make_card(run, "classifier", golden, SMALLER_TOLERANCE[precision], precision=facts, metrics=test)
+    tolerance = SMALLER_TOLERANCE[precision]
+    card = make_card(run, "classifier", golden, tolerance, precision=facts, metrics=test, calibration=calibration)
     path = folder / file_name("classifier")
     return write_export(run, {"classifier": seal_graph(path, graph, card, golden)}, folder, provider), tradeoff
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from fmcae.card import Kind
 from fmcae.errors import GateError, UsageError
+from fmcae.export.figures import reliability_png
 from fmcae.export.model_card import model_card
 from fmcae.files import write_all_atomic
 from fmcae.runtime.model import Artefact, file_name
@@ -12,6 +13,7 @@ from fmcae.runtime.verify import verify
 from fmcae.train.run import CONFIG, METRICS, Run
 
 MODEL_CARD = "MODEL_CARD.md"
+RELIABILITY = "reliability.png"  # which the model card shows
 
 
 def check_folder(folder: Path, kinds: Collection[Kind]) -> None:
@@ -29,14 +31,14 @@ def check_folder(folder: Path, kinds: Collection[Kind]) -> None:
     graphs = {file_name(kind) for kind in kinds}
     present = {path.name for path in folder.iterdir()}
     # A run that has just begun has a configuration and no graph.
-    foreign = sorted(present - graphs - {MODEL_CARD, CONFIG, METRICS} if present & graphs else present)
+    foreign = sorted(present - graphs - {MODEL_CARD, RELIABILITY, CONFIG, METRICS} if present & graphs else present)
     if foreign:
         rule = "must be new, empty or hold an earlier export of the same kinds"
         raise UsageError(f"out (={folder}) {rule}; it holds {foreign[0]}")
 
 
 def write_export(run: Run, artefacts: Mapping[Kind, Artefact], folder: Path, provider: str = "cpu") -> list[Path]:
-    """Verify the artefacts, then write them with a model card and the run's configuration and metrics.
+    """Verify the artefacts, then write them with a model card, its diagram and the run's configuration and metrics.
 
     Returns:
         The files written, the artefacts first.
@@ -50,6 +52,8 @@ def write_export(run: Run, artefacts: Mapping[Kind, Artefact], folder: Path, pro
             raise GateError(f"{artefact.path.name}: {failure}; nothing was written")
     files: dict[str, bytes | str] = {artefact.path.name: artefact.content for artefact in artefacts.values()}
     files[MODEL_CARD] = model_card(artefacts)
+    if "classifier" in artefacts and (calibration := artefacts["classifier"].card.calibration):
+        files[RELIABILITY] = reliability_png(calibration)
     files |= {name: (run.folder / name).read_bytes() for name in (CONFIG, METRICS)}
     folder.mkdir(parents=True, exist_ok=True)
     write_all_atomic({folder / name: content for name, content in files.items()})

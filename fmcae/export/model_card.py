@@ -21,6 +21,7 @@ def model_card(artefacts: Mapping[Kind, Artefact]) -> str:
         runs=_training_runs([card.training for card in cards]),
         measured={name: value for card in cards for name, value in card.metrics.items() if name != "confusion"},
         confusion=next((card.metrics["confusion"] for card in cards if "confusion" in card.metrics), None),
+        calibration=next((card.calibration for card in cards if card.calibration), None),
         parity_lines=parity_lines(cards[0].parity) if cards[0].parity else None,
         has_grey_edge="decoder" in artefacts and cards[0].training["config"]["network"]["pooling"],
     )

@@ -23,6 +23,7 @@ def make_card(
     parity: dict[str, Any] | None = None,
     precision: dict[str, Any] | None = None,
     metrics: dict[str, Any] | None = None,
+    calibration: dict[str, Any] | None = None,
 ) -> Card:
     """Fill the card of one artefact with the facts of the run that trained its network.
 
@@ -33,6 +34,7 @@ def make_card(
         parity: the evidence that ONNX Runtime gives PyTorch's numbers; None where it was not measured.
         precision: None for float32.
         metrics: None for what PyTorch measured on test at the end of training.
+        calibration: what :func:`fmcae.export.calibration.calibrate` gave; None where it was not called.
     """
     stage = "classifier" if kind == "classifier" else "autoencoder"
     training = run.facts(stage)
@@ -54,6 +56,7 @@ def make_card(
         parity=parity or {},
         tolerance=tolerance,
         precision=precision or {"name": "fp32"},
+        calibration=calibration or {},
     )
 
 

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Real
 from pathlib import Path
 from typing import Any, TypeAlias, overload
 
@@ -15,7 +16,7 @@ from fmcae.card import CARD_KEY, GOLDEN_KEY, KINDS, Card, Golden, Kind, check_se
 from fmcae.errors import ArtefactError, ProviderError, UsageError
 from fmcae.files import read_at_most
 from fmcae.images import ImageSource
-from fmcae.metrics import softmax
+from fmcae.metrics import known_score, softmax
 from fmcae.precision import Precision, check_made_for
 from fmcae.preprocess import preprocess, scale
 from fmcae.runtime.session import Session, check_provider, check_threads
@@ -31,13 +32,19 @@ MAX_ARTEFACT_BYTES = 2**31  # protobuf's own limit
 class Prediction:
     """What the classifier says of one image: its most probable class, and the probabilities of all.
 
-    ``probability`` is that class's, in [0, 1]; ``probabilities`` is (K,) float32 and sums to 1.
+    ``probability`` is that class's, in [0, 1]; ``probabilities`` is (K,) float32 and sums to 1. Both are calibrated: of
+    many images with probability 0.8, about 80% are what the label says.
+
+    ``known_score`` in [0, 1] is higher the more the image looks like what the model was trained on. Where it is below
+    the model's threshold ``known`` is False: the image is of no class, and ``label`` is only the nearest one.
     """
 
     label: str
     index: int
     probability: float
     probabilities: FloatArray
+    known: bool
+    known_score: float
 
 
 @dataclass(frozen=True)
@@ -146,10 +153,17 @@ def resolve_path(path: PathName) -> Path:
 class Model:
     """The artefacts of one export, ready to run. Threads may share it; sessions are created at first use."""
 
-    def __init__(self, artefacts: dict[Kind, Artefact], provider: str = "cpu", threads: int | None = None) -> None:
+    def __init__(
+        self,
+        artefacts: dict[Kind, Artefact],
+        provider: str = "cpu",
+        threads: int | None = None,
+        threshold: float | None = None,
+    ) -> None:
         self.artefacts = artefacts
         self._provider = check_provider(provider)
         self._threads = check_threads(threads)
+        self._threshold = check_threshold(threshold)
         self._sessions: dict[Kind, Session] = {}
         self._lock = threading.Lock()
 
@@ -157,6 +171,13 @@ class Model:
     def class_names(self) -> tuple[str, ...]:
         """The label of each class index."""
         return next(iter(self.artefacts.values())).card.class_names
+
+    @property
+    def threshold(self) -> float:
+        """The known score from which an image is known: what was asked for, or what the classifier's card says."""
+        if self._threshold is not None:
+            return self._threshold
+        return self.artefacts["classifier"].card.threshold if "classifier" in self.artefacts else 0.0
 
     def session(self, kind: Kind) -> Session:
         """Return the session of one graph; raise as Artefact.session, and ArtefactError if that was not loaded."""
@@ -223,9 +244,17 @@ class Model:
     def predict_inputs(self, x: FloatArray) -> list[Prediction]:
         """Return a Prediction for each of x (N, 1, 28, 28) float32; errors as for classify."""
         logits = self.classify(x)
+        card = self.artefacts["classifier"].card
+        scores = known_score(logits)
+        columns = (
+            logits.argmax(axis=1).tolist(),
+            softmax(logits, card.temperature),
+            (scores >= self.threshold).tolist(),
+            scores.tolist(),
+        )
         return [
-            Prediction(self.class_names[index], int(index), float(row[index]), row)
-            for row, index in zip(softmax(logits), logits.argmax(axis=1), strict=True)
+            Prediction(card.class_names[index], index, float(row[index]), row, known, score)
+            for index, row, known, score in zip(*columns, strict=True)
         ]
 
     def _run(self, kind: Kind, x: FloatArray, dimensions: int) -> FloatArray:
@@ -237,8 +266,22 @@ class Model:
         return session.run(x)
 
 
+def check_threshold(threshold: float | None) -> float | None:
+    """Return ``threshold`` itself; raise UsageError if it is neither None nor a number from 0 to 1."""
+    if threshold is None:
+        return None
+    if not isinstance(threshold, Real) or isinstance(threshold, bool) or not 0 <= threshold <= 1:
+        raise UsageError(f"threshold (={threshold}) must be a number from 0 to 1; 0 turns it off")
+    return float(threshold)
+
+
 def load(
-    path: PathName | None = None, *, provider: str = "cpu", threads: int | None = None, only: Kind | None = None
+    path: PathName | None = None,
+    *,
+    provider: str = "cpu",
+    threads: int | None = None,
+    only: Kind | None = None,
+    threshold: float | None = None,
 ) -> Model:
     """Load exported networks.
 
@@ -248,9 +291,11 @@ def load(
         provider: "cpu" or "cuda"; "cuda" never runs on the CPU instead.
         threads: ONNX Runtime's threads, 1 to 1,024; None takes the CPUs that this process may use.
         only: "encoder", "decoder" or "classifier", to read only that one if the folder has it.
+        threshold: the known score, 0 to 1, from which an image is known; None takes the classifier's own, and 0 turns it
+            off: every image is known.
 
     Raises:
         ArtefactError: a file is missing, foreign or damaged, or files come from different runs.
-        UsageError: path is empty, or provider, threads or only is out of range.
+        UsageError: path is empty, or provider, threads, only or threshold is out of range.
     """
-    return Model(read_artefacts(path, only), provider, threads)
+    return Model(read_artefacts(path, only), provider, threads, threshold)

@@ -24,11 +24,12 @@ Found: TypeAlias = tuple[str, ImageError | None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """The prediction of one image, or the error that it raised."""
+    """The prediction of one image and the pixels (28, 28) uint8 that the model saw, or the error that it raised."""
 
     path: str
     prediction: Prediction | None
     error: FmcaeError | None
+    pixels: NDArray[np.uint8] | None = None
 
 
 def find_images(names: Iterable[str]) -> Iterator[Found]:
@@ -108,6 +109,8 @@ def predict_images(model: Model, names: Iterable[str], stdin: bytes = b"") -> It
             except ImageError as unreadable:
                 error = unreadable
             errors.append(error)
-        predictions = iter(model.predict_inputs(scale(np.stack(pixels))) if pixels else [])
+        predictions = model.predict_inputs(scale(np.stack(pixels))) if pixels else []
+        predicted = zip(predictions, pixels, strict=True)
         for (path, _), error in zip(batch, errors, strict=True):
-            yield Outcome(path, next(predictions) if error is None else None, error)
+            prediction, seen = next(predicted) if error is None else (None, None)
+            yield Outcome(path, prediction, error, seen)

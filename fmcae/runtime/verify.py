@@ -2,10 +2,13 @@
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fmcae.card import Card, Golden
+from fmcae.metrics import known_score, softmax
 from fmcae.runtime.model import Artefact, read_artefact
 
 RELATIVE_FLOOR = 1e-3  # below it a relative difference says nothing, since a ReLU's output may be any small number
@@ -37,8 +40,10 @@ class Verification:
         return self.failure is None
 
 
-def compare(outputs: NDArray[np.float32], reference: NDArray[np.float32], tolerance: dict[str, float]) -> Difference:
-    """The difference of two float32 arrays of one shape, against ``tolerance`` {"atol", "rtol"}."""
+def compare(
+    outputs: NDArray[np.floating[Any]], reference: NDArray[np.floating[Any]], tolerance: dict[str, float]
+) -> Difference:
+    """The difference of two float arrays of one shape, against ``tolerance`` {"atol", "rtol"}."""
     distance = np.abs(outputs.astype(np.float64) - reference)
     size = np.abs(reference, dtype=np.float64)
     large = size >= RELATIVE_FLOOR
@@ -52,7 +57,7 @@ def compare(outputs: NDArray[np.float32], reference: NDArray[np.float32], tolera
 def verify(
     artefact: Artefact | str | os.PathLike[str], provider: str = "cpu", threads: int | None = None
 ) -> Verification:
-    """Run the golden inputs and compare outputs and labels with what the file says.
+    """Run the golden inputs and compare outputs, labels, probabilities and known scores with what the file says.
 
     Args:
         artefact: an exported file's path, or what :func:`fmcae.runtime.model.read_artefact` gave for it.
@@ -74,8 +79,32 @@ def verify(
         limit = f"the tolerance (atol {card.tolerance['atol']:g}, rtol {card.tolerance['rtol']:g})"
         failure = f"outputs differ from the golden ones by up to {difference.max_abs:.3g}, more than {limit}"
     elif golden.labels:
-        labels = [card.class_names[index] for index in outputs.argmax(axis=1)]
-        pairs = zip(labels, golden.labels, strict=True)
-        wrong = [f"{found} for {expected}" for found, expected in pairs if found != expected]
-        failure = f"labels differ from the golden ones: {wrong[0]}" if wrong else None
+        failure = _label_failure(outputs, card, golden) or _calibration_failure(outputs, card, golden)
     return Verification(str(artefact.path), card.kind, session.provider, len(golden.inputs), difference, failure)
+
+
+def _label_failure(logits: NDArray[np.float32], card: Card, golden: Golden) -> str | None:
+    labels = [card.class_names[index] for index in logits.argmax(axis=1)]
+    wrong = [
+        f"{found} for {expected}" for found, expected in zip(labels, golden.labels, strict=True) if found != expected
+    ]
+    return f"labels differ from the golden ones: {wrong[0]}" if wrong else None
+
+
+def _calibration_failure(logits: NDArray[np.float32], card: Card, golden: Golden) -> str | None:
+    """Replay temperature and known score, within what the tolerance allows of logits that a small temperature enlarges."""
+    atol, rtol = card.tolerance["atol"], card.tolerance["rtol"]
+    replayed = (
+        ("probabilities", softmax(logits, card.temperature), golden.probabilities, atol / min(1, card.temperature)),
+        ("known scores", known_score(logits), golden.known_scores, atol),
+    )
+    for name, found, expected, limit in replayed:
+        if expected is None:
+            continue
+        if found.shape != expected.shape:
+            return f"gives {name} of shape {found.shape} where {expected.shape} is expected"
+        difference = compare(found, expected, {"atol": limit, "rtol": rtol})
+        if not difference.within:
+            allowed = f"the tolerance (atol {limit:g}, rtol {rtol:g})"
+            return f"{name} differ from the golden ones by up to {difference.max_abs:.3g}, more than {allowed}"
+    return None

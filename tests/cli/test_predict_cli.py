@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from fmcae import Model
+from fmcae import Artefact, Model, Prediction
+from fmcae.metrics import known_score
+from fmcae.preprocess import scale
+from fmcae.runtime.model import read_artefact
 
 if TYPE_CHECKING:
     from tests.conftest import Cli
@@ -27,7 +31,7 @@ def image(tmp_path: Path, test_images: NDArray[np.uint8]) -> Path:
 
 
 def test_a_line_per_image(cli: "Cli", image: Path, model: Model) -> None:
-    result = cli("predict", image)
+    result = cli("predict", "--threshold", "0", image)
     prediction = model.predict(image)
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout == f"{image}: {prediction.label} {prediction.probability:.4f}\n"
@@ -49,9 +53,10 @@ def test_json_has_the_promised_keys(cli: "Cli", image: Path, shipped: Path) -> N
     assert values["schema_version"] == 1
     first = values["predictions"][0]
     assert set(first) == {
-        "path", "label", "index", "probability", "probabilities", "provider", "model", "top_k",
+        "path", "label", "index", "probability", "known", "known_score", "probabilities", "provider", "model", "top_k",
     }  # fmt: skip
     assert first["probabilities"][first["index"]] == first["probability"]
+    assert isinstance(first["known"], bool) and 0 <= first["known_score"] <= 1
     assert (first["provider"], first["model"]) == ("cpu", str(shipped / "classifier.onnx"))
     assert [item["probability"] for item in first["top_k"]] == sorted(first["probabilities"], reverse=True)[:3]
     assert len(values["predictions"]) == 2
@@ -62,8 +67,82 @@ def test_csv(cli: "Cli", image: Path, tmp_path: Path) -> None:
     result = cli("predict", "--csv", "--top-k", "2", image, tmp_path / "bad.png")
     good, bad = csv.DictReader(io.StringIO(result.stdout))
     assert good["path"] == str(image) and float(good["probability"]) >= float(good["probability_2"])
-    assert bad["label"] == "" and "bad.png" in bad["error"]
+    assert good["known"] in ("true", "false") and 0 <= float(good["known_score"]) <= 1
+    assert bad["label"] == bad["known"] == bad["known_score"] == "" and "bad.png" in bad["error"]
     assert result.exit_code == 1
+
+
+@pytest.fixture
+def unknown(image: Path, model: Model, test_images: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch) -> Prediction:
+    """From now on the classifier's threshold is above the known score of ``image``, whose prediction this is."""
+    least = int(known_score(model.classify(scale(test_images))).argmin())
+    Image.fromarray(test_images[least]).save(image)
+    prediction = model.predict(image)
+    threshold = min(1, prediction.known_score + 1e-3)
+
+    def read(path: Path) -> Artefact:
+        artefact = read_artefact(path)
+        calibration = {**artefact.card.calibration, "threshold": threshold}
+        return replace(artefact, card=replace(artefact.card, calibration=calibration))
+
+    monkeypatch.setattr("fmcae.runtime.model.read_artefact", read)
+    return prediction
+
+
+def test_what_is_unknown_comes_with_its_nearest_label(cli: "Cli", image: Path, unknown: Prediction) -> None:
+    nearest = f"{unknown.label} {unknown.probability:.4f}"
+    assert cli("predict", image).stdout == f"{image}: unknown (nearest: {nearest})\n"
+    assert cli("predict", image, "--threshold", "0").stdout == f"{image}: {nearest}\n"
+    line = cli("predict", image, "--top-k", "2").stdout
+    assert line.startswith(f"{image}: unknown (nearest: {nearest}  ") and line.endswith(")\n")
+
+
+def test_programs_read_that_it_is_unknown(cli: "Cli", image: Path, unknown: Prediction) -> None:
+    for threshold, known in (((), False), (("--threshold", "0"), True)):
+        (values,) = json.loads(cli("predict", "--json", image, *threshold).stdout)["predictions"]
+        assert (values["known"], values["label"]) == (known, unknown.label)
+        assert values["known_score"] == pytest.approx(unknown.known_score)
+        (row,) = csv.DictReader(io.StringIO(cli("predict", "--csv", image, *threshold).stdout))
+        assert (row["known"], row["label"]) == (str(known).lower(), unknown.label)
+        assert float(row["known_score"]) == values["known_score"]
+
+
+@pytest.mark.parametrize("output", [(), ("--json",), ("--csv", "--top-k", "3")])
+def test_show_draws_what_can_be_read_beside_any_output(
+    cli: "Cli", image: Path, tmp_path: Path, output: tuple[str, ...]
+) -> None:
+    bad, out = tmp_path / "bad.png", tmp_path / "out" / "sheet.PNG"
+    bad.write_bytes(b"")
+    out.parent.mkdir()
+    for _ in range(2):  # the second time it replaces the first
+        result = cli("predict", image, bad, "-", *output, "--show", out, stdin=image.read_bytes())
+        assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+        assert result.stdout == cli("predict", image, bad, "-", *output, stdin=image.read_bytes()).stdout
+        with Image.open(out) as picture:
+            assert (picture.format, picture.size) == ("PNG", (10 + 2 * (284 + 10), 10 + 186))
+    assert [path.name for path in out.parent.iterdir()] == ["sheet.PNG"]
+
+
+def test_show_overwrites_no_input(cli: "Cli", image: Path, tmp_path: Path) -> None:
+    content = image.read_bytes()
+    for source in (image, tmp_path, tmp_path / "*.png"):
+        result = cli("predict", source, "--show", image)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert result.stderr == f"error: show (={image}) must not be an input image\n"
+    assert image.read_bytes() == content
+    result = cli("predict", image, "--show", tmp_path)
+    assert result.exit_code == 2 and result.stderr == f"error: show (={tmp_path}) must end in .png\n"
+
+
+def test_show_says_what_it_leaves_out(cli: "Cli", image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fmcae.runtime.contact_sheet.MAX_TILES", 2)
+    out = tmp_path / "out.png"
+    result = cli("predict", image, image, image, "--show", out)
+    assert (result.exit_code, result.stderr) == (0, f"{out}: shows the first 2 of 3 pictures\n")
+    out.unlink()
+    result = cli("predict", tmp_path / "missing.png", "--show", out)
+    assert result.exit_code == 1 and not out.exists()
+    assert f"{out}: not written, because no picture could be read\n" in result.stderr
 
 
 def test_one_unreadable_file_gets_its_line_and_the_rest_goes_on(cli: "Cli", image: Path, tmp_path: Path) -> None:
@@ -130,6 +209,10 @@ def test_an_empty_path_is_named(cli: "Cli", image: Path) -> None:
     [
         (["--top-k", "11"], 2, "top_k (=11)"),
         (["--json", "--csv"], 2, "json (=True) must not come with csv"),
+        (["--threshold", "2"], 2, "threshold (=2.0) must be a number from 0 to 1; 0 turns it off"),
+        (["--threshold", "nan"], 2, "threshold (=nan) must be a number from 0 to 1"),
+        (["--show", "sheet.jpg"], 2, "show (=sheet.jpg) must end in .png"),
+        (["--show", "nowhere/sheet.png"], 2, "show (=nowhere/sheet.png) must be a file in a folder that exists"),
         (["--model", ""], 2, "path (=) must not be empty"),
         (["--model", "missing.onnx"], 1, "missing.onnx: cannot be read: No such file"),
     ],

@@ -132,6 +132,22 @@ def test_info_prints_the_card(cli: "Cli", shipped: Path) -> None:
     assert values["card"]["kind"] == "classifier" and values["schema_version"] == 1
 
 
+def test_info_shows_the_calibration_without_its_bins(
+    cli: "Cli", shipped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artefact = read_artefact(shipped / "classifier.onnx")
+    bins = [{"confidence": 0.9, "accuracy": 0.8, "count": 7}]
+    calibration = {"temperature": 1.25, "threshold": 0.5, "reliability": bins}
+    card = replace(artefact.card, calibration=calibration)
+    monkeypatch.setattr("fmcae.runtime.model.read_artefact", lambda path: replace(artefact, card=card))
+    result = cli("info", shipped)
+    assert "\ncalibration\n  temperature: 1.25\n  threshold: 0.5\n" in result.stdout
+    assert "reliability" not in result.stdout
+    assert json.loads(cli("info", shipped, "--json").stdout)["card"]["calibration"] == calibration
+    monkeypatch.undo()
+    assert "\ncalibration\n" not in cli("info", shipped / "encoder.onnx").stdout
+
+
 def test_info_on_what_is_no_artefact(cli: "Cli", tmp_path: Path) -> None:
     result = cli("info", tmp_path / "missing.onnx")
     assert (result.exit_code, result.stdout) == (1, "")

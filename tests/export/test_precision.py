@@ -63,6 +63,7 @@ def test_int8_proves_itself(int8: Path, trained_run: Path) -> None:
     assert {path.name for path in int8.iterdir()} == {
         "classifier.onnx",
         "MODEL_CARD.md",
+        "reliability.png",
         "config.json",
         "metrics.jsonl",
     }

@@ -3,6 +3,7 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -12,10 +13,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import fmcae
-from fmcae import Model
+from fmcae import Artefact, Model
 from fmcae.card import CARD_KEY, GOLDEN_KEY, SEAL_KEY, seal
 from fmcae.errors import ArtefactError, ImageError, ProviderError, UsageError
-from fmcae.metrics import softmax
+from fmcae.metrics import known_score, softmax
 from fmcae.preprocess import scale
 from fmcae.runtime.model import read_artefact
 
@@ -79,8 +80,50 @@ def test_predict_takes_many(model: Model, test_images: NDArray[np.uint8]) -> Non
         predictions = model.predict(images)
         assert isinstance(predictions, list)
         assert [prediction.index for prediction in predictions] == logits.argmax(axis=1).tolist()
-        assert np.stack([p.probabilities for p in predictions]) == pytest.approx(softmax(logits), abs=1e-5)
+        probabilities = softmax(logits, model.artefacts["classifier"].card.temperature)
+        assert np.stack([p.probabilities for p in predictions]) == pytest.approx(probabilities, abs=1e-5)
     assert model.predict([]) == []
+
+
+def calibrated(artefact: Artefact, **calibration: float) -> Artefact:
+    """The artefact with another calibration in its card."""
+    return replace(artefact, card=replace(artefact.card, calibration=calibration))
+
+
+def test_what_scores_below_the_threshold_is_unknown(model: Model, test_images: NDArray[np.uint8]) -> None:
+    scores = known_score(model.classify(scale(test_images[:50])))
+    threshold = float(np.median(scores))
+    artefact = model.artefacts["classifier"]
+    by_card = Model({"classifier": calibrated(artefact, threshold=threshold)})
+    by_argument = Model({"classifier": artefact}, threshold=threshold)
+    over_card = Model({"classifier": calibrated(artefact, threshold=1.0)}, threshold=threshold)
+    for judge in (by_card, by_argument, over_card):
+        predictions = judge.predict_inputs(scale(test_images[:50]))
+        assert judge.threshold == threshold
+        assert [prediction.known_score for prediction in predictions] == pytest.approx(scores, abs=1e-6)
+        assert all(prediction.known is (prediction.known_score >= threshold) for prediction in predictions)
+        assert 0 < sum(prediction.known for prediction in predictions) < 50
+        assert [p.index for p in predictions] == model.classify(scale(test_images[:50])).argmax(axis=1).tolist()
+
+
+def test_a_threshold_of_0_knows_everything(model: Model, test_images: NDArray[np.uint8]) -> None:
+    strict = Model({"classifier": calibrated(model.artefacts["classifier"], threshold=1.0)}, threshold=0)
+    assert all(prediction.known for prediction in strict.predict_inputs(scale(test_images[:20])))
+    assert fmcae.load(only="classifier", threshold=0).threshold == 0
+
+
+def test_the_cards_threshold_is_the_default(model: Model, shipped: Path) -> None:
+    assert model.threshold == read_artefact(shipped / "classifier.onnx").card.threshold
+    assert fmcae.load(shipped / "encoder.onnx").threshold == 0
+
+
+def test_a_temperature_softens_the_probabilities(model: Model, test_images: NDArray[np.uint8]) -> None:
+    artefact = model.artefacts["classifier"]
+    sharp, soft = (
+        Model({"classifier": calibrated(artefact, temperature=value)}).predict(test_images[0]) for value in (0.5, 2)
+    )
+    assert sharp.label == soft.label and sharp.probability > soft.probability
+    assert sharp.known_score == soft.known_score  # which no temperature touches
 
 
 @pytest.mark.parametrize(
@@ -197,6 +240,10 @@ def test_a_precision_runs_only_on_the_providers_that_it_is_made_for(monkeypatch:
     [
         ({"provider": "tpu"}, r"provider \(=tpu\) must be one of cpu, cuda"),
         ({"threads": 0}, r"threads \(=0\) must be an integer from 1 to 1,024"),
+        ({"threshold": 2.0}, r"threshold \(=2.0\) must be a number from 0 to 1; 0 turns it off"),
+        ({"threshold": -0.1}, r"threshold \(=-0.1\) must be a number from 0 to 1"),
+        ({"threshold": float("nan")}, r"threshold \(=nan\) must be a number from 0 to 1"),
+        ({"threshold": "high"}, r"threshold \(=high\) must be a number from 0 to 1"),
         ({"threads": "x"}, r"threads \(=x\) must be an integer from 1 to 1,024"),
     ],
 )

@@ -65,6 +65,8 @@ def test_one_bad_image_does_not_stop_the_rest(model: Model, folder: Path) -> Non
     outcomes = list(predict_images(model, names))
     assert [outcome.prediction is not None for outcome in outcomes] == [True, False, False, True]
     assert "broken.png" in str(outcomes[1].error)
+    assert [outcome.pixels is not None for outcome in outcomes] == [True, False, False, True]
+    assert np.array_equal(outcomes[3].pixels, to_uint8(folder / "sub" / "c.jpg"))  # type: ignore[arg-type]
     assert outcomes[2].path == str(folder / "nothing*")
 
 

@@ -1,12 +1,14 @@
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import fmcae
 from fmcae.card import KINDS, Kind
-from fmcae.runtime.model import read_artefact
+from fmcae.metrics import known_score, softmax
+from fmcae.runtime.model import Artefact, read_artefact
 from fmcae.runtime.verify import compare, verify
 
 TOLERANCE = {"atol": 1e-3, "rtol": 1e-2}
@@ -48,6 +50,42 @@ def test_shapes_that_differ_fail(shipped: Path) -> None:
     artefact = read_artefact(shipped / "classifier.onnx")
     golden = replace(artefact.golden, outputs=artefact.golden.outputs[:, :5]).to_text()
     assert "gives outputs of shape" in str(verify(replace(artefact, golden_text=golden)).failure)
+
+
+@pytest.fixture
+def calibrated(shipped: Path) -> Artefact:
+    """The shipped classifier with a temperature of 2 and golden probabilities and known scores."""
+    artefact = read_artefact(shipped / "classifier.onnx")
+    logits = artefact.golden.outputs
+    golden = replace(artefact.golden, probabilities=softmax(logits, 2), known_scores=known_score(logits))
+    card = replace(artefact.card, calibration={"temperature": 2.0, "threshold": 0.5})
+    return replace(artefact, card=card, golden_text=golden.to_text())
+
+
+def changed(artefact: Artefact, **arrays: Any) -> Artefact:
+    return replace(artefact, golden_text=replace(artefact.golden, **arrays).to_text())
+
+
+def test_temperature_and_known_score_are_replayed(calibrated: Artefact) -> None:
+    assert verify(calibrated).passed
+    other = replace(calibrated, card=replace(calibrated.card, calibration={"temperature": 1.0}))
+    assert "probabilities differ from the golden ones by up to" in str(verify(other).failure)
+    scores = calibrated.golden.known_scores
+    assert scores is not None
+    assert "known scores differ from the golden ones by up to 0.5," in str(
+        verify(changed(calibrated, known_scores=scores - 0.5)).failure
+    )
+
+
+def test_golden_probabilities_of_another_shape_fail(calibrated: Artefact) -> None:
+    assert "gives probabilities of shape (10, 10) where (3, 10) is expected" in str(
+        verify(changed(calibrated, probabilities=np.ones((3, 10), np.float32))).failure
+    )
+
+
+def test_a_file_of_before_calibration_is_verified_without(calibrated: Artefact) -> None:
+    card = replace(calibrated.card, calibration={})
+    assert verify(replace(changed(calibrated, probabilities=None, known_scores=None), card=card)).passed
 
 
 def test_compare_by_hand() -> None:

@@ -1,0 +1,117 @@
+"""A contact sheet for eyes: each picture, the 28×28 pixels that the model sees of it, and what the model says.
+
+Only Pillow draws, so that the light install can; its own font comes with it. ``fmcae predict --show OUT.png`` writes one.
+"""
+
+import io
+from bisect import bisect_left
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from fmcae.images import ImageSource, read_image
+from fmcae.preprocess import SIZE
+from fmcae.runtime.model import Prediction
+
+MAX_TILES = 200  # more than eyes look at in one picture
+COLUMNS = 6
+ZOOM = 5  # pixels of the sheet for each one that the model sees
+EDGE = SIZE * ZOOM
+GAP = 4  # pixels between picture and 28×28
+MARGIN = 10  # pixels around each tile
+LINE = 18  # pixels of height
+TILE_SIZE = 2 * EDGE + GAP, EDGE + 2 * LINE
+PAPER, GROUND, CHECKER = (255, 255, 255), (236, 236, 236), (204, 204, 204)
+INK, FAINT, UNKNOWN = (20, 20, 20), (110, 110, 110), (213, 94, 0)  # the last is Okabe and Ito's vermilion
+
+
+def caption(prediction: Prediction) -> str:
+    """What a prediction says in one line: its label and probability, or that it is unknown and what is nearest."""
+    nearest = f"{prediction.label} {prediction.probability:.4f}"
+    return nearest if prediction.known else f"unknown (nearest: {nearest})"
+
+
+def tile(source: ImageSource, pixels: NDArray[np.uint8], prediction: Prediction, name: str) -> Image.Image:
+    """Draw one picture's tile of TILE_SIZE.
+
+    Args:
+        source: the picture as given; what lies behind transparent parts is a checkerboard.
+        pixels: (28, 28) uint8, what the model saw of it.
+        name: the line below the prediction, such as the file's name; cut in the middle if it is too long.
+
+    Raises:
+        ImageError: ``source`` cannot be read.
+    """
+    drawn = Image.new("RGB", TILE_SIZE, PAPER)
+    drawn.paste(_fitted(read_image(source)))
+    seen = Image.fromarray(pixels).resize((EDGE, EDGE), Image.Resampling.NEAREST)
+    drawn.paste(seen, (EDGE + GAP, 0))
+    draw = ImageDraw.Draw(drawn)
+    for left in (0, EDGE + GAP):  # a white picture must not merge with the paper
+        draw.rectangle((left, 0, left + EDGE - 1, EDGE - 1), outline=CHECKER)
+    lines = ((caption(prediction), 14, INK if prediction.known else UNKNOWN), (name, 12, FAINT))
+    for row, (text, size, colour) in enumerate(lines):
+        font = _font(size)
+        draw.text((0, EDGE + 2 + row * LINE), _shortened(_legible(text), font), colour, font)
+    return drawn
+
+
+def contact_sheet(tiles: Sequence[Image.Image]) -> bytes:
+    """Put tiles, at least one and at most MAX_TILES, in rows of up to COLUMNS, as a PNG file."""
+    columns = min(COLUMNS, len(tiles))
+    rows = -(-len(tiles) // columns)
+    width, height = (edge + MARGIN for edge in TILE_SIZE)
+    sheet = Image.new("RGB", (columns * width + MARGIN, rows * height + MARGIN), PAPER)
+    for number, drawn in enumerate(tiles):
+        row, column = divmod(number, columns)
+        sheet.paste(drawn, (MARGIN + column * width, MARGIN + row * height))
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _fitted(picture: Image.Image) -> Image.Image:
+    """The whole picture in the middle of a square of EDGE pixels; a small one keeps its pixels' edges."""
+    zoom = EDGE / max(picture.size)
+    size = max(1, round(picture.width * zoom)), max(1, round(picture.height * zoom))
+    method = Image.Resampling.NEAREST if zoom > 1 else Image.Resampling.BOX
+    square = Image.new("RGB", (EDGE, EDGE), GROUND)
+    corner = (EDGE - size[0]) // 2, (EDGE - size[1]) // 2
+    if picture.mode == "RGBA":
+        square.paste(_checkerboard(size), corner)
+        fitted = picture.resize(size, method)
+        square.paste(fitted.convert("RGB"), corner, fitted.getchannel("A"))
+    else:
+        square.paste(picture.resize(size, method), corner)
+    return square
+
+
+def _checkerboard(size: tuple[int, int], step: int = 7) -> Image.Image:
+    x, y = (np.arange(edge) // step for edge in size)
+    is_dark = (x + y[:, np.newaxis]) % 2 == 1
+    return Image.fromarray(np.where(is_dark[..., np.newaxis], CHECKER, PAPER).astype(np.uint8))
+
+
+@cache
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
+
+
+def _legible(text: str) -> str:
+    """Control characters, lone surrogates and the like, which no font has, as escapes."""
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
+
+
+def _shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """The text, or its beginning and end with dots between them, as much as a tile's width holds."""
+
+    def cut(kept: int) -> str:
+        return f"{text[: (kept + 1) // 2]}...{text[len(text) - kept // 2 :]}"
+
+    if font.getlength(text) <= TILE_SIZE[0]:
+        return text
+    kept = bisect_left(range(len(text)), True, key=lambda count: font.getlength(cut(count)) > TILE_SIZE[0]) - 1
+    return cut(max(0, kept))
