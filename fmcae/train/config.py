@@ -26,6 +26,10 @@ LIMITS = {  # of integers, both included
     "seed": (0, 2**32 - 1),
     "threads": (1, 1024),
     "labels": (1, 2**31),
+    "teacher_epochs": (1, 10_000),
+    "classifier_epochs": (1, 10_000),
+    "view_epochs": (1, 10_000),
+    "negatives": (1, 10_000_000),
 }
 USED_BY_ROBUST = ("latent_dim", "class_count", "epochs", "seed", "device", "threads", "data")  # of the paper's settings
 OPTIONS = {"encoder_init": " (--encoder)", "encoder_training": " (--freeze-encoder)"}  # fmcae train's own names
@@ -70,8 +74,19 @@ class RobustConfig:
     distillation_temperature: float = 2.0
     average_decay: float = 0.999  # of the moving average of weights, by step
 
-
-ROBUST = RobustConfig()
+    def __post_init__(self) -> None:
+        _check_fields(self)
+        for name in (
+            "strong_share",
+            "distillation",
+            "average_decay",
+            "teacher_learning_rate",
+            "classifier_learning_rate",
+        ):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"{_shown(self, name)} must be from 0 to 1")
+        if not self.distillation_temperature > 0:
+            raise UsageError(f"{_shown(self, 'distillation_temperature')} must be above 0")
 
 
 @dataclass(frozen=True)
@@ -177,7 +192,7 @@ def _from_known_keys(kind: type[Config], values: dict[str, Any]) -> Config:
     return kind(**values)
 
 
-def _check_fields(config: "NetworkConfig | TrainConfig") -> None:
+def _check_fields(config: "NetworkConfig | RobustConfig | TrainConfig") -> None:
     """Check every integer against its limits, every choice, number and switch."""
     for name, kind in get_type_hints(type(config)).items():
         value = getattr(config, name)
@@ -191,5 +206,8 @@ def _check_fields(config: "NetworkConfig | TrainConfig") -> None:
             raise UsageError(f"{_shown(config, name)} must be a {kind.__name__}")
 
 
-def _shown(config: "NetworkConfig | TrainConfig", name: str) -> str:
+def _shown(config: "NetworkConfig | RobustConfig | TrainConfig", name: str) -> str:
     return f"{name}{OPTIONS.get(name, '')} (={getattr(config, name)})"
+
+
+ROBUST = RobustConfig()  # last, because it checks itself

@@ -97,10 +97,13 @@ def _activation(config: NetworkConfig) -> list[nn.Module]:
 class NormalizedClassifier(nn.Module):
     """The paper's classifier with batch normalization in place of dropout, as the robust recipe trains it.
 
-    x (N, 1, 28, 28) -> logits (N, class_count). It starts from an autoencoder's encoder.
+    x (N, 1, 28, 28) -> logits (N, class_count). It starts from an autoencoder's encoder. Of z it takes the units that are
+    ``active`` (latent_dim,); the others are 0 in the classifier that it becomes, and left out in eight bits.
     """
 
-    def __init__(self, config: NetworkConfig, encoder: Encoder) -> None:
+    active: Tensor
+
+    def __init__(self, config: NetworkConfig, encoder: Encoder, active: Tensor) -> None:
         super().__init__()
         self.config = config
         layers: list[nn.Module] = []
@@ -113,9 +116,10 @@ class NormalizedClassifier(nn.Module):
                 layers.append(nn.BatchNorm1d(layer.out_features))
         self.encoder = nn.Sequential(*layers)
         self.linear = nn.Linear(config.latent_dim, config.class_count)
+        self.register_buffer("active", active.float())
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear(self.encoder(x))  # type: ignore[no-any-return]
+        return self.linear(self.encoder(x) * self.active)  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def folded(self) -> Classifier:
@@ -129,6 +133,8 @@ class NormalizedClassifier(nn.Module):
             fuse = fuse_conv_bn_weights if isinstance(layer, nn.Conv2d) else fuse_linear_bn_weights
             statistics = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
             target.weight, target.bias = fuse(layer.weight, layer.bias, *statistics)  # type: ignore[arg-type]
+        for parameter in into[-1].parameters():  # a unit's weights and its bias
+            parameter *= self.active.view(-1, *[1] * (parameter.ndim - 1))
         return classifier
 
 
