@@ -134,7 +134,7 @@ class NormalizedClassifier(nn.Module):
             statistics = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
             target.weight, target.bias = fuse(layer.weight, layer.bias, *statistics)  # type: ignore[arg-type]
         for parameter in into[-1].parameters():  # a unit's weights and its bias
-            parameter *= self.active.view(-1, *[1] * (parameter.ndim - 1))
+            parameter.mul_(self.active.view(-1, *[1] * (parameter.ndim - 1)))
         return classifier
 
 
