@@ -68,7 +68,7 @@ class RobustConfig:
     classifier_learning_rate: float = 0.005
     weight_decay: float = 0.01
     strong_share: float = 0.5  # of the images, changed strongly
-    negatives: int = 10_000  # pictures of nothing known, beside the training images
+    negatives: int = 10_000  # pictures of nothing known, but no more than there are training images
     view_epochs: int = 3  # epochs of the classifier over the same changed images and their labels by the teacher
     distillation: float = 0.7  # the weight of the teacher's labels; the rest is the true labels'
     distillation_temperature: float = 2.0

@@ -237,3 +237,29 @@ def test_a_full_disk_is_one_line_and_keeps_what_was_whole(sample: Path) -> None:
     assert result.returncode == 1
     assert "error: run/checkpoint.safetensors: File too large" in result.stderr and "Traceback" not in result.stderr
     assert {entry.name for entry in os.scandir("run")} == {"config.json", "metrics.jsonl"}
+
+
+def test_the_robust_recipe_from_one_command(cli: Callable[..., Any], sample: Path, tmp_path: Path) -> None:
+    result = cli("train", "--recipe", "robust", "--data", sample, *QUICK, "--out", "run")
+    assert result.exit_code == 0
+    assert [line.split(":")[0] for line in result.stdout.splitlines()[:3]] == ["autoencoder", "teacher", "classifier"]
+    config = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
+    assert config["epochs"] == config["robust"]["teacher_epochs"] == config["robust"]["classifier_epochs"] == 1
+    result = cli("train", "--resume", "--out", "run", "--recipe", "paper")
+    assert result.exit_code == 2 and "--recipe (=paper) must be the run's own (=robust)" in result.stderr
+    result = cli("export", "--onnx", "run")
+    assert result.exit_code == 0 and "parity holds on 400 images" in result.stdout
+    assert cli("verify", "run/onnx").exit_code == 0
+    card = json.loads(cli("info", "run/onnx", "--json").stdout)["card"]
+    assert 0 < card["calibration"]["threshold"] < 1 and card["training"]["config"]["robust"]["negatives"] == 10_000
+
+
+@pytest.mark.parametrize(
+    "option", [("--labels", "100"), ("--stage", "autoencoder"), ("--dropout", "0.3"), ("--lr", "0.1")]
+)
+def test_an_option_that_the_robust_recipe_does_not_use_is_refused(
+    cli: Callable[..., Any], sample: Path, option: tuple[str, str]
+) -> None:
+    result = cli("train", "--recipe", "robust", "--data", sample, *option)
+    assert result.exit_code == 2 and "must come with recipe=paper, not recipe=robust" in result.stderr
+    assert not Path("runs").exists()

@@ -1,10 +1,11 @@
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from fmcae.errors import UsageError
-from fmcae.train.config import NetworkConfig, TrainConfig
+from fmcae.train.config import ROBUST, NetworkConfig, TrainConfig
 
 
 def test_the_defaults_are_the_papers_optimum() -> None:
@@ -75,3 +76,25 @@ def test_a_network_out_of_range_is_named(values: dict[str, Any], message: str) -
 def test_a_run_out_of_range_is_named(values: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         TrainConfig(**values)
+
+
+def test_a_recipe_is_data() -> None:
+    assert (TrainConfig().recipe, TrainConfig(robust=ROBUST).recipe) == ("paper", "robust")
+    assert "robust" not in TrainConfig().to_json()  # the paper's runs are described as before
+    config = TrainConfig(robust=replace(ROBUST, strong_share=0.25))
+    assert TrainConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+    assert config.stages == ("autoencoder", "teacher", "classifier")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"strong_share": 1.5}, r"strong_share \(=1\.5\) must be from 0 to 1"),
+        ({"teacher_epochs": 0}, r"teacher_epochs \(=0\) must be an integer from 1"),
+        ({"distillation_temperature": 0}, r"distillation_temperature \(=0\) must be above 0"),
+        ({"negatives": 2.5}, r"negatives \(=2\.5\) must be an integer"),
+    ],
+)
+def test_a_recipes_setting_out_of_range_is_named(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        replace(ROBUST, **values)
