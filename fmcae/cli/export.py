@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from fmcae.train.run import Run
 
 RUN_HELP = "A run folder. [default: the newest finished one in runs/]"
-OUT_HELP = "[default: RUN/onnx, or RUN/onnx-int8, RUN/onnx-fp16]"
+OUT_HELP = "[default: RUN/onnx, or RUN/onnx-int8, RUN/onnx-fp16, RUN/onnx-teacher]"
 PRECISION_HELP = "int8 (for the CPU) and fp16 (for CUDA) export the classifier alone."
+TEACHER_HELP = "Export the robust recipe's larger network as the classifier, alone."
 BUDGET_HELP = "Accuracy that int8 or fp16 may lose, in points."
 
 
@@ -24,6 +25,7 @@ def export(
     onnx: Annotated[bool, typer.Option("--onnx/--no-onnx", help="Write ONNX, the one format there is.")] = True,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help=OUT_HELP)] = None,
     data: DataOption = None,
+    teacher: Annotated[bool, typer.Option("--teacher", help=TEACHER_HELP)] = False,
     precision: Annotated[Precision, typer.Option(help=PRECISION_HELP)] = "fp32",
     budget: Annotated[float, typer.Option(metavar="POINTS", min=0, max=100, help=BUDGET_HELP)] = 0.2,
     provider: ProviderOption = "cpu",
@@ -41,6 +43,8 @@ def export(
     if precision == "fp32" and provider != "cpu":
         advice = f"fmcae verify --provider {provider} checks the files"
         raise UsageError(f"provider (={provider}) must be cpu for fp32: {advice}")
+    if teacher and precision != "fp32":
+        raise UsageError(f"precision (={precision}) must be fp32 with --teacher")
     require_train_extra()
     from fmcae.card import parity_lines
     from fmcae.data import load_dataset
@@ -51,7 +55,8 @@ def export(
     dataset = load_dataset(data or opened.config.data)
     if precision == "fp32":
         with status(f"exporting {opened.folder}, with parity on all of test ..."):
-            files, evidence = export_run(opened, dataset, out or opened.folder / "onnx")
+            folder = out or opened.folder / ("onnx-teacher" if teacher else "onnx")
+            files, evidence = export_run(opened, dataset, folder, teacher)
         typer.echo(parity_lines(evidence.to_json()))
     else:
         with status(f"exporting {opened.folder} in {precision}, compared with float32 on all of test ..."):

@@ -31,7 +31,8 @@ def parity(
 
     opened = open_run(run)
     model = load(export, provider=provider, threads=threads)
-    networks = trained_networks(opened)
+    is_teacher = any(artefact.card.training.get("network") == "teacher" for artefact in model.artefacts.values())
+    networks = trained_networks(opened, is_teacher)
     if missing := [kind for kind in model.artefacts if kind not in networks]:
         raise UsageError(f"export (={export}) must hold only what the run {run} trained; it has no {missing[0]}")
     if list(model.artefacts) == ["decoder"]:

@@ -37,19 +37,22 @@ TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}
 SMALLER_TOLERANCE = {"int8": {"atol": 0.05, "rtol": 1e-3}, "fp16": {"atol": 0.05, "rtol": 1e-2}}
 
 
-def export_run(run: Run, dataset: Dataset, folder: Path) -> tuple[list[Path], Parity]:
+def export_run(run: Run, dataset: Dataset, folder: Path, teacher: bool = False) -> tuple[list[Path], Parity]:
     """Export what ``run`` trained to ONNX files in ``folder``, if ONNX Runtime gives PyTorch's numbers on all of test.
 
     An autoencoder becomes ``encoder.onnx`` and ``decoder.onnx``, a classifier ``classifier.onnx``, calibrated on the
     validation images. The result is the files written, and the parity evidence that their cards carry.
 
+    Args:
+        teacher: export the robust recipe's teacher as ``classifier.onnx``, and nothing else.
+
     Raises:
-        RunError: the run has no finished stage, or the data are not the run's.
+        RunError: the run has no finished stage, or no teacher where one is asked for, or the data are not the run's.
         UsageError: ``folder`` holds something else than an earlier export, which this one would replace.
         GateError: parity does not hold; nothing was written.
     """
     check_data(run, dataset)
-    networks = trained_networks(run)
+    networks = trained_networks(run, teacher)
     check_folder(folder, networks)
     golden = golden_vectors(networks, dataset)
     graphs = {kind: to_onnx(network, kind, golden[kind].inputs) for kind, network in networks.items()}
@@ -63,7 +66,7 @@ def export_run(run: Run, dataset: Dataset, folder: Path) -> tuple[list[Path], Pa
     artefacts = {}
     for kind, graph in graphs.items():
         facts = calibration if kind == "classifier" else {}
-        card = make_card(run, kind, golden[kind], TOLERANCE, parity.to_json(), calibration=facts)
+        card = make_card(run, kind, golden[kind], TOLERANCE, parity.to_json(), calibration=facts, teacher=teacher)
         artefacts[kind] = seal_graph(folder / file_name(kind), graph, card, golden[kind])
     return write_export(run, artefacts, folder), parity
 
@@ -118,12 +121,19 @@ def export_smaller(
     return write_export(run, {"classifier": seal_graph(path, graph, card, golden)}, folder, provider), tradeoff
 
 
-def trained_networks(run: Run) -> dict[Kind, nn.Module]:
+def trained_networks(run: Run, teacher: bool = False) -> dict[Kind, nn.Module]:
     """Load the networks of a run's finished stages, by the kind of artefact that each becomes, in evaluation mode.
 
+    Args:
+        teacher: load the robust recipe's teacher as the classifier, and nothing else.
+
     Raises:
-        RunError: no stage is finished, or weights are damaged.
+        RunError: no stage is finished, or weights are damaged, or there is no teacher where one is asked for.
     """
+    if teacher:
+        if "teacher" not in run.config.stages:
+            raise RunError(f"{run.folder}: has no teacher: train one with  fmcae train --recipe robust")
+        return {"classifier": run.network("teacher")}
     networks: dict[Kind, nn.Module] = {}
     if run.weights("autoencoder").is_file():
         autoencoder = run.network("autoencoder")

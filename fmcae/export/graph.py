@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fmcae.card import Kind
+from fmcae.train.networks import Encoder
 
 OPSET, IR_VERSION = 18, 8
 INPUT_NAMES: dict[Kind, str] = {"encoder": "x", "decoder": "z", "classifier": "x"}
@@ -45,7 +46,8 @@ def to_onnx(network: nn.Module, kind: Kind, example: NDArray[np.float32]) -> byt
     for item in (*model.graph.node, *model.graph.input, *model.graph.output, *model.graph.value_info):
         del item.metadata_props[:]
         item.doc_string = ""
-    if kind != "decoder" and any(isinstance(layer, nn.MaxPool2d) for layer in network.modules()):
+    is_the_papers = any(isinstance(module, Encoder) for module in network.modules())
+    if is_the_papers and any(isinstance(layer, nn.MaxPool2d) for layer in network.modules()):
         _crop(model, USED_PIXELS)
     onnx.checker.check_model(model, full_check=True)
     return bytes(model.SerializeToString(deterministic=True))

@@ -24,6 +24,7 @@ def make_card(
     precision: dict[str, Any] | None = None,
     metrics: dict[str, Any] | None = None,
     calibration: dict[str, Any] | None = None,
+    teacher: bool = False,
 ) -> Card:
     """Fill the card of one artefact with the facts of the run that trained its network.
 
@@ -35,9 +36,12 @@ def make_card(
         precision: None for float32.
         metrics: None for what PyTorch measured on test at the end of training.
         calibration: what :func:`fmcae.export.calibration.calibrate` gave; None where it was not called.
+        teacher: the network is the robust recipe's teacher, which ``training["network"]`` says then.
     """
-    stage = "classifier" if kind == "classifier" else "autoencoder"
+    stage = "teacher" if teacher else "classifier" if kind == "classifier" else "autoencoder"
     training = run.facts(stage)
+    if teacher:
+        training["network"] = "teacher"
     if kind == "classifier" and run.config.stage == "classifier" and run.config.encoder_init == "pretrained":
         training["autoencoder"] = run.facts("autoencoder")
     if metrics is None:

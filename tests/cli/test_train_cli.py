@@ -252,6 +252,24 @@ def test_the_robust_recipe_from_one_command(cli: Callable[..., Any], sample: Pat
     assert cli("verify", "run/onnx").exit_code == 0
     card = json.loads(cli("info", "run/onnx", "--json").stdout)["card"]
     assert 0 < card["calibration"]["threshold"] < 1 and card["training"]["config"]["robust"]["negatives"] == 10_000
+    assert cli("export", "run", "--teacher").exit_code == 0
+    card = json.loads(cli("info", "run/onnx-teacher", "--json").stdout)["card"]
+    assert (card["kind"], card["training"]["network"]) == ("classifier", "teacher")
+    assert (
+        card["metrics"]["test_accuracy"]
+        == json.loads(Path("run/metrics.jsonl").read_text().splitlines()[3])["test_accuracy"]
+    )
+    result = cli("parity", "run", "run/onnx-teacher")
+    assert result.exit_code == 0 and "parity holds" in result.stdout
+    assert "teacher, a residual network" in Path("run/onnx-teacher/MODEL_CARD.md").read_text()
+
+
+def test_only_the_robust_recipe_has_a_teacher_to_export(cli: Callable[..., Any], trained_run: Path) -> None:
+    result = cli("export", trained_run, "--teacher", "--out", "teacher")
+    assert result.exit_code == 1 and "has no teacher: train one with  fmcae train --recipe robust" in result.stderr
+    assert not Path("teacher").exists()
+    result = cli("export", trained_run, "--teacher", "--precision", "int8")
+    assert result.exit_code == 2 and "precision (=int8) must be fp32 with --teacher" in result.stderr
 
 
 @pytest.mark.parametrize(
