@@ -236,6 +236,15 @@ def measure(model: Path, images: Bytes, ways: list[str], jobs: int) -> dict[str,
     return results
 
 
+def versions() -> dict[str, str]:
+    return {
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "pillow": PIL.__version__,
+        "onnxruntime": onnxruntime.__version__,
+    }
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", type=Path, default=ROOT / "exports/fashion-mnist/classifier.onnx")
@@ -260,12 +269,7 @@ def main() -> int:
             "n": len(images),
             "ways": results,
             "model": options.model.name if options.model.is_absolute() else str(options.model),
-            "versions": {
-                "python": platform.python_version(),
-                "numpy": np.__version__,
-                "pillow": PIL.__version__,
-                "onnxruntime": onnxruntime.__version__,
-            },
+            "versions": versions(),
             "date": datetime.now(timezone.utc).date().isoformat(),
             "command": shlex.join(["python", *sys.argv]),
         }
