@@ -23,11 +23,12 @@ DataOption = Annotated[str | None, typer.Option(metavar="DIR", help=DATA_HELP)]
 ProviderOption = Annotated[Provider, typer.Option(help="Where ONNX Runtime runs; cuda never runs on the CPU.")]
 THREADS_HELP = "CPU threads. [default: all that this process may use]"
 ThreadsOption = Annotated[int | None, typer.Option(metavar="N", min=1, max=MAX_THREADS, help=THREADS_HELP)]
-MODEL_HELP = """An exported file or a folder of them, or fashion-mnist-int8, which ships with fmcae.
+SHIPPED_NAMES = ["fashion-mnist", "fashion-mnist-int8", "fashion-mnist-large", "fashion-mnist-paper"]  # without numpy
+MODEL_HELP = f"""An exported file or a folder of them, or what ships: {", ".join(SHIPPED_NAMES[1:])}.
 [default: fashion-mnist, which ships too]"""
 ModelOption = Annotated[
     str | None,
-    typer.Option(metavar="PATH", help=MODEL_HELP, autocompletion=lambda: ["fashion-mnist", "fashion-mnist-int8"]),
+    typer.Option(metavar="PATH", help=MODEL_HELP, autocompletion=lambda: SHIPPED_NAMES),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 RUNS_FOLDER = Path("runs")

@@ -25,7 +25,7 @@ def verify(
     from fmcae.precision import PRECISION_PROVIDERS
     from fmcae.runtime.model import SHIPPED, artefact_files, resolve_path
 
-    made_for_provider = [name for name, precision in SHIPPED.items() if provider in PRECISION_PROVIDERS[precision]]
+    made_for_provider = [name for name, (precision, _) in SHIPPED.items() if provider in PRECISION_PROVIDERS[precision]]
     results: list[dict[str, Any]] = []
     for name in files or made_for_provider:
         try:

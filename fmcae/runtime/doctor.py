@@ -170,13 +170,12 @@ def _probe_child(provider: Provider) -> None:
 
 def _shipped() -> tuple[tuple[ShippedFile, ...], list[Problem]]:
     try:
-        from fmcae.card import KINDS
         from fmcae.runtime.model import SHIPPED, file_name, read_artefact, shipped_folder
     except ImportError as error:
         return (), [Problem(f"a package that fmcae needs does not work: {error}", _REINSTALL)]
     found = []
-    for name, precision in SHIPPED.items():
-        for kind in KINDS if precision == "fp32" else ("classifier",):
+    for name, (_, kinds) in SHIPPED.items():
+        for kind in kinds:
             path, problem = shipped_folder(name) / file_name(kind), None
             try:
                 read_artefact(path)

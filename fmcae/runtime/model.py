@@ -23,8 +23,13 @@ from fmcae.runtime.session import Session, check_provider, check_threads
 
 FloatArray = NDArray[np.float32]
 PathName: TypeAlias = str | os.PathLike[str]
-# What ships, trained on Fashion-MNIST in the paper's final configuration: the precision by the folder's name.
-SHIPPED: dict[str, Precision] = {"fashion-mnist": "fp32", "fashion-mnist-int8": "int8"}
+# What ships, trained on Fashion-MNIST: by the folder's name, the precision and the kinds of artefact in it.
+SHIPPED: dict[str, tuple[Precision, tuple[Kind, ...]]] = {
+    "fashion-mnist": ("fp32", KINDS),
+    "fashion-mnist-int8": ("int8", ("classifier",)),
+    "fashion-mnist-large": ("fp32", ("classifier",)),
+    "fashion-mnist-paper": ("fp32", KINDS),
+}
 MAX_ARTEFACT_BYTES = 2**31  # protobuf's own limit
 
 
@@ -287,7 +292,8 @@ def load(
 
     Args:
         path: a folder that holds encoder.onnx, decoder.onnx, classifier.onnx or some of them, or one such file; or the
-            name of what ships with fmcae, "fashion-mnist" (which None stands for) or "fashion-mnist-int8".
+            name of what ships with fmcae: "fashion-mnist" (which None stands for), "fashion-mnist-int8",
+            "fashion-mnist-large" or "fashion-mnist-paper".
         provider: "cpu" or "cuda"; "cuda" never runs on the CPU instead.
         threads: ONNX Runtime's threads, 1 to 1,024; None takes the CPUs that this process may use.
         only: "encoder", "decoder" or "classifier", to read only that one if the folder has it.

@@ -287,3 +287,31 @@ def test_encode_writes_latents(cli: "Cli", image: Path, tmp_path: Path, model: M
     result = cli("encode", image, bad, "-o", out)
     assert result.exit_code == 1 and "bad.png" in result.stderr and not out.exists()
     assert cli("encode", image, "-o", tmp_path / "z.txt").exit_code == 2
+
+
+def test_a_mirrored_sample_gets_its_own_label_and_nothing_is_unknown(cli: "Cli", shipped: Path, tmp_path: Path) -> None:
+    from PIL import ImageOps
+
+    samples = sorted((shipped.parent / "samples").glob("*.png"))
+    for sample in samples:
+        ImageOps.mirror(Image.open(sample)).save(tmp_path / sample.name)
+    rows = {
+        folder: json.loads(cli("predict", "--json", folder).stdout)["predictions"]
+        for folder in (shipped.parent / "samples", tmp_path)
+    }
+    labels = [[row["label"] for row in found] for found in rows.values()]
+    assert labels[0] == labels[1] and len(set(labels[0])) == 10
+
+
+def test_noise_a_blank_picture_and_a_page_of_text_are_unknown(cli: "Cli", tmp_path: Path) -> None:
+    from PIL import ImageDraw, ImageFont
+
+    noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")
+    Image.new("RGB", (200, 200), "white").save(tmp_path / "blank.png")
+    page = Image.new("L", (400, 400), 255)
+    lines = "\n".join(["the quick brown fox jumps over the lazy dog"] * 20)
+    ImageDraw.Draw(page).multiline_text((20, 20), lines, 0, ImageFont.load_default(16))
+    page.save(tmp_path / "text.png")
+    lines_out = cli("predict", tmp_path).stdout.splitlines()
+    assert len(lines_out) == 3 and all(": unknown (nearest: " in line for line in lines_out)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def test_what_ships_passes(cli: "Cli", shipped: Path) -> None:
     result = cli("verify")
     assert result.exit_code == 0
-    assert result.stdout.count("pass") == 4
+    assert result.stdout.count("pass") == 8
     assert "on cpu, 10 golden vectors, largest difference" in result.stdout
     assert cli("verify", shipped / "encoder.onnx").stdout.count("pass") == 1
     assert cli("verify", "fashion-mnist-int8").stdout.count("pass") == 1
@@ -110,7 +110,7 @@ def test_what_ships_for_another_provider_is_left_out_unless_it_is_named(
 
     monkeypatch.setattr("fmcae.cli.verify._replayed", pass_all)
     result = cli("verify", "--provider", "cuda")
-    assert result.exit_code == 0 and len(replayed) == 3 and not any("int8" in file for file in replayed)
+    assert result.exit_code == 0 and len(replayed) == 7 and not any("int8" in file for file in replayed)
     monkeypatch.undo()
     result = cli("verify", "fashion-mnist-int8", "--provider", "cuda")
     assert result.exit_code == 4 and "which int8 is made for" in result.stderr

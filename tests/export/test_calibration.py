@@ -131,7 +131,7 @@ def test_the_card_for_people_says_what_is_unknown(exported: Path) -> None:
     text = (exported / "MODEL_CARD.md").read_text()
     card = read_artefact(exported / "classifier.onnx").card
     assert "## Known and unknown" in text and "any image gets one of their labels" not in text
-    for words in (f"temperature {card.temperature:.4g}", f"threshold {card.threshold}", "(reliability.png)"):
+    for words in (f"temperature {card.temperature:.4g}", f"threshold {card.threshold:.4g}", "(reliability.png)"):
         assert words in text
     assert f"from {card.calibration['ece_before']:.4f} to {card.calibration['ece_after']:.4f}" in text
     with Image.open(exported / "reliability.png") as picture:

@@ -15,10 +15,11 @@ from PIL import Image
 import fmcae
 from fmcae import Artefact, Model
 from fmcae.card import CARD_KEY, GOLDEN_KEY, SEAL_KEY, seal
+from fmcae.cli.options import SHIPPED_NAMES
 from fmcae.errors import ArtefactError, ImageError, ProviderError, UsageError
 from fmcae.metrics import known_score, softmax
 from fmcae.preprocess import scale
-from fmcae.runtime.model import read_artefact
+from fmcae.runtime.model import SHIPPED, read_artefact, shipped_folder
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,13 @@ def x(test_images: NDArray[np.uint8]) -> NDArray[np.float32]:
     return scale(test_images[:8])
 
 
-def test_the_shipped_model_is_the_papers(model: Model, shipped: Path) -> None:
+def test_the_shipped_names_are_those_of_the_command_line() -> None:
+    assert list(SHIPPED) == SHIPPED_NAMES
+
+
+@pytest.mark.parametrize("name", ["fashion-mnist", "fashion-mnist-paper"])
+def test_the_shipped_models_have_the_papers_graph(name: str) -> None:
+    model, shipped = fmcae.load(name), shipped_folder(name)
     card = model.artefacts["classifier"].card
     assert set(model.artefacts) == {"encoder", "decoder", "classifier"}
     assert card.training["config"]["network"]["latent_dim"] == 128
