@@ -1,7 +1,7 @@
 """The errors that fmcae raises on purpose, each one clear line with the exit code that the command line gives it."""
 
 INSTALL = "pip install '.[{extra}]'  in fmcae's checkout"
-_EXPORT_PACKAGES = ("torch", "onnx", "onnxscript", "safetensors", "numba", "jinja2", "matplotlib", "scipy")
+_EXPORT_PACKAGES = ("torch", "onnx", "onnxscript", "safetensors", "numba", "filelock", "jinja2", "matplotlib", "scipy")
 INSTALL_TRAIN = INSTALL.format(extra="train")
 
 

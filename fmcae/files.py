@@ -1,11 +1,22 @@
 """Write files so that they appear whole or not at all, and read them up to a limit."""
 
+import ctypes
 import errno
+import glob
 import os
+import re
+import shutil
 import stat
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 
 def read_at_most(source: str | os.PathLike[str] | BinaryIO, limit: int, chunk_size: int = 1 << 20) -> bytes:
@@ -39,32 +50,154 @@ def write_all_atomic(files: Mapping[Path, bytes | str]) -> None:
     """Write files (text as UTF-8) beside their paths, force all to disk, then rename each over its path.
 
     Each appears whole or not at all. A failure or a power cut between two renames leaves some new and the others old.
+    What an earlier call for the same path left when it was killed is removed.
 
     Raises:
         OSError: a folder cannot be written; no temporary file is left behind.
     """
     temporary: dict[Path, Path] = {}
-    try:
-        for path, data in files.items():
-            beside = path.parent / f".{path.name}.{os.urandom(4).hex()}.part"
-            try:
-                with open(beside, "xb") as file:
+    with ExitStack() as open_files:
+        try:
+            for path, data in files.items():
+                try:
+                    _remove_leftovers(path)
+                    file, beside = _open_beside(path)
+                    open_files.enter_context(file)
                     temporary[path] = beside
-                    file.write(data.encode() if isinstance(data, str) else data)
-                    file.flush()
-                    os.fsync(file.fileno())
-            except OSError as error:
-                error.filename = str(path)  # the file that was asked for, not the temporary one
-                raise
-        for path, beside in temporary.items():
-            os.replace(beside, path)
+                    _write(file, data)
+                except OSError as error:
+                    error.filename = str(path)  # the file that was asked for, not the temporary one
+                    raise
+            if os.name != "posix":
+                open_files.close()  # an open file cannot be renamed
+            for path, beside in temporary.items():
+                os.replace(beside, path)
+        finally:
+            open_files.close()
+            for beside in temporary.values():
+                beside.unlink(missing_ok=True)
+    for parent in {path.parent for path in files}:
+        _force_to_disk(parent)
+
+
+def replace_folder(folder: Path, files: Mapping[str, bytes | str]) -> None:
+    """Make ``folder`` hold ``files`` (text as UTF-8), by name, and nothing else.
+
+    A crash or a power cut leaves the old folder or the new one. Where the system cannot exchange two folders in one step,
+    a crash between two renames leaves the new one and no old one, or none; where the folder cannot be renamed, as the
+    root of a volume, its files are replaced one by one.
+
+    Raises:
+        OSError: the folder cannot be written; it is as before.
+    """
+    folder = folder.resolve()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(folder)
+    beside = folder.with_name(_beside(folder.name))
+    try:
+        beside.mkdir()
+        with _open_held(beside):
+            for name, data in files.items():
+                with open(beside / name, "xb") as file:
+                    _write(file, data)
+            _force_to_disk(beside)
+            if folder.exists():
+                shutil.copymode(folder, beside)
+                _exchange(beside, folder)
+            else:
+                os.rename(beside, folder)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EBUSY, errno.EPERM, errno.EROFS, errno.EXDEV):
+            raise
+        folder.mkdir(exist_ok=True)
+        write_all_atomic({folder / name: data for name, data in files.items()})
     finally:
-        for beside in temporary.values():
-            beside.unlink(missing_ok=True)
-    if os.name == "posix":  # the renames themselves must survive a power cut
-        for parent in {path.parent for path in files}:
-            folder = os.open(parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+        shutil.rmtree(beside, ignore_errors=True)  # now the old folder, if there was one
+    _force_to_disk(folder.parent)
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether a file or folder is what a write that was killed leaves."""
+    return re.fullmatch(r"\..+\.[0-9a-f]{8}\.part", path.name) is not None
+
+
+def _beside(name: str) -> str:
+    return f".{name}.{os.urandom(4).hex()}.part"
+
+
+def _open_beside(path: Path) -> tuple[BinaryIO, Path]:
+    """A new file beside ``path``, which is held until it is closed, so that no other process takes it for a leftover."""
+    while True:
+        beside = path.with_name(_beside(path.name))
+        file = open(beside, "xb")  # noqa: SIM115 (the caller closes it)
+        _hold(file.fileno())
+        if beside.exists():
+            return file, beside
+        file.close()  # another process took it for a leftover before it was held
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what writes of ``path`` left that were killed, and nothing that a process still holds."""
+    for found in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        if is_leftover(found):
+            with suppress(OSError), _open_held(found) as is_held:
+                if is_held and found.is_dir():
+                    shutil.rmtree(found)
+                elif is_held:
+                    found.unlink()
+
+
+@contextmanager
+def _open_held(path: Path) -> Iterator[bool]:
+    """Hold a file or folder; False if another process holds it, or the system cannot tell."""
+    if fcntl is None:
+        yield False
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        yield _hold(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _hold(descriptor: int) -> bool:
+    """Hold an open file until it is closed; False if another process holds it, or the system cannot tell."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _exchange(new: Path, old: Path) -> None:
+    """Let two folders swap their names, in one step where the system can (Linux)."""
+    library = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+    if library is not None and hasattr(library, "renameat2"):
+        here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+        if library.renameat2(here, os.fsencode(new), here, os.fsencode(old), exchange) == 0:
+            return
+        code = ctypes.get_errno()
+        if code not in (errno.EINVAL, errno.ENOSYS):  # which a file system without it gives
+            raise OSError(code, os.strerror(code), str(old))
+    aside = old.with_name(_beside(old.name))
+    os.rename(old, aside)
+    os.rename(new, old)
+    os.rename(aside, new)
+
+
+def _write(file: BinaryIO, data: bytes | str) -> None:
+    file.write(data.encode() if isinstance(data, str) else data)
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _force_to_disk(folder: Path) -> None:
+    """Force a folder's entries to disk: renames must survive a power cut too."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,12 +1,16 @@
+import ctypes
+import errno
 import io
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fmcae.files import read_at_most, write_all_atomic, write_atomic
+from fmcae.files import read_at_most, replace_folder, write_all_atomic, write_atomic
 
 
 def test_writes_and_replaces(tmp_path: Path) -> None:
@@ -76,3 +80,70 @@ def test_what_has_no_end_is_not_read() -> None:
         read_at_most("/dev/zero", 1 << 20)
     with open("/dev/zero", "rb") as stream, pytest.raises(OSError, match="it has more than 1 MiB"):
         read_at_most(stream, 1 << 20)
+
+
+def test_what_a_killed_write_left_is_removed_and_what_is_held_is_not(tmp_path: Path) -> None:
+    script = """
+import os, sys
+from fmcae import files
+os.replace = lambda *_: (print("writing", flush=True), sys.stdin.read())
+files.write_atomic(sys.argv[1], "new")
+"""
+    path = tmp_path / "a.txt"
+    (tmp_path / ".other.txt.0123abcd.part").touch()
+    writer = subprocess.Popen(
+        [sys.executable, "-c", script, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with writer:
+        assert writer.stdout is not None and writer.stdout.readline() == "writing\n"
+        assert len(os.listdir(tmp_path)) == 2
+        write_atomic(path, "mine")
+        assert len(os.listdir(tmp_path)) == 3, "another process still writes it"
+        writer.kill()
+        writer.wait()
+    write_atomic(path, "mine")
+    assert sorted(os.listdir(tmp_path)) == [".other.txt.0123abcd.part", "a.txt"]
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    folder = tmp_path / "a" / "export"
+    replace_folder(folder, {"x": "1", "y": b"1"})
+    folder.chmod(0o750)
+    (folder.parent / ".export.0123abcd.part").mkdir()
+    (tmp_path / "link").symlink_to(folder)
+    replace_folder(tmp_path / "link", {"y": "2", "z": "ä"})
+    assert {path.name: path.read_text("utf-8") for path in folder.iterdir()} == {"y": "2", "z": "ä"}
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o750
+    assert os.listdir(folder.parent) == ["export"] and (tmp_path / "link").is_symlink()
+
+
+def test_a_folder_that_cannot_be_written_is_as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "export"
+    replace_folder(folder, {"x": "old"})
+
+    def fail(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space left"):
+        replace_folder(folder, {"x": "new"})
+    assert os.listdir(tmp_path) == ["export"] and (folder / "x").read_text() == "old"
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.EXDEV])
+def test_where_folders_cannot_be_exchanged_they_are_renamed_or_their_files_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    class Library:
+        @staticmethod
+        def renameat2(*_: Any) -> int:
+            ctypes.set_errno(code)
+            return -1
+
+    folder = tmp_path / "export"
+    replace_folder(folder, {"x": "old"})
+    inode = folder.stat().st_ino
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: Library)
+    replace_folder(folder, {"x": "new"})
+    assert os.listdir(tmp_path) == ["export"] and (folder / "x").read_text() == "new"
+    assert (folder.stat().st_ino == inode) == (code == errno.EXDEV)

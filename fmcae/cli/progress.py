@@ -38,6 +38,9 @@ class Lines(Progress):
     def stage(self, stage: str, epochs: int, first_epoch: int, images_per_epoch: int) -> None:
         self.epochs = epochs
 
+    def warn(self, text: str) -> None:
+        note(f"warning: {text}")
+
     def record(self, record: dict[str, Any]) -> None:
         note(record_line(record, self.epochs))
 
@@ -55,6 +58,9 @@ class Bar(Lines):
         super().stage(stage, epochs, first_epoch, images_per_epoch)
         self.bar.reset(self.task, total=epochs * images_per_epoch, completed=(first_epoch - 1) * images_per_epoch)
         self._describe(stage, first_epoch)
+
+    def warn(self, text: str) -> None:
+        self.bar.console.print(f"warning: {text}", markup=False, highlight=False, soft_wrap=True)
 
     def step(self, images: int, loss: "Tensor") -> None:
         self.bar.advance(self.task, images)

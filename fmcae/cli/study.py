@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fmcae.study.runner import StudyProgress
 
 study = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Reproduce the study: plan, run and report.")
-NEEDED = ("torch", "safetensors", "numba", "matplotlib", "scipy", "jinja2")
+NEEDED = ("torch", "safetensors", "numba", "filelock", "matplotlib", "scipy", "jinja2")
 STUDY_FOLDER = RUNS_FOLDER / "study"
 
 PARTS_HELP = "A part of the paper, such as table-2; repeat it for more. [default: all; fmcae study plan names them]"

@@ -1,5 +1,6 @@
 """``fmcae train``: the paper's two stages, into one run folder."""
 
+from contextlib import ExitStack, suppress
 from dataclasses import fields, replace
 from datetime import datetime
 from pathlib import Path
@@ -88,16 +89,18 @@ def train(
     own but for --latent-dim, --epochs and --seed. Stop it any way you like: --resume goes on from the last whole
     epoch, to the same weights, bit for bit, as without the stop.
     """
-    require_train_extra("torch", "safetensors", "numba", "matplotlib")
+    require_train_extra("torch", "safetensors", "numba", "matplotlib", "filelock")
     run: Run | None = None
+    stack = ExitStack()
     try:  # from here on: importing torch takes seconds, and a user may stop that too
         from fmcae.data import load_dataset
         from fmcae.train.loop import train as train_run
-        from fmcae.train.run import changes_since, create_run
+        from fmcae.train.run import changes_since, create_run, locked
 
         settings = _settings(context)  # every option is checked here, before the data are read
         if resume:
             run = _run_to_resume(out)
+            stack.enter_context(locked(run.folder))
             _check_same_options(context, settings, run.config)
             if run.finished:
                 typer.echo(f"{run.folder} is already finished")
@@ -110,7 +113,7 @@ def train(
             _config(settings)
             dataset = load_dataset(settings["data"])
             config = _config(settings | {"class_count": len(dataset.class_names)})
-            run = create_run(out or _new_folder(), config, dataset, autoencoder_from)
+            run = create_run(_lock_folder(stack, out), config, dataset, autoencoder_from)
         threads_text = "1 thread" if run.config.threads == 1 else f"{run.config.threads} threads"
         counts = f"{len(dataset.train):,} train, {len(dataset.val):,} val, {len(dataset.test):,} test images"
         note(f"{dataset.name}: {counts}; {run.config.device}, {threads_text}; run folder {run.folder}")
@@ -120,6 +123,8 @@ def train(
         how = f"; go on with:  fmcae train --resume --out {run.folder}" if run else " before a run began"
         note(f"stopped{how}")
         raise typer.Exit(130) from None
+    finally:
+        stack.close()
     _print_summary(run)
 
 
@@ -173,12 +178,20 @@ def _check_same_options(context: typer.Context, settings: dict[str, Any], config
             raise UsageError(f"{flags[name]} (={value}) must be the run's own (={own}) to resume it")
 
 
-def _new_folder() -> Path:
-    stem = datetime.now().strftime("%Y%m%d-%H%M%S")
-    folder, number = RUNS_FOLDER / stem, 2
-    while folder.exists():
-        folder, number = RUNS_FOLDER / f"{stem}-{number}", number + 1
-    return folder
+def _lock_folder(stack: ExitStack, out: Path | None) -> Path:
+    """Lock the run folder that was named, or a new one, until ``stack`` is closed."""
+    from fmcae.train.run import locked
+
+    if out is not None:
+        stack.enter_context(locked(out))
+        return out
+    stem, number = datetime.now().strftime("%Y%m%d-%H%M%S"), 1
+    while True:
+        folder, number = RUNS_FOLDER / (f"{stem}-{number}" if number > 1 else stem), number + 1
+        with suppress(RunError):  # another process begins a run in the same second
+            stack.enter_context(locked(folder))
+            if not folder.exists():
+                return folder
 
 
 def _print_summary(run: "Run") -> None:

@@ -7,7 +7,7 @@ from fmcae.card import Kind
 from fmcae.errors import GateError, UsageError
 from fmcae.export.figures import reliability_png
 from fmcae.export.model_card import model_card
-from fmcae.files import write_all_atomic
+from fmcae.files import is_leftover, replace_folder
 from fmcae.runtime.model import Artefact, file_name
 from fmcae.runtime.verify import verify
 from fmcae.train.run import CONFIG, METRICS, Run
@@ -29,7 +29,7 @@ def check_folder(folder: Path, kinds: Collection[Kind]) -> None:
     if not folder.is_dir():
         raise UsageError(f"out (={folder}) must be a folder; it is a file")
     graphs = {file_name(kind) for kind in kinds}
-    present = {path.name for path in folder.iterdir()}
+    present = {path.name for path in folder.iterdir() if not is_leftover(path)}
     # A run that has just begun has a configuration and no graph.
     foreign = sorted(present - graphs - {MODEL_CARD, RELIABILITY, CONFIG, METRICS} if present & graphs else present)
     if foreign:
@@ -55,6 +55,5 @@ def write_export(run: Run, artefacts: Mapping[Kind, Artefact], folder: Path, pro
     if "classifier" in artefacts and (calibration := artefacts["classifier"].card.calibration):
         files[RELIABILITY] = reliability_png(calibration)
     files |= {name: (run.folder / name).read_bytes() for name in (CONFIG, METRICS)}
-    folder.mkdir(parents=True, exist_ok=True)
-    write_all_atomic({folder / name: content for name, content in files.items()})
+    replace_folder(folder, files)
     return [folder / name for name in files]

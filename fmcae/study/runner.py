@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -147,15 +147,10 @@ def run_task(folder: Path, task: Task, data: str | None) -> None:
     """
     from fmcae.data import load_dataset
     from fmcae.train.loop import train
-    from fmcae.train.run import create_run, open_run
+    from fmcae.train.run import create_run, locked, open_run
 
     path = run_folder(folder, task)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(f".{path.name}.lock").open("w") as lock:
-        with suppress(ImportError):  # Windows has no fcntl
-            import fcntl
-
-            fcntl.flock(lock, fcntl.LOCK_EX)  # waits while another process, perhaps of a killed study, trains the run
+    with locked(path, wait=True):  # while another process, perhaps of a killed study, trains the run
         if is_done(folder, task):
             return
         dataset = load_dataset(data)

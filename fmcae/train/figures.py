@@ -71,8 +71,9 @@ def confusion_figure(counts: NDArray[np.int64], class_names: list[str]) -> Figur
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, label="share of the true class", shrink=0.8)
     ticks = range(len(class_names))
-    axes.set_xticks(ticks, class_names, rotation=45, ha="right", rotation_mode="anchor")
-    axes.set_yticks(ticks, class_names)
+    as_text = {"parse_math": False}  # a name may have dollars in it
+    axes.set_xticks(ticks, class_names, rotation=45, ha="right", rotation_mode="anchor", **as_text)
+    axes.set_yticks(ticks, class_names, **as_text)
     axes.set(xlabel="predicted", ylabel="true", title=f"Test: mean of the diagonal {np.diag(shares).mean():.3f}")
     if len(class_names) <= 20:
         for (row, column), share in np.ndenumerate(shares):

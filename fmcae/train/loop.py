@@ -63,7 +63,8 @@ def train(run: Run, dataset: Dataset, progress: Progress | None = None) -> None:
                 torch.manual_seed(epoch_seed(run.config, stage, epoch=0))
                 train_one = _train_robust if run.config.robust and stage != "autoencoder" else _train_plain
                 network = train_one(run, stage, splits, progress or Progress())
-                save_weights(network, run.weights(stage))  # last: its presence says that the stage is done
+                save_weights(network, run.weights(stage))  # its presence says that the stage is done
+                _draw(run, stage, network, splits["test"], progress or Progress())
     run.checkpoint.unlink(missing_ok=True)
 
 
@@ -115,20 +116,27 @@ def _train_stage(run: Run, stage: str, backend: Backend, splits: dict[str, Devic
 
 
 def _test(run: Run, stage: str, backend: Backend, split: DeviceSplit, records: list[dict[str, Any]]) -> None:
-    """Measure the test split, add its record, and draw the stage's pictures."""
+    """Measure the test split, and add its record."""
     values, confusion = evaluate(backend, split)
     own = {f"test_{metric}": value for metric, value in values.items()}
     counts = {} if confusion is None else {"confusion": confusion.tolist()}
     records.append({"stage": stage, "split": "test", **own, **counts})
     run.write_metrics(records)
-    from fmcae.train import figures  # matplotlib: not before the first step
 
-    figures.draw_run(run.folder, records, stage, run.data["class_names"])
-    if isinstance(backend.network, Autoencoder):
-        images = split.images[: figures.RECONSTRUCTIONS]
-        with torch.no_grad():
-            x_hat = backend.outputs(scale(images))
-        figures.draw_reconstructions(run.folder, images.cpu().numpy(), x_hat.cpu().numpy())
+
+def _draw(run: Run, stage: str, network: nn.Module, split: DeviceSplit, progress: Progress) -> None:
+    """Draw the stage's pictures; the run goes on without one that cannot be drawn."""
+    try:
+        from fmcae.train import figures  # matplotlib: not before the first step
+
+        figures.draw_run(run.folder, run.metrics(), stage, run.data["class_names"])
+        if isinstance(network, Autoencoder):
+            images = split.images[: figures.RECONSTRUCTIONS]
+            with torch.no_grad():
+                x_hat = network.eval()(scale(images))
+            figures.draw_reconstructions(run.folder, images.cpu().numpy(), x_hat.cpu().numpy())
+    except Exception as error:
+        progress.warn(f"a picture of the {stage} cannot be drawn: {error}")
 
 
 def train_epoch(

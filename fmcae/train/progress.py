@@ -15,5 +15,8 @@ class Progress:
     def step(self, images: int, loss: "Tensor") -> None:
         """A mini-batch is done; ``loss`` is a scalar still on its device, and reading it waits for the device."""
 
+    def warn(self, text: str) -> None:
+        """Something failed that the run can do without."""
+
     def record(self, record: dict[str, Any]) -> None:
         """An epoch, or a stage's test, is measured; ``record`` is its line in ``metrics.jsonl``."""

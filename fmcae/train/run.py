@@ -15,7 +15,8 @@ Every file is written whole or not at all, ``config.json`` last of what a new ru
 import json
 import os
 import platform
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -23,12 +24,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 import fmcae
 from fmcae.data import Dataset
 from fmcae.data.split import SPLIT_SEED
 from fmcae.errors import FmcaeError, RunError, UsageError
-from fmcae.files import write_atomic
+from fmcae.files import is_leftover, write_atomic
 from fmcae.runtime.machine import describe_hardware
 from fmcae.train.config import TrainConfig
 from fmcae.train.networks import Autoencoder, Classifier, Teacher
@@ -108,6 +110,36 @@ class Run:
         return network.eval()
 
 
+@contextmanager
+def locked(folder: Path, wait: bool = False) -> Iterator[None]:
+    """Let one process at a time train in ``folder``, which need not exist, by a lock file beside it.
+
+    The system lets go of the lock when the process ends in any way. Where nothing can be written beside the folder, there
+    is no lock.
+
+    Raises:
+        RunError: another process trains in the folder, and ``wait`` is False.
+    """
+    resolved = folder.resolve()
+    file = resolved.with_name(f".{resolved.name}.lock")
+    is_new_parent = not file.parent.exists()
+    with ExitStack() as stack:
+        with suppress(PermissionError):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                stack.enter_context(FileLock(file).acquire(timeout=-1 if wait else 0))
+            except Timeout:
+                raise RunError(f"{folder}: another process trains in it") from None
+        try:
+            yield
+        finally:
+            if not resolved.exists():  # no run came of it
+                file.unlink(missing_ok=True)
+                if is_new_parent:
+                    with suppress(OSError):
+                        file.parent.rmdir()
+
+
 def create_run(folder: Path, config: TrainConfig, dataset: Dataset, autoencoder_from: Path | None = None) -> Run:
     """Make a run folder with its ``config.json``.
 
@@ -146,7 +178,7 @@ def create_run(folder: Path, config: TrainConfig, dataset: Dataset, autoencoder_
         files[METRICS] = _lines(source.metrics("autoencoder")).encode()
         files["autoencoder.safetensors"] = source.weights("autoencoder").read_bytes()
     # a call that was stopped leaves some of the files
-    present = [path for path in folder.iterdir() if not path.match(".*.part")] if folder.is_dir() else [folder]
+    present = [path for path in folder.iterdir() if not is_leftover(path)] if folder.is_dir() else [folder]
     if folder.exists() and not all(path.is_file() and path.read_bytes() == files.get(path.name) for path in present):
         raise UsageError(f"out (={folder}) must be a new or empty folder; add --resume to go on with a run in it")
     folder.mkdir(parents=True, exist_ok=True)

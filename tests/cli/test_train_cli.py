@@ -15,6 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from fmcae.train.config import TrainConfig
+from fmcae.train.run import locked
 
 pytestmark = pytest.mark.train
 QUICK = ("--epochs", "1", "--latent-dim", "4", "--threads", "1")
@@ -30,7 +31,7 @@ def test_train_export_verify_predict_as_a_user_would(
 ) -> None:
     result = cli("train", "--data", sample, *QUICK)
     assert result.exit_code == 0
-    (run,) = (tmp_path / "runs").iterdir()
+    (run,) = (tmp_path / "runs").glob("[!.]*")
     assert f"next: fmcae export --onnx runs/{run.name}" in result.stdout
     assert "; cpu, 1 thread; run folder" in result.stderr
     assert "autoencoder epoch 1/1: train mse" in result.stderr and "images/s" in result.stderr
@@ -47,6 +48,39 @@ def test_train_export_verify_predict_as_a_user_would(
     Image.fromarray(test_images[0]).save("item.png")
     assert cli("predict", "item.png", "--model", folder / "classifier.onnx").exit_code == 0
     assert cli("reconstruct", "item.png", "-o", "pair.png", "--model", folder).exit_code == 0
+
+
+def test_one_process_at_a_time_trains_in_a_folder(cli: Callable[..., Any], sample: Path, tmp_path: Path) -> None:
+    command = ("train", "--data", sample, *QUICK, "--out", "run")
+    with locked(tmp_path / "run"):
+        result = cli(*command)
+        assert result.exit_code == 1 and result.stderr == "error: run: another process trains in it\n"
+        assert not Path("run").exists()
+    assert cli(*command).exit_code == 0
+    with locked(tmp_path / "run"):
+        assert cli("train", "--resume", "--out", "run").exit_code == 1
+    assert "already finished" in cli("train", "--resume", "--out", "run").stdout
+
+
+def test_dollars_in_a_class_name_are_text(cli: Callable[..., Any], sample: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(sample, tmp_path / "data")
+    names = (data / "class_names.txt").read_text().splitlines()
+    (data / "class_names.txt").write_text("\n".join(["$10_to_$20", "$\\frac$", *names[2:]]))
+    result = cli("train", "--data", data, *QUICK, "--out", "run")
+    assert result.exit_code == 0 and "warning" not in result.stderr
+    assert Path("run/confusion.png").is_file()
+
+
+def test_a_picture_that_cannot_be_drawn_costs_the_run_nothing_else(
+    cli: Callable[..., Any], sample: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise ValueError("no ink")
+
+    monkeypatch.setattr("fmcae.train.figures.confusion_figure", fail)
+    result = cli("train", "--data", sample, *QUICK, "--out", "run")
+    assert result.exit_code == 0 and "warning: a picture of the classifier cannot be drawn: no ink" in result.stderr
+    assert Path("run/classifier.safetensors").is_file() and not Path("run/confusion.png").exists()
 
 
 def test_parity_of_another_run_exits_5(

@@ -170,7 +170,7 @@ def test_an_adoption_that_was_killed_between_two_steps_can_be_repeated(
 
     def write_until_killed(path: Path, data: bytes | str) -> None:
         if len(written) == step:
-            (path.parent / f".{path.name}.x1y2.part").write_bytes(b"half")  # what a kill inside the write leaves
+            (path.parent / f".{path.name}.a1b2c3d4.part").write_bytes(b"half")  # what a kill inside the write leaves
             raise KeyboardInterrupt
         write_atomic(path, data)
         written.append(path.name)
