@@ -1,4 +1,9 @@
+import base64
+import io
 import json
+import tracemalloc
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from fmcae.card import CARD_KEY, GOLDEN_KEY, SEAL_KEY, Card, Golden, check_seal, read_metadata, seal
+from fmcae.card import CARD_KEY, GOLDEN_KEY, MAX_GOLDEN_BYTES, SEAL_KEY, Card, Golden, check_seal, read_metadata, seal
 from fmcae.errors import ArtefactError
 
 
@@ -186,3 +191,37 @@ def test_metadata_that_are_no_text_are_named(content: bytes) -> None:
 def test_any_other_bytes_are_told_apart(content: bytes) -> None:
     with pytest.raises(ArtefactError, match="is not an ONNX model|not one that fmcae exported"):
         check_seal(content, read_metadata(content))
+
+
+def packed(**members: bytes) -> str:
+    """Golden vectors as text, of the members' own bytes."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(f"{name}.npy", content)
+    return base64.b85encode(zlib.compress(buffer.getvalue(), 9)).decode()
+
+
+def npy(shape: tuple[int, ...], data: bytes, dtype: str = "<f4") -> bytes:
+    header = repr({"descr": dtype, "fortran_order": False, "shape": shape}).encode()
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + data
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        packed(inputs=bytes(MAX_GOLDEN_BYTES + 1)),
+        base64.b85encode(zlib.compress(bytes(MAX_GOLDEN_BYTES + 1), 9)).decode(),
+        packed(inputs=npy((2**40,), bytes(4)), outputs=npy((1,), bytes(4)), labels=npy((2,), b"[]", "|u1")),
+        packed(inputs=npy((1,), bytes(8), "|O"), outputs=npy((1,), bytes(4)), labels=npy((2,), b"[]", "|u1")),
+        packed(inputs=npy((1,), bytes(4)), outputs=npy((1,), bytes(4)), labels=npy((9000,), b"[" * 9000, "|u1")),
+        base64.b85encode(zlib.compress(b"PK\x03\x04")).decode(),
+    ],
+    ids=["zip bomb", "zlib bomb", "long header", "objects", "deep labels", "no zip"],
+)
+def test_hostile_golden_vectors_are_refused_before_they_take_memory(text: str) -> None:
+    tracemalloc.start()
+    with pytest.raises(ArtefactError, match="its golden vectors are damaged"):
+        Golden.from_text(text)
+    assert tracemalloc.get_traced_memory()[1] < 2.5 * MAX_GOLDEN_BYTES
+    tracemalloc.stop()

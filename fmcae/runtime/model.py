@@ -19,6 +19,7 @@ from fmcae.images import ImageSource
 from fmcae.metrics import known_score, softmax
 from fmcae.precision import Precision, check_made_for
 from fmcae.preprocess import preprocess, scale
+from fmcae.runtime.graph_rules import check_graph
 from fmcae.runtime.session import Session, check_provider, check_threads
 
 FloatArray = NDArray[np.float32]
@@ -119,6 +120,7 @@ def read_artefact(path: PathName) -> Artefact:
         content = read_at_most(path, MAX_ARTEFACT_BYTES)
         metadata = read_metadata(content)
         check_seal(content, metadata)
+        check_graph(content)
         return Artefact(path, content, Card.from_json(metadata[CARD_KEY]), metadata[GOLDEN_KEY])
     except OSError as error:
         raise ArtefactError(f"{path}: cannot be read: {error.strerror}") from error

@@ -1,0 +1,93 @@
+"""What a graph may hold before ONNX Runtime reads it: the operators that fmcae exports, and weights in the file itself.
+
+ONNX lets a tensor lie in another file, which the seal does not cover and which may be any file of the machine; and a
+graph of other operators may allocate or loop without end. Field numbers: onnx.proto, https://github.com/onnx/onnx.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterator
+
+from fmcae.card import GRAPH_FIELD, protobuf_fields, varint
+from fmcae.errors import ArtefactError
+
+_CORE = (
+    "Add", "Cast", "Conv", "ConvTranspose", "DequantizeLinear", "Flatten", "Gemm", "MatMul", "MaxPool", "QuantizeLinear",
+    "ReduceMax", "Relu", "Reshape", "Sigmoid", "Slice", "Transpose",
+)  # fmt: skip
+_MICROSOFT = ("MatMulIntegerToFloat", "NhwcMaxPool", "QLinearConv")  # ONNX Runtime's own, in eight bits
+OPERATORS = {("", name) for name in _CORE} | {("com.microsoft", name) for name in _MICROSOFT}
+MAX_NODES = 64
+MAX_ENLARGING = 4  # transposed convolutions, each of which may multiply both edges by MAX_INTEGER
+MAX_INTEGER = 16  # of an attribute: strides, paddings, kernel sizes, axes, types
+
+# Left out are functions and training (of a model), sparse weights (of a graph), subgraphs, tensors and references to a
+# function's arguments (of an attribute), and data elsewhere (of a tensor).
+_MODEL = {1, 2, 3, 4, 5, 6, 7, 8, 14}
+_GRAPH = {1, 2, 5, 10, 11, 12, 13, 16}
+_NODE = {1, 2, 3, 4, 5, 6, 7, 9}
+_ATTRIBUTE = {1, 2, 3, 4, 7, 8, 9, 13, 20}
+_TENSOR = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14, 16}
+_NODES, _INITIALIZERS, _OPERATOR, _DOMAIN, _ATTRIBUTES, _INT, _INTS, _DATA_LOCATION = 1, 5, 4, 7, 5, 3, 8, 14
+
+
+def check_graph(model: bytes) -> None:
+    """Check an ONNX file's bytes.
+
+    Raises:
+        ArtefactError: they hold something that no export of fmcae does; the message names it.
+    """
+    try:
+        operators: Counter[tuple[str, str]] = Counter()
+        for graph in _children(model, "the model", _MODEL, GRAPH_FIELD):
+            for node in _children(graph, "the graph", _GRAPH, _NODES):
+                operators[_check_node(node)] += 1
+            for tensor in _children(graph, "the graph", _GRAPH, _INITIALIZERS):
+                _check_tensor(tensor)
+    except (ValueError, UnicodeDecodeError) as error:
+        raise ArtefactError(f"is not an ONNX model: {error}") from error
+    if operators.total() > MAX_NODES or operators["", "ConvTranspose"] > MAX_ENLARGING:
+        raise ArtefactError("is no artefact of fmcae: its graph has more nodes than an export")
+
+
+def _check_node(node: bytes) -> tuple[str, str]:
+    fields = dict.fromkeys((_OPERATOR, _DOMAIN), b"")
+    fields |= {number: content for number, content, _ in protobuf_fields(node) if number in fields}
+    operator = fields[_DOMAIN].decode(), fields[_OPERATOR].decode()
+    if operator not in OPERATORS:
+        raise ArtefactError(f"is no artefact of fmcae: its graph has the operator {'.'.join(filter(None, operator))!a}")
+    for attribute in _children(node, f"a {operator[1]}", _NODE, _ATTRIBUTES):
+        for content, raw in _fields(attribute, "an attribute", _ATTRIBUTE, (_INT, _INTS)):
+            if any(abs(number) > MAX_INTEGER for number in _integers(content, raw)):
+                raise ArtefactError(f"is no artefact of fmcae: an attribute of {operator[1]} is above {MAX_INTEGER}")
+    return operator
+
+
+def _check_tensor(tensor: bytes) -> None:
+    for _, raw in _fields(tensor, "a tensor", _TENSOR, (_DATA_LOCATION,)):
+        if raw[-1] != 0:  # EXTERNAL
+            raise ArtefactError("is no artefact of fmcae: it keeps a tensor in another file")
+
+
+def _integers(content: bytes, raw: bytes) -> Iterator[int]:
+    """The signed numbers of a field: packed in its content, or one after its tag."""
+    _, position = varint(raw, 0)
+    if content:
+        raw, position = content, 0
+    while position < len(raw):
+        value, position = varint(raw, position)
+        yield value - (1 << 64 if value >= 1 << 63 else 0)
+
+
+def _children(message: bytes, where: str, allowed: Collection[int], wanted: int) -> list[bytes]:
+    return [content for content, _ in _fields(message, where, allowed, (wanted,))]
+
+
+def _fields(message: bytes, where: str, allowed: Collection[int], wanted: Collection[int]) -> list[tuple[bytes, bytes]]:
+    """The wanted fields of a message, as content and all bytes; a field that is not allowed is an error."""
+    found = []
+    for number, content, raw in protobuf_fields(message):
+        if number not in allowed:
+            raise ArtefactError(f"is no artefact of fmcae: {where} has the field {number}, which no export has")
+        if number in wanted:
+            found.append((content, raw))
+    return found
