@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fmcae.cli.options import ModelOption, ProviderOption, ThreadsOption, check_is_no_input, printable, read_stdin
+from fmcae.cli.options import ModelOption, ProviderOption, ThreadsOption, check_is_no_input, echo, printable, read_stdin
 from fmcae.cli.predict import PathsArgument
 
 
@@ -51,5 +51,5 @@ def encode(
     np.save(buffer, z, allow_pickle=False)
     write_atomic(out, buffer.getvalue())
     for row, name in enumerate(names):
-        typer.echo(f"{row}: {printable(name)}")
-    typer.echo(f"{printable(str(out))}: {z.dtype} {z.shape}")
+        echo(f"{row}: {printable(name)}")
+    echo(f"{printable(str(out))}: {z.dtype} {z.shape}")

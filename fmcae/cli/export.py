@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fmcae.cli.options import RUNS_FOLDER, DataOption, ProviderOption, status
+from fmcae.cli.options import RUNS_FOLDER, DataOption, ProviderOption, echo, status
 from fmcae.errors import RunError, UsageError, require_train_extra
 from fmcae.precision import Precision
 
@@ -57,12 +57,12 @@ def export(
         with status(f"exporting {opened.folder}, with parity on all of test ..."):
             folder = out or opened.folder / ("onnx-teacher" if teacher else "onnx")
             files, evidence = export_run(opened, dataset, folder, teacher)
-        typer.echo(parity_lines(evidence.to_json()))
+        echo(parity_lines(evidence.to_json()))
     else:
         with status(f"exporting {opened.folder} in {precision}, compared with float32 on all of test ..."):
             folder = out or opened.folder / f"onnx-{precision}"
             files, tradeoff = export_smaller(opened, dataset, folder, precision, budget, provider)
-        typer.echo(_tradeoff_lines(tradeoff))
+        echo(_tradeoff_lines(tradeoff))
     _echo_files(files)
 
 
@@ -78,12 +78,12 @@ def _newest_finished_run() -> "Run":
 def _echo_files(files: list[Path]) -> None:
     folder = files[0].parent
     for file in files:
-        typer.echo(f"{file}  {file.stat().st_size:,} bytes")
+        echo(f"{file}  {file.stat().st_size:,} bytes")
     artefacts = [str(file) for file in files if file.suffix == ".onnx"]
-    typer.echo(f"\nnext: fmcae verify {' '.join(artefacts)}")
+    echo(f"\nnext: fmcae verify {' '.join(artefacts)}")
     if (folder / "classifier.onnx") in files:
-        typer.echo(f"      fmcae predict --model {folder / 'classifier.onnx'} IMAGE...")
-    typer.echo(f"      fmcae bench --model {folder}")
+        echo(f"      fmcae predict --model {folder / 'classifier.onnx'} IMAGE...")
+    echo(f"      fmcae bench --model {folder}")
 
 
 def _tradeoff_lines(tradeoff: "Tradeoff") -> str:

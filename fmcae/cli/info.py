@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from fmcae.cli.options import JsonOption, print_json, printable
+from fmcae.cli.options import JsonOption, echo, print_json, printable
 
 FILE_HELP = "An exported file, or a folder with one. [default: the shipped classifier]"
 
@@ -28,7 +28,7 @@ def info(
     if as_json:
         print_json({"file": str(artefact.path), **facts, "card": card})
         return
-    typer.echo(f"{printable(str(artefact.path))}  {len(artefact.content):,} bytes, seal holds")
+    echo(f"{printable(str(artefact.path))}  {len(artefact.content):,} bytes, seal holds")
     if not card["calibration"]:
         del card["calibration"]
     else:  # the bins are a picture's, which lies beside the model card
@@ -36,19 +36,20 @@ def info(
     confusion, parity = card["metrics"].pop("confusion", None), card.pop("parity")
     _echo({"made for": facts["made_for"], **card}, indent=0)
     if parity:
-        typer.echo(parity_lines(parity))
+        echo(parity_lines(parity))
     if confusion:
-        typer.echo("confusion (rows: true class, columns: predicted)")
-        width = max(len(name) for name in card["class_names"])
-        for name, row in zip(card["class_names"], confusion, strict=True):
-            typer.echo(f"  {name:<{width}} " + " ".join(f"{count:>5}" for count in row))
+        echo("confusion (rows: true class, columns: predicted)")
+        class_names = [printable(name) for name in card["class_names"]]
+        width = max(map(len, class_names))
+        for name, row in zip(class_names, confusion, strict=True):
+            echo(f"  {name:<{width}} " + " ".join(f"{count:>5}" for count in row))
 
 
 def _echo(values: dict[str, object], indent: int) -> None:
     for key, value in values.items():
         if isinstance(value, dict):
-            typer.echo(f"{' ' * indent}{key}")
+            echo(f"{' ' * indent}{printable(key)}")
             _echo(value, indent + 2)
         else:
             text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
-            typer.echo(f"{' ' * indent}{key}: {text}")
+            echo(f"{' ' * indent}{printable(key)}: {printable(str(text))}")

@@ -32,11 +32,12 @@ ModelOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 RUNS_FOLDER = Path("runs")
+_NOT_PRINTABLE = "[\0-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 
 
 def print_json(values: dict[str, Any]) -> None:
     """Print ``values`` as JSON, with the schema version first."""
-    typer.echo(json_text({"schema_version": JSON_SCHEMA_VERSION, **values}, indent=2))
+    echo(json_text({"schema_version": JSON_SCHEMA_VERSION, **values}, indent=2))
 
 
 def json_text(values: Any, indent: int | None = None) -> str:
@@ -54,16 +55,24 @@ def _without_what_json_lacks(values: Any) -> Any:
     return [_without_what_json_lacks(value) for value in values] if isinstance(values, list | tuple) else values
 
 
+def echo(text: str, err: bool = False) -> None:
+    """Print lines to stdout or stderr; a terminal's control characters in them are shown as escapes.
+
+    Where a foreign text, such as a label, stands within a line, it goes through :func:`printable` first.
+    """
+    typer.echo("\n".join(map(printable, text.split("\n"))), err=err)
+
+
 def note(text: str) -> None:
     """Print a line of progress or advice to stderr."""
-    typer.echo(text, err=True)
+    echo(text, err=True)
 
 
 def status(text: str) -> AbstractContextManager[object]:
     """Show that something takes its time, on a terminal's stderr only; nothing is left of it at the end."""
     from rich.console import Console
 
-    return Console(stderr=True).status(text)
+    return Console(stderr=True, markup=False).status(printable(text))
 
 
 def error_line(text: str) -> None:
@@ -74,8 +83,8 @@ def error_line(text: str) -> None:
 
 
 def printable(text: str) -> str:
-    """``text`` on one line: its control characters and lone surrogates, which a file's name may have, as escapes."""
-    return re.sub("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", lambda match: repr(match[0])[1:-1], text)
+    """Foreign text on one line: what would steer a terminal, turn the reading order or is a lone surrogate, as escapes."""
+    return re.sub(_NOT_PRINTABLE, lambda match: ascii(match[0])[1:-1], text)
 
 
 def read_stdin(paths: Iterable[str]) -> bytes:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fmcae.cli.options import DataOption, JsonOption, ProviderOption, ThreadsOption, print_json, status
+from fmcae.cli.options import DataOption, JsonOption, ProviderOption, ThreadsOption, echo, print_json, status
 from fmcae.errors import GateError, UsageError, require_train_extra
 
 
@@ -47,6 +47,6 @@ def parity(
     if as_json:
         print_json(evidence.to_json())
     else:
-        typer.echo(parity_lines(evidence.to_json()))
+        echo(parity_lines(evidence.to_json()))
     if not evidence.passed:
         raise GateError(f"parity does not hold: {evidence.failure}")

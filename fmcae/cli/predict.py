@@ -144,7 +144,7 @@ def _ranked(prediction: "Prediction", class_names: tuple[str, ...], top_k: int) 
 def _write_lines(rows: "Iterable[Row]", top_k: int, facts: dict[str, str]) -> None:
     for outcome, ranked in rows:
         if ranked:
-            labels = "  ".join(f"{item['label']} {item['probability']:.4f}" for item in ranked)
+            labels = "  ".join(f"{printable(item['label'])} {item['probability']:.4f}" for item in ranked)
             if outcome.prediction and not outcome.prediction.known:
                 labels = f"unknown (nearest: {labels})"
             print(f"{printable(outcome.path)}: {labels}")  # typer.echo would flush each line
@@ -162,7 +162,7 @@ def _write_csv(rows: "Iterable[Row]", top_k: int, facts: dict[str, str]) -> None
         if prediction := outcome.prediction:
             cells = [value for item in ranked for value in item.values()]
             cells += ["true" if prediction.known else "false", prediction.known_score, *facts.values()]
-        writer.writerow([outcome.path, *cells, outcome.error or ""])
+        writer.writerow([printable(str(cell)) for cell in (outcome.path, *cells, outcome.error or "")])
 
 
 def _write_json(rows: "Iterable[Row]", top_k: int, facts: dict[str, str]) -> None:

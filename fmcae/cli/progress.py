@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from fmcae.cli.options import note
+from fmcae.cli.options import note, printable
 from fmcae.train.progress import Progress
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Bar(Lines):
         self._describe(stage, first_epoch)
 
     def warn(self, text: str) -> None:
-        self.bar.console.print(f"warning: {text}", markup=False, highlight=False, soft_wrap=True)
+        self.bar.console.print(printable(f"warning: {text}"), markup=False, highlight=False, soft_wrap=True)
 
     def step(self, images: int, loss: "Tensor") -> None:
         self.bar.advance(self.task, images)

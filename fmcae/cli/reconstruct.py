@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fmcae.cli.options import ModelOption, ProviderOption, ThreadsOption, check_is_no_input, printable, read_stdin
+from fmcae.cli.options import ModelOption, ProviderOption, ThreadsOption, check_is_no_input, echo, printable, read_stdin
 from fmcae.errors import UsageError
 
 ZOOM = 10  # pixels of the picture for each pixel of the image
@@ -48,4 +48,4 @@ def reconstruct(
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, picture_format)
     write_atomic(out, buffer.getvalue())
-    typer.echo(f"{printable(str(out))}: input and reconstruction, mean squared error {mse(x[None], x_hat[None]):.4f}")
+    echo(f"{printable(str(out))}: input and reconstruction, mean squared error {mse(x[None], x_hat[None]):.4f}")

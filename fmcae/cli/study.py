@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fmcae.cli.options import RUNS_FOLDER, DataOption, error_line, note
+from fmcae.cli.options import RUNS_FOLDER, DataOption, echo, error_line, note, printable
 from fmcae.errors import UsageError, require_extra, require_train_extra
 from fmcae.study.grid import EPOCHS, PARTS, SEEDS, TRAIN_IMAGES, work
 from fmcae.study.grid import plan as plan_tasks
@@ -56,15 +56,15 @@ def plan(
     rows["each once"] = plan_tasks(parts, range(seeds), epochs, train_images)
     count = _workers(workers, "cpu")
     rate = measure_rate() * count
-    typer.echo(f"{'part':16}{'runs':>6}{'to do':>7}{'hours':>8}")
+    echo(f"{'part':16}{'runs':>6}{'to do':>7}{'hours':>8}")
     for name, tasks in rows.items():
         left = to_do(out, tasks, results.runs)
         hours = sum(work(task.config) for task in left) / rate / 3600
-        typer.echo(f"{name:16}{len(tasks):6}{len(left):7}{hours:8.1f}")
+        echo(f"{name:16}{len(tasks):6}{len(left):7}{hours:8.1f}")
     note(f"estimated for {count} run{'s' * (count > 1)} at a time on this machine's CPU; parts share runs")
     if list_runs:
         for task in tasks:  # of the last row, which has every run
-            typer.echo(f"{'to do' if task in left else 'done':6} {shlex.join(task.command(str(out / 'runs')))}")
+            echo(f"{'to do' if task in left else 'done':6} {shlex.join(task.command(str(out / 'runs')))}")
     if only is None:
         note(f"parts: {', '.join(PARTS)}")
 
@@ -108,7 +108,8 @@ def run(  # long for its options
         dataset = load_dataset(data)
         tasks = plan_tasks(parts, range(seeds), epochs, len(dataset.train))
         if len(tasks) < len(plan_tasks(parts, range(seeds), epochs)):
-            note(f"the cells with {len(dataset.train):,} labels or more are left out: {dataset.name} has no more")
+            name = printable(dataset.name)
+            note(f"the cells with {len(dataset.train):,} labels or more are left out: {name} has no more")
         known = check_study(folder, tasks, dataset)
         (folder / "runs").mkdir(parents=True, exist_ok=True)
         tasks = [replace(task, config=replace(task.config, device=place, threads=threads)) for task in tasks]
@@ -124,10 +125,10 @@ def run(  # long for its options
     done, failed = progress.in_state("done"), progress.in_state("failed")
     for status in failed:
         error_line(f"{status.task.name} ({status.task.title}): {status.reason}")
-    typer.echo(f"{len(done)} of {len(tasks)} runs are done, {len(failed)} failed")
+    echo(f"{len(done)} of {len(tasks)} runs are done, {len(failed)} failed")
     if done:
         epochs_option = [] if epochs == EPOCHS else ["--epochs", str(epochs)]
-        typer.echo(f"next: {shlex.join(['fmcae', 'study', 'report', str(out), *epochs_option])}")
+        echo(f"next: {shlex.join(['fmcae', 'study', 'report', str(out), *epochs_option])}")
     if failed:
         raise typer.Exit(1)
 
@@ -148,7 +149,7 @@ def report(
     from fmcae.study.results import read
 
     for path in write_report(folder, read(folder), epochs):
-        typer.echo(path)
+        echo(str(path))
 
 
 def _workers(workers: int | None, device: str) -> int:
@@ -174,7 +175,7 @@ def _watch() -> "Iterator[Callable[[StudyProgress], None]]":
             left = _time_left(progress)
             for name, status in progress.statuses.items():
                 if status.state in ("done", "failed") and states.get(name, status.state) != status.state:
-                    reason = f": {status.reason}" if status.reason else ""
+                    reason = f": {printable(status.reason)}" if status.reason else ""
                     console.print(f"{status.state}: {status.task.title}{reason} ({done}/{runs}, {left})")
                 states[name] = status.state
             live.update(_table(progress, left), refresh=True)

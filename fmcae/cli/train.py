@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Option
 
-from fmcae.cli.options import RUNS_FOLDER, DataOption, ThreadsOption, note
+from fmcae.cli.options import RUNS_FOLDER, DataOption, ThreadsOption, echo, note, printable
 from fmcae.cli.progress import watch_training
 from fmcae.errors import RunError, UsageError, require_train_extra
 from fmcae.train.config import (
@@ -103,7 +103,7 @@ def train(
             stack.enter_context(locked(run.folder))
             _check_same_options(context, settings, run.config)
             if run.finished:
-                typer.echo(f"{run.folder} is already finished")
+                echo(f"{run.folder} is already finished")
                 return
             dataset = load_dataset(run.config.data)
             note(f"going on with {run.folder}")
@@ -116,7 +116,7 @@ def train(
             run = create_run(_lock_folder(stack, out), config, dataset, autoencoder_from)
         threads_text = "1 thread" if run.config.threads == 1 else f"{run.config.threads} threads"
         counts = f"{len(dataset.train):,} train, {len(dataset.val):,} val, {len(dataset.test):,} test images"
-        note(f"{dataset.name}: {counts}; {run.config.device}, {threads_text}; run folder {run.folder}")
+        note(f"{printable(dataset.name)}: {counts}; {run.config.device}, {threads_text}; run folder {run.folder}")
         with watch_training(quiet) as progress:
             train_run(run, dataset, progress)
     except KeyboardInterrupt:
@@ -199,6 +199,6 @@ def _print_summary(run: "Run") -> None:
         if record.get("split") == "test":
             measured = {name.removeprefix("test_"): value for name, value in record.items() if isinstance(value, float)}
             values = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in measured.items())
-            typer.echo(f"{record['stage']}: test {values}")
-    typer.echo(f"run folder: {run.folder}")
-    typer.echo(f"next: fmcae export --onnx {run.folder}")
+            echo(f"{record['stage']}: test {values}")
+    echo(f"run folder: {run.folder}")
+    echo(f"next: fmcae export --onnx {run.folder}")

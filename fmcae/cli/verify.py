@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fmcae.cli.options import JsonOption, ProviderOption, ThreadsOption, print_json, printable
+from fmcae.cli.options import JsonOption, ProviderOption, ThreadsOption, echo, print_json, printable
 from fmcae.errors import ArtefactError, GateError
 
 FILES_HELP = "Exported files, or folders of them. [default: those that ship and are made for the provider]"
@@ -38,7 +38,7 @@ def verify(
         print_json({"results": results})
     else:
         for result in results:
-            typer.echo(_line(result))
+            echo(_line(result))
     failed = [result for result in results if not result["passed"]]
     if failed:
         count = f"{len(failed)} of {len(results)} files failed"

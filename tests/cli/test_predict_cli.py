@@ -3,6 +3,8 @@ import csv
 import io
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -195,7 +197,7 @@ def test_any_name_can_be_printed_in_any_encoding(image: Path, tmp_path: Path, en
     paths = [item["path"] for item in json.loads(printed("--json"))["predictions"]]
     assert paths == ["missing.png", "two\nlines.png", "\N{DRESS}.png", "\\udcff.png"]
     rows = list(csv.DictReader(io.StringIO(printed("--csv"), newline="")))
-    assert [row["path"] for row in rows[:2]] == ["missing.png", "two\nlines.png"] and len(rows) == 4
+    assert [row["path"] for row in rows[:2]] == ["missing.png", "two\\nlines.png"] and len(rows) == 4
 
 
 def test_an_empty_path_is_named(cli: "Cli", image: Path) -> None:
@@ -315,3 +317,39 @@ def test_noise_a_blank_picture_and_a_page_of_text_are_unknown(cli: "Cli", tmp_pa
     page.save(tmp_path / "text.png")
     lines_out = cli("predict", tmp_path).stdout.splitlines()
     assert len(lines_out) == 3 and all(": unknown (nearest: " in line for line in lines_out)
+
+
+@pytest.mark.train
+def test_foreign_text_does_not_steer_the_terminal(cli: "Cli", shipped: Path, tmp_path: Path, image: Path) -> None:
+    import onnx
+
+    from fmcae.card import CARD_KEY, GOLDEN_KEY, SEAL_KEY, seal
+
+    hostile = "\x1b]52;c;cm0=\x07\nerror: forged\u202e\x9b2J"
+    model = onnx.load(shipped / "classifier.onnx")
+    entries = {entry.key: entry.value for entry in model.metadata_props}
+    card = json.loads(entries[CARD_KEY])
+    card |= {"name": hostile, "class_names": [f"{hostile}{index}" for index in range(10)]}
+    card["metrics"][hostile] = hostile
+    entries[CARD_KEY] = json.dumps(card)
+    entries[SEAL_KEY] = seal(model.SerializeToString(), entries[CARD_KEY], entries[GOLDEN_KEY])
+    onnx.helper.set_model_props(model, entries)
+    folder = tmp_path / hostile.replace("/", "")
+    folder.mkdir()
+    onnx.save(model, folder / "classifier.onnx")
+    shutil.copy(image, folder / f"{hostile}.png")
+    (folder / f"{hostile}2.png").write_bytes(b"x")
+    for arguments in (
+        ("predict", folder, "--model", folder),
+        ("predict", folder, "--model", folder, "--csv", "--top-k", "2"),
+        ("predict", folder, "--model", folder, "--json"),
+        ("info", folder),
+        ("verify", folder),
+        ("info", folder / f"{hostile}2.png"),
+        ("predict", folder / hostile),
+        ("export", "--onnx", folder),
+    ):
+        result = cli(*arguments)
+        output = result.stdout + result.stderr
+        assert output and not re.search("[\0-\x09\x0b-\x1f\x7f-\x9f\u202e]", output), arguments
+        assert "\nerror: forged" not in output
