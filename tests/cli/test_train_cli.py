@@ -15,7 +15,6 @@ import pytest
 from numpy.typing import NDArray
 
 from fmcae.train.config import TrainConfig
-from fmcae.train.run import locked
 
 pytestmark = pytest.mark.train
 QUICK = ("--epochs", "1", "--latent-dim", "4", "--threads", "1")
@@ -51,6 +50,8 @@ def test_train_export_verify_predict_as_a_user_would(
 
 
 def test_one_process_at_a_time_trains_in_a_folder(cli: Callable[..., Any], sample: Path, tmp_path: Path) -> None:
+    from fmcae.train.run import locked
+
     command = ("train", "--data", sample, *QUICK, "--out", "run")
     with locked(tmp_path / "run"):
         result = cli(*command)
