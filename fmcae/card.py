@@ -16,11 +16,13 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypedDict, get_args
 
 import numpy as np
+from msgspec import Meta
 from numpy.typing import NDArray
 
+from fmcae import schema
 from fmcae.errors import ArtefactError
 from fmcae.precision import PRECISION_PROVIDERS
 
@@ -28,15 +30,83 @@ SCHEMA_VERSION = 1
 CARD_KEY, GOLDEN_KEY, SEAL_KEY = "fmcae.card", "fmcae.golden", "fmcae.seal"
 Kind = Literal["encoder", "decoder", "classifier"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+TENSORS: dict[Kind, tuple[str, str]] = {  # the names of input and output
+    "encoder": ("x", "z"), "decoder": ("z", "x_hat"), "classifier": ("x", "logits"),
+}  # fmt: skip
 MAX_GOLDEN_BYTES = 64 * 2**20  # unpacked; those of the paper's classifier take 33 KB
 GRAPH_FIELD, METADATA_FIELD = 7, 14  # of ModelProto in onnx.proto
-OPTIONAL_KEYS = {"calibration"}  # of a card; files of before have none
-_CALIBRATION_RANGES = {  # smallest and largest value
-    "temperature": (1e-3, 1e3), "threshold": (0, 1), "kept": (0, 1), "ece_before": (0, 1), "ece_after": (0, 1),
-    "images": (1, 2**53),
-}  # fmt: skip
 _OPTIONAL_ARRAYS = ("probabilities", "known_scores")  # of golden vectors
-_RELIABILITY_RANGES = {"confidence": (0, 1), "accuracy": (0, 1), "count": (1, 2**53)}
+
+
+class _Tensor(TypedDict):
+    name: str
+    shape: Annotated[list[str | Annotated[int, Meta(ge=1, le=65_536)]], Meta(min_length=2, max_length=4)]
+    dtype: Literal["float32"]
+    range: str
+
+
+class _Tolerance(TypedDict):
+    atol: schema.Share
+    rtol: schema.Share
+
+
+class _Difference(TypedDict):
+    max_abs: float
+    max_rel: float
+
+
+class _Comparison(TypedDict):
+    output: str
+    batch_size: schema.Count
+    label_agreement: schema.Share | None
+    difference: _Difference
+
+
+class _Parity(TypedDict):
+    images: schema.Count
+    provider: str
+    passed: bool
+    comparisons: list[_Comparison]
+
+
+class _Bin(TypedDict):
+    confidence: schema.Share
+    accuracy: schema.Share
+    count: schema.Count
+
+
+class _Calibration(TypedDict):
+    temperature: Annotated[float, Meta(ge=1e-3, le=1e3)]
+    threshold: schema.Share
+    kept: schema.Share
+    images: Annotated[int, Meta(ge=1, le=2**53)]
+    ece_before: schema.Share
+    ece_after: schema.Share
+    reliability: list[_Bin]
+
+
+class _Precision(TypedDict):
+    name: str
+
+
+class _Training(schema.Facts, total=False):
+    network: str
+    autoencoder: schema.Facts
+
+
+class _CardValues(schema.Versioned):
+    kind: Kind
+    name: str
+    fmcae_version: str
+    class_names: schema.ClassNames
+    input: _Tensor
+    output: _Tensor
+    preprocessing: dict[str, str | float]
+    training: _Training
+    metrics: dict[str, schema.Number | schema.Confusion]
+    parity: dict[str, Any]
+    tolerance: _Tolerance
+    precision: _Precision
 
 
 @dataclass(frozen=True)
@@ -98,43 +168,40 @@ class Card:
         """Read what :meth:`to_json` gave.
 
         Raises:
-            ArtefactError: the text is no JSON object of this schema version, its keys or its precision are unknown, or
-                a value of its calibration is out of range.
+            ArtefactError: the text is no card of this schema version, its precision is unknown, a value is not of its type
+                or range, or its shapes are not those of its kind.
         """
         try:
-            values = json.loads(text)
-            version = values["schema_version"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ArtefactError("its card is damaged: it is no JSON object with a schema_version") from error
-        if version != SCHEMA_VERSION:
-            raise ArtefactError(f"its card's schema_version (={version}) must be {SCHEMA_VERSION}: update fmcae")
-        if set(values) | OPTIONAL_KEYS != {item.name for item in fields(cls)} or values["kind"] not in KINDS:
-            raise ArtefactError("its card is damaged: its keys are not those of an fmcae card")
-        precision = values["precision"]
-        if not isinstance(precision, dict) or precision.get("name") not in tuple(PRECISION_PROVIDERS):
+            version = schema.parse(text, schema.Versioned)["schema_version"]
+            if version != SCHEMA_VERSION:
+                raise ArtefactError(f"its card's schema_version (={version}) must be {SCHEMA_VERSION}: update fmcae")
+            values = schema.parse(text, _CardValues)
+            if unknown := sorted(set(values) - {item.name for item in fields(cls)}):
+                raise ValueError(f"it has the unknown key {unknown[0]}")
+            for name, kind in (("parity", _Parity), ("calibration", _Calibration)):
+                if values.get(name, {}) != {}:
+                    schema.check(values[name], kind)
+        except ValueError as error:
+            raise ArtefactError(f"its card is damaged: {error}") from error
+        if values["precision"]["name"] not in tuple(PRECISION_PROVIDERS):
             raise ArtefactError(f"its card's precision must be one of {', '.join(PRECISION_PROVIDERS)}: update fmcae")
-        _check_calibration(values.get("calibration", {}))
-        return cls(**{**values, "class_names": tuple(values["class_names"])})
+        card = cls(**{**values, "class_names": tuple(values["class_names"])})
+        card._check_shapes()
+        return card
 
-
-def _check_calibration(calibration: Any) -> None:
-    if not isinstance(calibration, dict):
-        raise ArtefactError("its card is damaged: its calibration is no JSON object")
-    _check_ranges(calibration, _CALIBRATION_RANGES)
-    bins = calibration.get("reliability", [])
-    if not isinstance(bins, list) or any(
-        not isinstance(item, dict) or set(item) != {*_RELIABILITY_RANGES} for item in bins
-    ):
-        raise ArtefactError("its card is damaged: its reliability is no list of confidence, accuracy and count")
-    for item in bins:
-        _check_ranges(item, _RELIABILITY_RANGES)
-
-
-def _check_ranges(values: dict[str, Any], ranges: Mapping[str, tuple[float, float]]) -> None:
-    for name, (low, high) in ranges.items():
-        value = values.get(name, low)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:  # nor NaN
-            raise ArtefactError(f"its card is damaged: {name} (={value}) must be a number from {low:g} to {high:g}")
+    def _check_shapes(self) -> None:
+        """Check that input, output and confusion matrix have the shapes of their kind."""
+        classes, given = (
+            len(self.class_names),
+            [(item["name"], item["shape"][1:]) for item in (self.input, self.output)],
+        )
+        code = given[self.kind == "encoder"][1][:1]
+        shapes = {"x": [1, 28, 28], "x_hat": [1, 28, 28], "z": code, "logits": [classes]}
+        if given != [(name, shapes[name]) for name in TENSORS[self.kind]]:
+            raise ArtefactError(f"its card is damaged: its input and output are not those of kind {self.kind}")
+        confusion = self.metrics.get("confusion")
+        if confusion is not None and not (isinstance(confusion, list) and schema.is_square(confusion, classes)):
+            raise ArtefactError("its card is damaged: its confusion matrix is not of its classes")
 
 
 @dataclass(frozen=True)
@@ -167,11 +234,33 @@ class Golden:
         """
         try:
             arrays = _read_arrays(_unzip(base64.b85decode(text)))
-            labels = tuple(json.loads(arrays["labels"].tobytes()))
+            labels = tuple(schema.parse(arrays["labels"].tobytes(), list[str]))
             optional = {name: arrays[name] for name in _OPTIONAL_ARRAYS if name in arrays}
             return cls(arrays["inputs"], arrays["outputs"], labels, **optional)
         except Exception as error:  # numpy, zipfile and json raise a dozen kinds on damaged bytes
             raise ArtefactError(f"its golden vectors are damaged: {error}") from error
+
+    def check(self, card: Card) -> None:
+        """Check that there is at least one vector, and all that ``card`` promises.
+
+        Raises:
+            ArtefactError: an array is missing, or has another shape or dtype; or a label is not of the card's classes.
+        """
+        count, classes = len(self.inputs) if self.inputs.ndim else 0, len(card.class_names)
+        is_classifier, is_calibrated = card.kind == "classifier", card.calibration != {}
+        wanted = {
+            "inputs": (np.float32, card.input["shape"][1:]),
+            "outputs": (np.float32, card.output["shape"][1:]),
+            "probabilities": (np.float32, [classes]) if is_calibrated else None,
+            "known_scores": (np.float64, []) if is_calibrated else None,
+        }
+        for name, kind in wanted.items():
+            array = getattr(self, name)
+            found = None if array is None else (array.dtype, list(array.shape))
+            if found != (kind and (kind[0], [count, *kind[1]])) or not count:
+                raise ArtefactError(f"its golden vectors are damaged: its {name} are not those of its card")
+        if len(self.labels) != count * is_classifier or not set(self.labels) <= set(card.class_names):
+            raise ArtefactError("its golden vectors are damaged: its labels are not those of its card")
 
 
 def _unzip(content: bytes) -> bytes:

@@ -23,15 +23,20 @@ def read_at_most(source: str | os.PathLike[str] | BinaryIO, limit: int, chunk_si
     """Read a file or an open stream that may have ``limit`` bytes at most.
 
     Raises:
-        OSError: it cannot be read, has more bytes (a pipe may have no end), or is a device.
+        OSError: it cannot be read, has more bytes (a pipe may have no end), is a device, or is a pipe that nobody writes.
     """
     if isinstance(source, str | os.PathLike):
-        with open(source, "rb", buffering=0) as file:
+        with open(source, "rb", buffering=0, opener=_open_at_once) as file:
             status = os.fstat(file.fileno())
             if stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode):
                 raise OSError(errno.EINVAL, "it is a device, not a file")
-            is_regular = stat.S_ISREG(status.st_mode)
-            return read_at_most(file, limit, min(status.st_size, limit) + 1 if is_regular else chunk_size)
+            if stat.S_ISREG(status.st_mode):
+                return read_at_most(file, limit, min(status.st_size, limit) + 1)
+            os.set_blocking(file.fileno(), True)  # the writer that is there, if one is, may take its time
+            content = read_at_most(file, limit, chunk_size)
+            if not content:
+                raise OSError(errno.EINVAL, "it is a pipe that nothing is written to")
+            return content
     chunks, size = [], 0
     while chunk := source.read(chunk_size):
         size += len(chunk)
@@ -39,6 +44,11 @@ def read_at_most(source: str | os.PathLike[str] | BinaryIO, limit: int, chunk_si
             raise OSError(errno.EFBIG, f"it has more than {limit / 2**20:,.0f} MiB")
         chunks.append(chunk)
     return b"".join(chunks)
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open a file for reading; for a pipe, do not wait until somebody opens it for writing."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def write_atomic(path: Path | str, data: bytes | str) -> None:
@@ -59,19 +69,17 @@ def write_all_atomic(files: Mapping[Path, bytes | str]) -> None:
     with ExitStack() as open_files:
         try:
             for path, data in files.items():
-                try:
+                with _naming(path):
                     _remove_leftovers(path)
                     file, beside = _open_beside(path)
                     open_files.enter_context(file)
                     temporary[path] = beside
                     _write(file, data)
-                except OSError as error:
-                    error.filename = str(path)  # the file that was asked for, not the temporary one
-                    raise
             if os.name != "posix":
                 open_files.close()  # an open file cannot be renamed
             for path, beside in temporary.items():
-                os.replace(beside, path)
+                with _naming(path):
+                    os.replace(beside, path)
         finally:
             open_files.close()
             for beside in temporary.values():
@@ -90,22 +98,23 @@ def replace_folder(folder: Path, files: Mapping[str, bytes | str]) -> None:
     Raises:
         OSError: the folder cannot be written; it is as before.
     """
-    folder = folder.resolve()
+    asked, folder = folder, folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(folder)
     beside = folder.with_name(_beside(folder.name))
     try:
-        beside.mkdir()
-        with _open_held(beside):
-            for name, data in files.items():
-                with open(beside / name, "xb") as file:
-                    _write(file, data)
-            _force_to_disk(beside)
-            if folder.exists():
-                shutil.copymode(folder, beside)
-                _exchange(beside, folder)
-            else:
-                os.rename(beside, folder)
+        with _naming(asked):
+            beside.mkdir()
+            with _open_held(beside):
+                for name, data in files.items():
+                    with open(beside / name, "xb") as file:
+                        _write(file, data)
+                _force_to_disk(beside)
+                if folder.exists():
+                    shutil.copymode(folder, beside)
+                    _exchange(beside, folder)
+                else:
+                    os.rename(beside, folder)
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EBUSY, errno.EPERM, errno.EROFS, errno.EXDEV):
             raise
@@ -122,7 +131,23 @@ def is_leftover(path: Path) -> bool:
 
 
 def _beside(name: str) -> str:
-    return f".{name}.{os.urandom(4).hex()}.part"
+    return f".{_stem(name)}.{os.urandom(4).hex()}.part"
+
+
+def _stem(name: str) -> str:
+    """As much of a name as leaves room for what is added to it: file systems allow 255 bytes, some encrypted ones 143."""
+    encoded = os.fsencode(name)
+    return name if len(encoded) <= 128 else encoded[:128].decode(errors="ignore")
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Let an error name the path that was asked for, not the temporary one."""
+    try:
+        yield
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
+        raise
 
 
 def _open_beside(path: Path) -> tuple[BinaryIO, Path]:
@@ -138,7 +163,7 @@ def _open_beside(path: Path) -> tuple[BinaryIO, Path]:
 
 def _remove_leftovers(path: Path) -> None:
     """Remove what writes of ``path`` left that were killed, and nothing that a process still holds."""
-    for found in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+    for found in path.parent.glob(f".{glob.escape(_stem(path.name))}.*.part"):
         if is_leftover(found):
             with suppress(OSError), _open_held(found) as is_held:
                 if is_held and found.is_dir():

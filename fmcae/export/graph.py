@@ -11,12 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from fmcae.card import Kind
+from fmcae.card import TENSORS, Kind
 from fmcae.train.networks import Encoder
 
 OPSET, IR_VERSION = 18, 8
-INPUT_NAMES: dict[Kind, str] = {"encoder": "x", "decoder": "z", "classifier": "x"}
-OUTPUT_NAMES: dict[Kind, str] = {"encoder": "z", "decoder": "x_hat", "classifier": "logits"}
 USED_PIXELS = 26  # of 28, by pooling: 5·2 rows of the second convolution, ·2 of the first block, +2 for each kernel
 
 
@@ -31,8 +29,8 @@ def to_onnx(network: nn.Module, kind: Kind, example: NDArray[np.float32]) -> byt
         program = torch.onnx.export(
             network.eval(),
             (torch.from_numpy(example),),
-            input_names=[INPUT_NAMES[kind]],
-            output_names=[OUTPUT_NAMES[kind]],
+            input_names=[TENSORS[kind][0]],
+            output_names=[TENSORS[kind][1]],
             dynamic_shapes=({0: torch.export.Dim("batch")},),
             opset_version=OPSET,
             dynamo=True,

@@ -6,8 +6,7 @@ from typing import Any
 import onnx
 
 import fmcae
-from fmcae.card import CARD_KEY, GOLDEN_KEY, SEAL_KEY, Card, Golden, Kind, seal
-from fmcae.export.graph import INPUT_NAMES, OUTPUT_NAMES
+from fmcae.card import CARD_KEY, GOLDEN_KEY, SEAL_KEY, TENSORS, Card, Golden, Kind, seal
 from fmcae.preprocess import DESCRIPTION
 from fmcae.runtime.model import Artefact
 from fmcae.train.run import Run
@@ -52,8 +51,8 @@ def make_card(
         name=training["name"],
         fmcae_version=fmcae.__version__,
         class_names=tuple(run.data["class_names"]),
-        input=_tensor(INPUT_NAMES[kind], golden.inputs.shape),
-        output=_tensor(OUTPUT_NAMES[kind], golden.outputs.shape),
+        input=_tensor(TENSORS[kind][0], golden.inputs.shape),
+        output=_tensor(TENSORS[kind][1], golden.outputs.shape),
         preprocessing=DESCRIPTION,
         training=training,
         metrics=metrics,

@@ -7,7 +7,7 @@ graph of other operators may allocate or loop without end. Field numbers: onnx.p
 from collections import Counter
 from collections.abc import Collection, Iterator
 
-from fmcae.card import GRAPH_FIELD, protobuf_fields, varint
+from fmcae.card import GRAPH_FIELD, Card, protobuf_fields, varint
 from fmcae.errors import ArtefactError
 
 _CORE = (
@@ -27,7 +27,8 @@ _GRAPH = {1, 2, 5, 10, 11, 12, 13, 16}
 _NODE = {1, 2, 3, 4, 5, 6, 7, 9}
 _ATTRIBUTE = {1, 2, 3, 4, 7, 8, 9, 13, 20}
 _TENSOR = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14, 16}
-_NODES, _INITIALIZERS, _OPERATOR, _DOMAIN, _ATTRIBUTES, _INT, _INTS, _DATA_LOCATION = 1, 5, 4, 7, 5, 3, 8, 14
+_NODES, _INITIALIZERS, _INPUT, _OUTPUT = 1, 5, 11, 12  # of a graph
+_OPERATOR, _DOMAIN, _ATTRIBUTES, _INT, _INTS, _DATA_LOCATION = 4, 7, 5, 3, 8, 14
 
 
 def check_graph(model: bytes) -> None:
@@ -49,6 +50,24 @@ def check_graph(model: bytes) -> None:
         raise ArtefactError("is no artefact of fmcae: its graph has more nodes than an export")
 
 
+def check_interface(model: bytes, card: Card) -> None:
+    """Check that the graph of an ONNX file's bytes has the one input and the one output of its card.
+
+    Raises:
+        ArtefactError: it has not.
+    """
+    graphs = [content for number, content, _ in protobuf_fields(model) if number == GRAPH_FIELD]
+    for name, wanted in (("input", _INPUT), ("output", _OUTPUT)):
+        values = [content for graph in graphs for number, content, _ in protobuf_fields(graph) if number == wanted]
+        said = getattr(card, name)
+        try:
+            found = [_name_and_sizes(value) for value in values]
+        except ValueError as error:
+            raise ArtefactError(f"is not an ONNX model: {error}") from error
+        if found != [(said["name"], said["shape"][1:])]:
+            raise ArtefactError(f"is no artefact of fmcae: the {name} of its graph is not that of its card")
+
+
 def _check_node(node: bytes) -> tuple[str, str]:
     fields = dict.fromkeys((_OPERATOR, _DOMAIN), b"")
     fields |= {number: content for number, content, _ in protobuf_fields(node) if number in fields}
@@ -66,6 +85,20 @@ def _check_tensor(tensor: bytes) -> None:
     for _, raw in _fields(tensor, "a tensor", _TENSOR, (_DATA_LOCATION,)):
         if raw[-1] != 0:  # EXTERNAL
             raise ArtefactError("is no artefact of fmcae: it keeps a tensor in another file")
+
+
+def _name_and_sizes(value: bytes) -> tuple[str, list[int]]:
+    """The name of an input or output, and its shape without the sizes that are free, as the batch's."""
+    parts = {number: content for number, content, _ in protobuf_fields(value)}
+    shape = parts.get(2, b"")  # its type, whose tensor (1) has the shape (2), which has the dimensions (1)
+    for wanted in (1, 2):
+        shape = {number: content for number, content, _ in protobuf_fields(shape)}.get(wanted, b"")
+    sizes: list[int] = []
+    for _, dimension, _ in protobuf_fields(shape):
+        for number, content, raw in protobuf_fields(dimension):
+            if number == 1:
+                sizes += _integers(content, raw)
+    return parts.get(1, b"").decode(), sizes
 
 
 def _integers(content: bytes, raw: bytes) -> Iterator[int]:

@@ -19,7 +19,7 @@ from fmcae.images import ImageSource
 from fmcae.metrics import known_score, softmax
 from fmcae.precision import Precision, check_made_for
 from fmcae.preprocess import preprocess, scale
-from fmcae.runtime.graph_rules import check_graph
+from fmcae.runtime.graph_rules import check_graph, check_interface
 from fmcae.runtime.session import Session, check_provider, check_threads
 
 FloatArray = NDArray[np.float32]
@@ -64,8 +64,13 @@ class Artefact:
 
     @cached_property
     def golden(self) -> Golden:
-        """The golden vectors, decoded at the first use: only ``verify`` needs them."""
-        return Golden.from_text(self.golden_text)
+        """The golden vectors, decoded and checked at the first use: only ``verify`` needs them."""
+        try:
+            golden = Golden.from_text(self.golden_text)
+            golden.check(self.card)
+        except ArtefactError as error:
+            raise ArtefactError(f"{self.path}: {error}") from error
+        return golden
 
     def check_made_for(self, provider: str) -> None:
         """Raise ProviderError if the file's precision is not made for a provider, and UsageError if that is unknown."""
@@ -83,9 +88,13 @@ class Artefact:
         """
         self.check_made_for(provider)
         try:
-            return Session(self.content, provider=provider, threads=threads)
+            session = Session(self.content, provider=provider, threads=threads)
         except ArtefactError as error:
             raise ArtefactError(f"{self.path}: {error}") from error
+        for name, found in (("input", session.raw.get_inputs()), ("output", session.raw.get_outputs())):
+            if found[0].shape[1:] != getattr(self.card, name)["shape"][1:]:  # a graph may give what it does not say
+                raise ArtefactError(f"{self.path}: its {name} is not what its card says")
+        return session
 
 
 def file_name(kind: Kind) -> str:
@@ -121,7 +130,9 @@ def read_artefact(path: PathName) -> Artefact:
         metadata = read_metadata(content)
         check_seal(content, metadata)
         check_graph(content)
-        return Artefact(path, content, Card.from_json(metadata[CARD_KEY]), metadata[GOLDEN_KEY])
+        card = Card.from_json(metadata[CARD_KEY])
+        check_interface(content, card)
+        return Artefact(path, content, card, metadata[GOLDEN_KEY])
     except OSError as error:
         raise ArtefactError(f"{path}: cannot be read: {error.strerror}") from error
     except ArtefactError as error:

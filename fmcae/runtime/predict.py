@@ -35,15 +35,17 @@ class Outcome:
 def find_images(names: Iterable[str]) -> Iterator[Found]:
     """Find the image files that ``names`` stand for, sorted within each name.
 
-    A name is a file, a folder (every image below it), a glob, or "-" for stdin. One that stands for nothing comes with
-    the error that says so, as does a folder that cannot be read; a file's error is None.
+    A name is a file, a folder (every image below it), a glob (every file that it matches), or "-" for stdin. One that
+    stands for nothing comes with the error that says so, as does a folder that cannot be read; a file's error is None.
     """
     for name in names:
         if os.path.isdir(name):
             yield from _images_below(name) or [(name, ImageError(f"{name}: is a folder without images"))]
         elif name != STDIN and not os.path.lexists(name) and glob.has_magic(name):
-            matches: list[Found] = [(path, None) for path in sorted(glob.glob(name, recursive=True))]
-            yield from matches or [(name, ImageError(f"{name}: matches no file"))]
+            matches = sorted({path for path in _matches(name) if _may_be_read(path)})
+            yield from ((path, None) for path in matches)
+            if not matches:
+                yield name, ImageError(f"{name}: matches no file")
         else:
             yield name, None
 
@@ -59,19 +61,30 @@ def _images_below(folder: str) -> list[Found]:
                     path = os.path.join(parent, entry.name) if parent != "." else entry.name
                     if entry.is_dir(follow_symlinks=False):
                         folders.append(path)
-                    elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES and _may_be_read(entry):
+                    elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES and _may_be_read(path):
                         found.append((path, None))
         except OSError as error:
             found.append((parent, ImageError(f"{parent}: cannot be read: {error.strerror}")))
     return sorted(found, key=itemgetter(0))
 
 
-def _may_be_read(entry: "os.DirEntry[str]") -> bool:
-    """Whether an entry is no pipe or device; a file that cannot be looked at gets its error when it is read."""
-    try:
-        return entry.is_file() or not os.path.exists(entry.path)
-    except OSError:
-        return True
+def _matches(pattern: str) -> Iterator[str]:
+    """What a glob matches; its ``**`` goes through no link to a folder, which may lead back to where it lies."""
+    recursive = re.search(r"(?:^|(?<=/))\*\*(?:/|$)", pattern)
+    if recursive is None:
+        yield from glob.iglob(pattern)
+        return
+    top, rest = pattern[: recursive.start()], pattern[recursive.end() :] or "*"
+    for start in glob.glob(top) if top else [""]:
+        for parent, folders, _ in os.walk(start or "."):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            prefix = os.path.join(parent, "") if start else os.path.relpath
+            yield from _matches(glob.escape(parent) + rest)
+
+
+def _may_be_read(path: str) -> bool:
+    """Whether a path is no folder, pipe, socket or device; a file that cannot be looked at gets its error when read."""
+    return os.path.isfile(path) or not os.path.exists(path)
 
 
 def read_pixels(path: str, stdin: bytes = b"") -> NDArray[np.uint8]:

@@ -145,7 +145,7 @@ def _machines(runs: Iterable[RunResult]) -> list[dict[str, Any]]:
     days: dict[tuple[Any, ...], list[str]] = {}
     for run in runs:
         facts = {"cpu": "an unknown CPU", "available_cpus": "?", "recorded": run.recorded}
-        facts |= run.config | run.versions | run.machine
+        facts |= {name: run.config[name] for name in ("device", "threads")} | run.versions | run.machine
         days.setdefault(tuple(facts[name] for name in names), []).append(run.date[:10])
     return [dict(zip(names, facts, strict=True)) | {"days": found} for facts, found in days.items()]
 

@@ -8,16 +8,19 @@ import json
 import shlex
 import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
 import numpy as np
+from msgspec import Meta
 from numpy.typing import NDArray
 
-from fmcae.errors import RunError
+from fmcae import schema
+from fmcae.errors import FmcaeError, RunError
 from fmcae.files import write_atomic
 from fmcae.study.grid import NOT_SETTINGS, Task, autoencoder, cells_of_runs
+from fmcae.train.config import LIMITS
 
 if TYPE_CHECKING:
     from fmcae.data import Dataset
@@ -25,7 +28,44 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 2
 FILE = "results.json"
+SPLITS = ("train", "val")  # that are measured after each epoch
+METRICS_OF = {"autoencoder": ("mse",), "classifier": ("cross_entropy", "accuracy")}  # by stage
 EXAMPLES = 8  # test images in Figure Ap.1
+
+
+class _Config(TypedDict):
+    network: dict[str, Any]
+    epochs: Annotated[int, Meta(ge=1, le=LIMITS["epochs"][1])]
+    seed: schema.Count
+    stage: Literal["autoencoder", "classifier"]
+    device: str
+    threads: schema.Count
+
+
+class _DataOfRun(TypedDict):
+    name: str
+    fingerprint: str
+
+
+class _RunValues(TypedDict):
+    cells: list[str]
+    config: _Config
+    autoencoder: str | None
+    data: _DataOfRun
+    machine: dict[str, str | float | None]
+    versions: schema.Versions
+    date: str
+    recorded: str
+    epochs: dict[str, list[schema.Number]]
+    test: dict[str, schema.Number]
+    confusion: schema.Confusion | None
+    seconds: schema.Number
+
+
+class _Content(schema.Versioned):
+    data: schema.Data
+    examples: dict[str, str]
+    runs: dict[str, _RunValues]
 
 
 @dataclass(frozen=True)
@@ -135,6 +175,7 @@ def collect(folder: Path, dataset: "Dataset") -> None:
     if not runs:
         return
     path = folder / FILE
+    read(folder, missing_ok=True)  # raises if what is there is damaged
     before: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"runs": {}, "examples": {}}
     found = before["runs"] | {run.folder.name: _run_to_json(run) for run in runs}
     examples = before["examples"] or _examples(folder, dataset)
@@ -151,25 +192,40 @@ def read(folder: Path, *, missing_ok: bool = False) -> Results:
     """
     path = folder / FILE
     try:
-        content = json.loads(path.read_text())
-        if content["schema_version"] != SCHEMA_VERSION:
-            raise RunError(f"{path}: schema_version (={content['schema_version']}) must be {SCHEMA_VERSION}")
-        runs = {}
-        for name, values in content["runs"].items():
-            if values["confusion"] is not None:
-                values["confusion"] = np.array(values["confusion"], np.int64)
-            runs[name] = RunResult(name=name, **values)
-        examples = {}
-        for name, text in content["examples"].items():
-            examples[name] = np.frombuffer(zlib.decompress(base64.b85decode(text)), np.uint8).reshape(-1, 28, 28)
-        return Results(runs, content["data"], examples)
+        text = path.read_text(encoding="utf-8")
+        version = schema.parse(text, schema.Versioned)["schema_version"]
+        if version != SCHEMA_VERSION:
+            raise RunError(f"{path}: schema_version (={version}) must be {SCHEMA_VERSION}")
+        content = schema.parse(text, _Content)
+        runs = {name: _run_from_json(name, values, content["data"]) for name, values in content["runs"].items()}
+        return Results(runs, content["data"], {name: _unpack(packed) for name, packed in content["examples"].items()})
     except FileNotFoundError as error:
         if missing_ok:
             return Results({}, {}, {})
         command = f"fmcae study run --out {shlex.quote(str(folder))}"
         raise RunError(f"{folder}: has no {FILE}; make it with  {command}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, zlib.error) as error:
+    except RunError:
+        raise
+    except (FmcaeError, OSError, ValueError) as error:
         raise RunError(f"{path}: is damaged: {error}") from error
+
+
+def _run_from_json(name: str, values: dict[str, Any], data: dict[str, Any]) -> RunResult:
+    if unknown := sorted(set(values) - {item.name for item in fields(RunResult)}):
+        raise ValueError(f"{name} has the unknown key {unknown[0]}")
+    if values["data"]["fingerprint"] != data["fingerprint"]:
+        raise ValueError(f"{name} is of other data")
+    stage, epochs, confusion = values["config"]["stage"], values["config"]["epochs"], values["confusion"]
+    metrics = METRICS_OF[stage]
+    if not all(len(values["epochs"].get(f"{split}_{name}", ())) == epochs for split in SPLITS for name in metrics):
+        raise ValueError(f"{name} has not {epochs} values of each metric")
+    if not set(metrics) <= set(values["test"]):
+        raise ValueError(f"{name} has no {' or no '.join(metrics)} on test")
+    if (confusion is None) != (stage == "autoencoder") or (
+        confusion is not None and not schema.is_square(confusion, len(data["class_names"]))
+    ):
+        raise ValueError(f"{name} has no confusion matrix of its classes")
+    return RunResult(name=name, **values | {"confusion": confusion and np.array(confusion, np.int64)})
 
 
 def _run_to_json(run: "Run") -> dict[str, Any]:
@@ -215,3 +271,15 @@ def _examples(folder: Path, dataset: "Dataset") -> dict[str, str]:
 
 def _pack(images: NDArray[np.uint8]) -> str:
     return base64.b85encode(zlib.compress(images.tobytes(), 9)).decode()
+
+
+def _unpack(text: str) -> NDArray[np.uint8]:
+    """The inverse of :func:`_pack`; ValueError if ``text`` is damaged."""
+    unzip = zlib.decompressobj()
+    try:
+        content = unzip.decompress(base64.b85decode(text), EXAMPLES * 784 + 1)
+    except zlib.error as error:
+        raise ValueError(f"an example is damaged: {error}") from error
+    if not content or len(content) % 784 or len(content) > EXAMPLES * 784:
+        raise ValueError(f"an example is not of 1 to {EXAMPLES} images")
+    return np.frombuffer(content, np.uint8).reshape(-1, 28, 28)

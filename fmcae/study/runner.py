@@ -4,7 +4,6 @@ Each run has its folder, DIR/runs/NAME. A run that is stopped continues from its
 those that start from it fail too, and the next call tries them once more.
 """
 
-import json
 import logging
 import multiprocessing
 import os
@@ -19,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from fmcae import schema
 from fmcae.errors import FmcaeError, RunError
 from fmcae.study.grid import Task, autoencoder, multiply_adds, work
 
@@ -92,8 +92,9 @@ def to_do(folder: Path, tasks: Sequence[Task], known: Collection[str] = ()) -> l
 def count_epochs(folder: Path, task: Task) -> int:
     """Return the number of whole epochs in the task's ``metrics.jsonl``; 0 without one."""
     try:
-        records = map(json.loads, (run_folder(folder, task) / "metrics.jsonl").read_text().splitlines())
-        return sum(record["stage"] == task.config.stage and "epoch" in record for record in records)
+        lines = (run_folder(folder, task) / "metrics.jsonl").read_text().splitlines()
+        records = [schema.parse(line, dict[str, Any]) for line in lines]
+        return sum(record.get("stage") == task.config.stage and "epoch" in record for record in records)
     except (OSError, ValueError):
         return 0
 

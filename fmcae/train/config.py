@@ -7,8 +7,9 @@ the other is a switch.
 """
 
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypedDict, TypeVar, get_args, get_origin, get_type_hints
 
+from fmcae import schema
 from fmcae.errors import UsageError
 
 DropoutPosition = Literal["before-pooling", "after-pooling"]
@@ -178,12 +179,25 @@ class TrainConfig:
         """The inverse of :meth:`to_json`; a missing key takes its default.
 
         Raises:
-            UsageError: an unknown key, or a value out of its range.
+            UsageError: an unknown key, or a value out of its range or of another type.
         """
+        try:
+            schema.check(values, _Values)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
         nested: dict[str, Any] = {"network": _from_known_keys(NetworkConfig, values.get("network", {}))}
         if values.get("robust") is not None:
             nested["robust"] = _from_known_keys(RobustConfig, values["robust"])
         return _from_known_keys(cls, {**values, **nested})
+
+
+class _Values(TypedDict, total=False):
+    """What is not checked by the configuration itself."""
+
+    network: dict[str, Any]
+    robust: dict[str, Any] | None
+    data: str | None
+    autoencoder_from: str | None
 
 
 def _from_known_keys(kind: type[Config], values: dict[str, Any]) -> Config:

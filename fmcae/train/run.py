@@ -27,6 +27,7 @@ import torch
 from filelock import FileLock, Timeout
 
 import fmcae
+from fmcae import schema
 from fmcae.data import Dataset
 from fmcae.data.split import SPLIT_SEED
 from fmcae.errors import FmcaeError, RunError, UsageError
@@ -43,6 +44,14 @@ NETWORKS: dict[str, type[Autoencoder] | type[Classifier] | type[Teacher]] = {
     "autoencoder": Autoencoder, "classifier": Classifier, "teacher": Teacher,
 }  # fmt: skip
 PATHS = ("data", "autoencoder_from")  # in the configuration; they mean something on one machine only
+
+
+class _Description(schema.Versioned):
+    started: str
+    config: dict[str, Any]
+    data: schema.Data
+    versions: schema.Versions
+    machine: dict[str, str | float | None]
 
 
 @dataclass(frozen=True)
@@ -86,12 +95,13 @@ class Run:
         """The records of ``metrics.jsonl``, of one stage if it is named; empty before the first epoch's end.
 
         Raises:
-            RunError: a line is not JSON.
+            RunError: a line is no such record.
         """
         path = self.folder / METRICS
         try:
-            records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        except ValueError as error:
+            lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+            records = [schema.parse_record(line, len(self.data["class_names"])) for line in lines]
+        except (OSError, ValueError) as error:
             raise RunError(f"{path}: is damaged: {error}") from error
         return [record for record in records if stage is None or record["stage"] == stage]
 
@@ -198,22 +208,19 @@ def open_run(folder: Path) -> Run:
     if not path.is_file():
         raise RunError(f"{folder}: is not a run folder: it has no {CONFIG}")
     try:
-        values = json.loads(path.read_text())
-        if values["schema_version"] != SCHEMA_VERSION:
-            raise RunError(f"{path}: schema_version (={values['schema_version']}) must be {SCHEMA_VERSION}")
-        adopted = values.get("autoencoder")
-        return Run(
-            folder,
-            TrainConfig.from_json(values["config"]),
-            started=str(values["started"]),
-            data=dict(values["data"]),
-            versions=dict(values["versions"]),
-            machine=dict(values["machine"]),
-            autoencoder=None if adopted is None else dict(adopted),
-        )
+        text = path.read_text(encoding="utf-8")
+        version = schema.parse(text, schema.Versioned)["schema_version"]
+        if version != SCHEMA_VERSION:
+            raise RunError(f"{path}: schema_version (={version}) must be {SCHEMA_VERSION}")
+        values = schema.parse(text, _Description)
+        if values.get("autoencoder") is not None:
+            schema.check(values["autoencoder"], schema.Facts)
+        names = ("started", "data", "versions", "machine")
+        facts = {name: values[name] for name in names}
+        return Run(folder, TrainConfig.from_json(values["config"]), **facts, autoencoder=values.get("autoencoder"))
     except RunError:
         raise
-    except (FmcaeError, ValueError, KeyError, TypeError) as error:
+    except (FmcaeError, OSError, ValueError) as error:
         raise RunError(f"{path}: is damaged: {error}") from error
 
 

@@ -1,5 +1,6 @@
 """Weights and checkpoints as safetensors: written whole or not at all, and never unpickled."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeAlias
@@ -53,8 +54,11 @@ def load_checkpoint(path: Path, stage: str, network: nn.Module, adam: AdamState)
     tensors, metadata = _read(path)
     if metadata.get("stage") != stage:
         return 0
+    epoch = metadata.get("epoch", "")
+    if not re.fullmatch("[1-9][0-9]{0,8}", epoch):
+        raise RunError(f"{path}: is damaged: its epoch (={epoch!a}) must be a number from 1")
     _fill(_checkpoint_tensors(network, adam), tensors, path)
-    return int(metadata["epoch"])
+    return int(epoch)
 
 
 def _checkpoint_tensors(network: nn.Module, adam: AdamState) -> dict[str, Tensor]:

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import strategies as st
 import fmcae
 from fmcae.card import CARD_KEY, GOLDEN_KEY, SEAL_KEY, read_metadata, seal
 from fmcae.errors import ArtefactError
-from fmcae.runtime.graph_rules import MAX_INTEGER, MAX_NODES, check_graph
+from fmcae.runtime.graph_rules import MAX_INTEGER, MAX_NODES, check_graph, check_interface
 from fmcae.runtime.model import SHIPPED, shipped_folder
 
 
@@ -34,6 +35,29 @@ def test_what_ships_passes() -> None:
     for name in SHIPPED:
         for path in shipped_folder(name).glob("*.onnx"):
             check_graph(path.read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("kind", "shapes", "name"),
+    [
+        ("classifier", {"output": ["batch", 9]}, "output"),
+        ("encoder", {"output": ["batch", 1, 128]}, "output"),
+        ("decoder", {"input": ["batch", 127]}, "input"),
+        ("encoder", {"input": ["batch", 28, 28]}, "input"),
+    ],
+)
+def test_input_and_output_are_those_of_the_card(
+    shipped: Path, kind: str, shapes: dict[str, list[str | int]], name: str
+) -> None:
+    artefact = fmcae.read_artefact(shipped / f"{kind}.onnx")
+    check_interface(artefact.content, artefact.card)
+    changed = {side: getattr(artefact.card, side) | {"shape": shape} for side, shape in shapes.items()}
+    with pytest.raises(ArtefactError, match=f"the {name} of its graph is not that of its card"):
+        check_interface(artefact.content, replace(artefact.card, **changed))
+    with pytest.raises(ArtefactError, match=f"{kind}.onnx: its {name} is not what its card says"):
+        replace(artefact, card=replace(artefact.card, **changed)).session()
+    with pytest.raises(ArtefactError, match="the input of its graph is not that of its card"):
+        check_interface(b"", artefact.card)
 
 
 @pytest.mark.parametrize(

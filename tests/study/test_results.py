@@ -80,6 +80,24 @@ def test_damaged_results_are_named(tmp_path: Path) -> None:
         read(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"confusion": [[1, 2], [3]]}, {"confusion": None}, {"epochs": {}}, {"epochs": {"train_accuracy": [0.5]}}, {"test": {}},
+        {"test": {"accuracy": "high", "cross_entropy": 1}}, {"config": {}}, {"data": {"name": "x", "fingerprint": "y"}},
+        {"versions": {}}, {"another": 1}, {"seconds": float("inf")}, {"cells": "x"}, {"date": "\ud800"},
+    ],
+)  # fmt: skip
+def test_a_damaged_run_among_the_results_is_named(study_copy: Path, sample: Path, change: dict[str, Any]) -> None:
+    collect(study_copy, load_dataset(sample))
+    file = study_copy / "results.json"
+    content = json.loads(file.read_text())
+    content["runs"][CLASSIFIER.name] |= change
+    file.write_text(json.dumps(content))
+    with pytest.raises(RunError, match=r"results\.json: is damaged"):
+        read(study_copy)
+
+
 def test_a_run_without_its_metrics_is_named(sample: Path, study_copy: Path) -> None:
     (run_folder(study_copy, AUTOENCODER) / "metrics.jsonl").unlink()
     with pytest.raises(RunError, match="is finished, and its metrics are not there"):

@@ -98,7 +98,13 @@ def test_what_is_not_a_run_is_named(tmp_path: Path, run_copy: Path) -> None:
         open_run(tmp_path)
     config = run_copy / "config.json"
     values = json.loads(config.read_text())
-    for damaged in ("{", "[]", json.dumps({**values, "config": {"wings": 1}}), json.dumps({**values, "data": 1})):
+    changes: list[dict[str, Any]] = [
+        {"config": {"wings": 1}}, {"config": {"network": []}}, {"config": {"data": 5}}, {"config": []}, {"data": 1},
+        {"data": {**values["data"], "class_names": None}}, {"data": {**values["data"], "fingerprint": 5}},
+        {"versions": {"torch": []}}, {"machine": {"cpu": {}}}, {"autoencoder": {"name": "x"}}, {"started": None},
+        {"started": "\ud800"}, {"schema_version": "1"},
+    ]  # fmt: skip
+    for damaged in ("{", "[]", "[" * 100_000, *(json.dumps(values | change) for change in changes)):
         config.write_text(damaged)
         with pytest.raises(RunError, match=r"config\.json: is damaged"):
             open_run(run_copy)
@@ -106,6 +112,22 @@ def test_what_is_not_a_run_is_named(tmp_path: Path, run_copy: Path) -> None:
     with pytest.raises(RunError, match=r"schema_version \(=2\) must be 1"):
         open_run(run_copy)
     assert find_runs(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{", "[]", "null", "[" * 100_000, '{"epoch": 1}', '{"stage": 1}', '{"stage": "classifier", "epoch": "1"}',
+        '{"stage": "classifier", "epoch": -1}', '{"stage": "classifier", "train_mse": {}}',
+        '{"stage": "classifier", "confusion": [[1]]}', '{"stage": "classifier", "confusion": "x"}',
+    ],
+)  # fmt: skip
+def test_damaged_metrics_are_named(run_copy: Path, line: str) -> None:
+    run = open_run(run_copy)
+    with (run_copy / "metrics.jsonl").open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(RunError, match=r"metrics\.jsonl: is damaged"):
+        run.metrics()
 
 
 def test_runs_are_found_newest_last_by_when_they_started(dataset: Dataset, tmp_path: Path) -> None:
