@@ -28,6 +28,7 @@ import io
 import json
 import multiprocessing
 import os
+import re
 import resource
 import shlex
 import shutil
@@ -717,13 +718,9 @@ def guided(parser: str, seconds: int) -> dict[str, Any]:
         (Path(corpus) / "seed").write_bytes(seeds[parser])
         command = [sys.executable, __file__, "--call", parser, corpus, f"-max_total_time={seconds}", "-max_len=20000"]
         ended = subprocess.run([*command, f"-artifact_prefix={corpus}/"], capture_output=True, text=True)
-    counts = [line for line in ended.stderr.splitlines() if line.startswith("#")]
-    defects = [] if ended.returncode == 0 else [ended.stderr.strip().splitlines()[-1][:300]]
-    return {
-        "tried": int(counts[-1].split()[0][1:]) if counts else 0,
-        "last": counts[-1] if counts else "",
-        "defects": defects,
-    }
+    counts = re.findall(r"^#(\d+)\t.*", ended.stderr, re.MULTILINE)
+    defects = [] if ended.returncode == 0 else [f"{parser}: {ended.stderr.strip()[-300:]}"]
+    return {"tried": int(counts[-1]) if counts else 0, "defects": defects}
 
 
 def call_parser(parser: str, arguments: list[str]) -> None:

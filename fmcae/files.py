@@ -81,7 +81,8 @@ def write_all_atomic(files: Mapping[Path, bytes | str]) -> None:
                 with _naming(path):
                     os.replace(beside, path)
         finally:
-            open_files.close()
+            with suppress(OSError):  # what could not be written is tried once more
+                open_files.close()
             for beside in temporary.values():
                 beside.unlink(missing_ok=True)
     for parent in {path.parent for path in files}:
@@ -131,10 +132,10 @@ def is_leftover(path: Path) -> bool:
 
 
 def _beside(name: str) -> str:
-    return f".{_stem(name)}.{os.urandom(4).hex()}.part"
+    return f".{short_name(name)}.{os.urandom(4).hex()}.part"
 
 
-def _stem(name: str) -> str:
+def short_name(name: str) -> str:
     """As much of a name as leaves room for what is added to it: file systems allow 255 bytes, some encrypted ones 143."""
     encoded = os.fsencode(name)
     return name if len(encoded) <= 128 else encoded[:128].decode(errors="ignore")
@@ -163,7 +164,7 @@ def _open_beside(path: Path) -> tuple[BinaryIO, Path]:
 
 def _remove_leftovers(path: Path) -> None:
     """Remove what writes of ``path`` left that were killed, and nothing that a process still holds."""
-    for found in path.parent.glob(f".{glob.escape(_stem(path.name))}.*.part"):
+    for found in path.parent.glob(f".{glob.escape(short_name(path.name))}.*.part"):
         if is_leftover(found):
             with suppress(OSError), _open_held(found) as is_held:
                 if is_held and found.is_dir():

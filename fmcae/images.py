@@ -1,22 +1,30 @@
 """Decode any image to eight bits: a file, its bytes, a PIL image or an array, in any mode and depth that Pillow reads."""
 
-import io
+import ctypes
+import logging
 import os
+import re
 import threading
 import warnings
-from typing import Any, TypeAlias
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import cache
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, _imaging
+from PIL.Image import Transpose
 
 from fmcae.errors import ImageError
 from fmcae.files import read_at_most
+from fmcae.limits import MAX_READS, PictureFile, Refused, check_encoded, check_exif, check_opened
 
 ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]
 
 MAX_FILE_BYTES = 256 * 2**20  # more than MAX_PIXELS need in any format
 MAX_PIXELS = 64_000_000  # a larger picture is more likely a decompression bomb than a product photo
+MAX_EDGE = 65_535  # a JPEG's; a picture of millions of rows takes decoders and numpy long
 # The formats that Pillow decodes in this process; it hands EPS to Ghostscript. It knows those of the second line only
 # after Image.init(), and AVIF only since Pillow 11.3.
 COMMON_FORMATS = ("PNG", "JPEG", "GIF", "BMP", "PPM")
@@ -27,8 +35,13 @@ IMAGE_SUFFIXES = frozenset({
     ".tif", ".tiff", ".avif", ".avifs", ".j2c", ".j2k", ".jp2", ".jpc", ".jpf", ".jpx", ".ico",
 })  # fmt: skip
 EXIF_KEYS = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}  # where an orientation may be
+ORIENTATION = 0x0112  # EXIF's tag
+TURNS: dict[object, Transpose] = {  # that undo it
+    2: Transpose.FLIP_LEFT_RIGHT, 3: Transpose.ROTATE_180, 4: Transpose.FLIP_TOP_BOTTOM, 5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270, 7: Transpose.TRANSVERSE, 8: Transpose.ROTATE_90,
+}  # fmt: skip
 DRAFT_SIZE = 1344  # pixels of an edge that a JPEG is not decoded below: four times what preprocessing works at
-_warnings_lock = threading.Lock()  # warnings.catch_warnings changes what all threads share
+STRIP_PIXELS = 2**16  # that are computed with at once: few enough for the processor's cache
 
 
 def read_image(source: ImageSource) -> Image.Image:
@@ -46,18 +59,15 @@ def read_image(source: ImageSource) -> Image.Image:
         raise ImageError("path (=) must not be empty")
     name = "image" if isinstance(source, Image.Image) else "image bytes" if isinstance(source, bytes) else str(source)
     try:
-        if isinstance(source, Image.Image):
-            _check_size(source.size, name)
-            return _to_eight_bits(_upright(source))
-        content = _read_bytes(source, name)
-        with _warnings_lock, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of large pictures
-            image = _open(content)
-        _check_size(image.size, name)
-        image.draft(None, (DRAFT_SIZE, DRAFT_SIZE))  # a large JPEG is decoded at a smaller size
-        return _to_eight_bits(_upright(image))
+        with _without_warnings:
+            image = source if isinstance(source, Image.Image) else _open(_read_bytes(source, name), name)
+            _check_size(image.size, name)
+            image = _upright(image)  # which may be a copy: the other one's memory is free from here on
+            return _to_eight_bits(image)
     except (ImageError, MemoryError):
         raise
+    except Refused as error:
+        raise ImageError(f"{name}: {error}") from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name}: has too many pixels: at most {MAX_PIXELS:,} are read") from error
     except UnidentifiedImageError as error:
@@ -78,18 +88,64 @@ def _read_bytes(source: str | os.PathLike[str] | bytes, name: str) -> bytes:
     return content
 
 
-def _open(content: bytes) -> Image.Image:
-    file = io.BytesIO(content)
+def _open(content: bytes, name: str) -> Image.Image:
+    """Open a picture that may be decoded. A large JPEG is decoded at a smaller size."""
+    check_encoded(content)
+    file = PictureFile(content)
     try:
-        return Image.open(file, formats=COMMON_FORMATS)
+        image: Image.Image = Image.open(file, formats=COMMON_FORMATS)
     except UnidentifiedImageError:
+        _silence_other_formats()
         Image.init()
-        return Image.open(file, formats=[name for name in OTHER_FORMATS if name in Image.OPEN])
+        image = Image.open(file, formats=[name for name in OTHER_FORMATS if name in Image.OPEN])
+    _check_size(image.size, name)
+    check_opened(image, content)
+    file.max_reads = MAX_READS
+    image.draft(None, (DRAFT_SIZE, DRAFT_SIZE))
+    return image
+
+
+class _WithoutWarnings:
+    """Ignore what Pillow warns of while any thread decodes; ``catch_warnings`` would undo what other threads set."""
+
+    def __init__(self) -> None:
+        self.lock, self.threads = threading.Lock(), 0
+        self.filters: list[Any] = []
+        self.filter = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
+
+    def __enter__(self) -> None:
+        with self.lock:
+            self.threads += 1
+            if self.threads == 1:
+                self.filters = cast(list[Any], warnings.filters)
+                self.filters.insert(0, self.filter)
+
+    def __exit__(self, *error: object) -> None:
+        with self.lock:
+            self.threads -= 1
+            if not self.threads:
+                with suppress(ValueError):  # someone removed all filters
+                    self.filters.remove(self.filter)
+
+
+_without_warnings = _WithoutWarnings()
+
+
+@cache
+def _silence_other_formats() -> None:
+    """Keep what Pillow logs, and what libtiff prints, of damaged pictures off stderr."""
+    logging.getLogger("PIL").addHandler(logging.NullHandler())  # without any handler Python prints errors itself
+    with suppress(OSError, AttributeError):  # libtiff is built into Pillow, as on Windows
+        library = ctypes.CDLL(_imaging.__file__)  # which finds what it is linked with, too
+        library.TIFFSetErrorHandler(None)
+        library.TIFFSetWarningHandler(None)
 
 
 def _check_size(size: tuple[int, int], name: str) -> None:
     if not 1 <= size[0] * size[1] <= MAX_PIXELS:
         raise ImageError(f"{name}: has {size[0]}×{size[1]} pixels; 1 to {MAX_PIXELS:,} are read")
+    if max(size) > MAX_EDGE:
+        raise ImageError(f"{name}: has {size[0]}×{size[1]} pixels; at most {MAX_EDGE:,} at an edge are read")
 
 
 def _from_array(array: NDArray[Any]) -> Image.Image:
@@ -99,7 +155,8 @@ def _from_array(array: NDArray[Any]) -> Image.Image:
         raise ImageError(f"array's shape (={array.shape}) must be (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)")
     _check_size((array.shape[1], array.shape[0]), "array")
     if array.dtype == np.uint16:
-        array = _sixteen_to_eight_bits(array)
+        parts = np.array_split(array, 1 + array.size // STRIP_PIXELS)
+        array = np.concatenate([_sixteen_to_eight_bits(part) for part in parts])
     elif array.dtype == np.bool_:
         array = array.astype(np.uint8) * 255
     elif array.dtype != np.uint8:
@@ -111,12 +168,14 @@ def _upright(image: Image.Image) -> Image.Image:
     image.load()
     if image.format in COMMON_FORMATS and not EXIF_KEYS.intersection(image.info):
         return image  # without the import that looking for EXIF data costs, and without a copy
-    from PIL import ImageOps
-
+    check_exif(image)
     try:
-        upright = ImageOps.exif_transpose(image)
+        turn = TURNS.get(image.getexif().get(ORIENTATION))
     except Exception:  # damaged EXIF data say nothing of how the picture stands
+        turn = None
+    if turn is None:
         return image
+    upright = image.transpose(turn)
     upright.format = image.format
     return upright
 
@@ -132,23 +191,42 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
         image = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB") or image
     elif mode in ("La", "RGBa"):  # premultiplied
         image = image.convert(mode[:-1] + "A")
-    if image.has_transparency_data:
-        return image.convert("RGBA")
-    return image if mode in ("L", "RGB") else image.convert("L" if mode == "1" else "RGB")
+    eight_bits = "RGBA" if image.has_transparency_data else "L" if mode in ("1", "L") else "RGB"
+    return image if image.mode == eight_bits else image.convert(eight_bits)
 
 
 def _grey_to_eight_bits(image: Image.Image) -> NDArray[np.uint8]:
     if image.mode.startswith("I;16"):
-        return _sixteen_to_eight_bits(np.asarray(image))
-    values = np.nan_to_num(np.asarray(image, np.float64), posinf=0, neginf=0)
-    top = values.max()
+        return np.concatenate([_sixteen_to_eight_bits(np.asarray(strip)) for strip in strips(image)])
+    top = max(float(_finite(strip).max()) for strip in strips(image))
     if image.mode == "F" and top <= 1:
         full = 1.0
     elif top <= 255 and image.format != "PNG":  # older Pillow opens a 16-bit PNG in mode I
         full = 255.0
     else:
         full = max(65535.0, top)
-    return np.rint(values.clip(0) * (255 / full)).astype(np.uint8)
+    return np.concatenate([_scaled(_finite(strip), 255 / full) for strip in strips(image)])
+
+
+def _finite(image: Image.Image) -> NDArray[np.float64]:
+    with np.errstate(invalid="ignore"):  # numpy warns of some kinds of NaN
+        values = np.array(image, np.float64)
+    values[~np.isfinite(values)] = 0
+    return values
+
+
+def _scaled(values: NDArray[np.float64], factor: float) -> NDArray[np.uint8]:
+    """Scale non-negative values, in place, to 8 bits; negative ones become 0."""
+    values.clip(0, out=values)
+    values *= factor
+    return np.rint(values, out=values).astype(np.uint8)
+
+
+def strips(image: Image.Image) -> Iterator[Image.Image]:
+    """Cut an image into strips of whole rows, so that what is computed of them takes little memory."""
+    rows = max(1, STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        yield image.crop((0, top, image.width, min(top + rows, image.height)))
 
 
 def _sixteen_to_eight_bits(values: NDArray[Any]) -> NDArray[np.uint8]:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from fmcae.images import ImageSource, read_image
+from fmcae.images import ImageSource, read_image, strips
 
 Bytes: TypeAlias = NDArray[np.uint8]
 Floats: TypeAlias = NDArray[np.float32]
@@ -26,6 +26,7 @@ CLOSE = 0.05  # a pixel within this share of the range from the corners' colour 
 CLEAN = 2.5 / 255  # in a picture without noise, pixels that stand out this much and touch the item belong to it
 SHARPEN_PERCENT = 25  # subsampling keeps most of a picture's sharpness, and a picture at hand may be sharpened already
 WORKING_SIZE = 336  # pixels of the longest edge of the picture that an item's edges are found in, 10 for one of 28
+MAX_SWEEPS = 100  # of the flood that finds the background, 5 ms each; photos take up to 12, and mazes thousands
 
 DESCRIPTION: dict[str, Any] = {
     "28x28 grey image": "taken as it is",
@@ -70,37 +71,36 @@ def to_uint8(source: ImageSource) -> Bytes:
         if (pixels[..., 3] == 255).all() and (pixels[..., :3] == pixels[..., :1]).all():
             grey: Bytes = pixels[..., 0].copy()
             return grey
-    picture, is_negative = _opaque(image)
-    alpha = _visible_part(image)
-    background = _corner_colour(_floats(_shrunk(picture)))
-    around = _around(_item_box(*_outline(picture, alpha, background)), picture)
-    picture, alpha = picture.crop(around), alpha and alpha.crop(around)
-    outline, noise = _outline(picture, alpha, background)
+    alpha = image.getchannel("A") if image.mode == "RGBA" else None
+    picture, is_negative = _opaque(image, alpha)
+    del image  # a large one's memory is free from here on
+    rgb = _rgb(picture)
+    background = _corner_colour(rgb)
+    alpha = alpha if alpha and _corner_colour(_rgb(alpha))[0] < CLOSE else None  # a cut-out's, which says where it is
+    around = _around(_item_box(*_outline(rgb, alpha, background)), picture)
+    if around != (0, 0, *picture.size):
+        picture, alpha = picture.crop(around), alpha and alpha.crop(around)
+        rgb = _rgb(picture)
+    outline, noise = _outline(rgb, alpha, background)
     box = _item_box(outline, noise)
     if box is None:
         return np.zeros((SIZE, SIZE), np.uint8)
-    rgb = _floats(_shrunk(picture))
     ink = _subsampled(_distance(rgb, background), box) if is_negative else _negated(rgb, background, box, noise)
     return _centred(_sharpened(ink))
 
 
-def _opaque(image: Image.Image) -> tuple[Image.Image, bool]:
-    """Bring the picture to RGB, a transparent one before white, or a white one before black: it is negative already."""
-    if image.mode != "RGBA":
-        return image.convert("RGB"), False
-    for backdrop in ((255, 255, 255), (0, 0, 0)):
-        picture = Image.new("RGB", image.size, backdrop)
-        picture.paste(image, mask=image.getchannel("A"))
-        pixels = np.asarray(picture)
-        if int(pixels.max()) - int(pixels.min()) > CLOSE * 255:
+def _opaque(image: Image.Image, alpha: Image.Image | None) -> tuple[Image.Image, bool]:
+    """Put a transparent picture before white, or a white one before black: it is negative already."""
+    if alpha is None:
+        return image, False
+    picture = Image.new("RGB", image.size)
+    for backdrop in ("white", "black"):
+        picture.paste(backdrop, (0, 0, *image.size))
+        picture.paste(image, mask=alpha)
+        ranges = np.array([(pixels.min(), pixels.max()) for pixels in map(np.asarray, strips(picture))], int)
+        if ranges.max() - ranges.min() > CLOSE * 255:
             break
-    return picture, backdrop == (0, 0, 0)
-
-
-def _visible_part(image: Image.Image) -> Image.Image | None:
-    """A cut-out item's alpha channel, which says where it is; None if the corners are not transparent."""
-    alpha = image.getchannel("A") if image.mode == "RGBA" else None
-    return alpha if alpha and _corner_colour(_floats(_shrunk(alpha.convert("RGB"))))[0] < CLOSE else None
+    return picture, backdrop == "black"
 
 
 def _shrunk(picture: Image.Image) -> Image.Image:
@@ -108,6 +108,11 @@ def _shrunk(picture: Image.Image) -> Image.Image:
     zoom = WORKING_SIZE / max(picture.width, picture.height)
     size = max(1, round(picture.width * zoom)), max(1, round(picture.height * zoom))
     return picture.resize(size, Image.Resampling.BOX) if zoom < 1 else picture
+
+
+def _rgb(picture: Image.Image) -> Floats:
+    """(H, W, 3): a picture, shrunk first, in float32 0 to 1."""
+    return _floats(_shrunk(picture).convert("RGB"))
 
 
 def _floats(picture: Image.Image) -> Floats:
@@ -132,11 +137,10 @@ def _distance(rgb: Floats, background: Floats) -> Floats:
     return distance
 
 
-def _outline(picture: Image.Image, alpha: Image.Image | None, background: Floats) -> tuple[Floats, float]:
+def _outline(rgb: Floats, alpha: Image.Image | None, background: Floats) -> tuple[Floats, float]:
     """How much each pixel (H, W) of the shrunk picture stands out, 0 to 1, and the most that the background does."""
     if alpha is not None:
         return _floats(_shrunk(alpha)), CLEAN
-    rgb = _floats(_shrunk(picture))
     grey = _luminance(rgb)
     # The limit of the background's distances is six times the usual step between neighbours in the margin.
     steps = [np.abs(np.diff(line)) for line in (grey[0], grey[-1], grey[:, 0], grey[:, -1])]
@@ -289,7 +293,9 @@ def _connected_with_margin(free: Mask) -> Mask:
     reached = np.zeros_like(free)
     reached[0] = True
     count = 0
-    while reached.sum() > count:
+    for _ in range(MAX_SWEEPS):
+        if reached.sum() == count:
+            break
         count = reached.sum()
         for view, wall in ((reached, ~free), (reached[::-1, ::-1], ~free[::-1, ::-1])):
             for lines, walls in ((view, wall), (view.T, wall.T)):

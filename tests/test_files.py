@@ -82,6 +82,49 @@ def test_what_has_no_end_is_not_read() -> None:
         read_at_most(stream, 1 << 20)
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/fd"), reason="no paths for open files")
+def test_a_pipe_is_read_to_its_end_and_not_waited_for(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.write(writer, b"abc")
+    os.close(writer)
+    assert read_at_most(f"/dev/fd/{reader}", 3) == b"abc"  # as a shell's <(...) is named
+    os.close(reader)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="it is a pipe that nothing is written to"):
+        read_at_most(tmp_path / "pipe", 3)
+
+
+def test_a_name_may_be_as_long_as_the_file_system_allows(tmp_path: Path) -> None:
+    file, folder = tmp_path / f"{'é' * 125}.png", tmp_path / ("x" * 255)
+    (tmp_path / f".{'é' * 64}.0123abcd.part").touch()  # what a killed write of the first leaves
+    for content in ("1", "2"):
+        write_atomic(file, content)
+        replace_folder(folder, {"a": content})
+    assert sorted(tmp_path.iterdir()) == [folder, file]
+    assert file.read_text() == (folder / "a").read_text() == "2"
+
+
+def test_a_full_disk_names_the_file_and_leaves_nothing(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))  # fails as a full disk does
+        for write in (write_atomic, lambda path, data: replace_folder(path, {"a": data})):
+            with pytest.raises(OSError) as caught:
+                write(tmp_path / "a.txt", "x" * 101)
+            assert caught.value.filename == str(tmp_path / "a.txt")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not os.listdir(tmp_path)
+
+
+def test_a_folder_in_the_way_is_named_and_nothing_is_left(tmp_path: Path) -> None:
+    with pytest.raises(OSError) as caught:
+        write_atomic(tmp_path, "x")
+    assert (caught.value.filename, caught.value.filename2) == (str(tmp_path), None)
+    assert not [path for path in tmp_path.parent.iterdir() if path.name.startswith(f".{tmp_path.name}")]
+
+
 def test_what_a_killed_write_left_is_removed_and_what_is_held_is_not(tmp_path: Path) -> None:
     script = """
 import os, sys

@@ -1,4 +1,5 @@
 import gzip
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,29 @@ def test_a_light_item_on_dark_is_bright() -> None:
     image = Image.new("L", (100, 100), 10)
     image.paste(200, (30, 20, 70, 80))
     assert to_uint8(image)[14, 14] > 200
+
+
+def test_a_transparent_picture_takes_little_memory() -> None:
+    image = Image.new("RGBA", (1500, 1000), (255, 255, 255, 99))
+    tracemalloc.start()
+    to_uint8(image)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 * 1500 * 1000 + (4 << 20)  # bytes; an array of the colours would take 3 a pixel
+
+
+def test_a_dark_maze_ends() -> None:
+    """A picture, said to be a photo by its light rim, with a dark path of thousands of turns from its margin."""
+    y, x = np.mgrid[:280, :280]
+    diagonal = x - y
+    path = diagonal % 4 < 2  # stairs, joined at their ends by turns
+    path |= ((x == 0) | (y == 0)) & (diagonal // 4 % 2 == 0)
+    path |= ((x == 279) | (y == 279)) & (diagonal // 4 % 2 == 1)
+    picture = np.zeros((336, 336), np.uint8)
+    picture[4:-4, 4:-4], picture[14:-14, 14:-14] = 250, 150
+    picture[28:-28, 28:-28] = np.where(path, 0, 120)
+    picture[300:, 28] = 0  # the way in
+    check_form(preprocess(picture))
 
 
 # --- what is read how --------------------------------------------------------------------------------------------

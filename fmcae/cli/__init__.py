@@ -1,12 +1,12 @@
 """The ``fmcae`` command: one module a verb, each of which parses, calls and renders.
 
 Results go to stdout, progress and errors to stderr. Exit codes: 0 done, 1 failed, 2 usage, 3 an extra is missing,
-4 the provider asked for is not what ran, 5 a gate did not hold, 130 stopped by Ctrl-C.
+4 the provider asked for is not what ran, 5 a gate did not hold, 130 stopped by Ctrl-C, 141 nobody reads stdout any more.
 """
 
 import io
-import os
 import sys
+from contextlib import suppress
 from importlib import import_module
 from typing import Annotated
 
@@ -15,6 +15,7 @@ import typer
 from fmcae import __version__
 from fmcae.cli.options import error_line
 from fmcae.errors import FmcaeError
+from fmcae.runtime.session import lacks_memory
 
 VERBS = ("train", "export", "parity", "verify", "info", "predict", "reconstruct", "encode", "bench", "doctor", "study")
 
@@ -70,16 +71,30 @@ def main() -> None:
             sys.stdout.flush()  # here, where what goes wrong has its handler
     except FmcaeError as error:
         _fail(str(error), error.exit_code, debug)
-    except BrokenPipeError:  # the reader, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        _fail(f"{place}{error.strerror or error}", 1, debug)
-    except MemoryError:
-        _fail("out of memory; try a smaller batch", 1, debug)
     except Exception as error:
-        _fail(f"internal error: {type(error).__name__}: {error} (--debug shows where)", 1, debug)
+        _fail(_reason(error), 1, debug)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, MemoryError) or lacks_memory(error):
+        return f"out of memory{_memory_limit()}"
+    if isinstance(error, OSError):
+        place = f"{error.filename}: " if error.filename else ""
+        return f"{place}{error.strerror or error}"
+    if isinstance(error, ImportError):
+        last_line = str(error).strip().rpartition("\n")[2]  # numpy's own advice comes first
+        return f"a package cannot be imported ({last_line}): fmcae doctor names the command that mends it"
+    return f"internal error: {type(error).__name__}: {error} (--debug shows where)"
+
+
+def _memory_limit() -> str:
+    with suppress(ImportError, MemoryError):  # Windows has no such limit, and a process without memory no module
+        import resource
+
+        limit_bytes = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if limit_bytes != resource.RLIM_INFINITY:
+            return f": ulimit -v allows this process {limit_bytes / 2**20:,.0f} MiB"
+    return ""
 
 
 def _fail(message: str, exit_code: int, debug: bool) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fmcae.cli.options import JsonOption, ModelOption, ProviderOption, ThreadsOption, note, print_json
+from fmcae.cli.options import JsonOption, ModelOption, ProviderOption, ThreadsOption, check_out, note, print_json
 from fmcae.errors import FmcaeError, UsageError, require_train_extra
 
 if TYPE_CHECKING:
@@ -99,8 +99,7 @@ def _check_plot(path: Path) -> None:
     require_train_extra("matplotlib")
     if path.suffix.lower() not in PLOT_SUFFIXES:
         raise UsageError(f"plot (={path}) must end in one of {', '.join(PLOT_SUFFIXES)}")
-    if not path.parent.is_dir():
-        raise UsageError(f"plot (={path}) must be in a folder that exists")
+    check_out(path, "plot")
 
 
 def _measure(

@@ -5,7 +5,16 @@ from typing import Annotated
 
 import typer
 
-from fmcae.cli.options import ModelOption, ProviderOption, ThreadsOption, check_is_no_input, echo, printable, read_stdin
+from fmcae.cli.options import (
+    ModelOption,
+    ProviderOption,
+    ThreadsOption,
+    check_is_no_input,
+    check_out,
+    echo,
+    printable,
+    read_stdin,
+)
 from fmcae.cli.predict import PathsArgument
 
 
@@ -33,6 +42,7 @@ def encode(
 
     if out.suffix != ".npy":
         raise UsageError(f"out (={out}) must end in .npy")
+    check_out(out)
     loaded = load(model, provider=provider, threads=threads, only="encoder")
     loaded.session("encoder")
     stdin = read_stdin(paths)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fmcae.cli.options import RUNS_FOLDER, DataOption, ProviderOption, echo, status
+from fmcae.cli.options import RUNS_FOLDER, DataOption, ProviderOption, check_out_folder, echo, status
 from fmcae.errors import RunError, UsageError, require_train_extra
 from fmcae.precision import Precision
 
@@ -45,6 +45,8 @@ def export(
         raise UsageError(f"provider (={provider}) must be cpu for fp32: {advice}")
     if teacher and precision != "fp32":
         raise UsageError(f"precision (={precision}) must be fp32 with --teacher")
+    if out is not None:
+        check_out_folder(out)
     require_train_extra()
     from fmcae.card import parity_lines
     from fmcae.data import load_dataset

@@ -14,6 +14,7 @@ from fmcae.cli.options import (
     ProviderOption,
     ThreadsOption,
     check_is_no_input,
+    check_out,
     error_line,
     json_text,
     note,
@@ -129,8 +130,7 @@ def _check_show(show: Path, paths: list[str]) -> None:
 
     if show.suffix.lower() != ".png":
         raise UsageError(f"show (={show}) must end in .png")
-    if show.is_dir() or not show.parent.is_dir():
-        raise UsageError(f"show (={show}) must be a file in a folder that exists")
+    check_out(show, "show")
     if show.exists():
         check_is_no_input(show, (path for path, _ in find_images(paths)), "show")
 

@@ -5,7 +5,16 @@ from typing import Annotated
 
 import typer
 
-from fmcae.cli.options import ModelOption, ProviderOption, ThreadsOption, check_is_no_input, echo, printable, read_stdin
+from fmcae.cli.options import (
+    ModelOption,
+    ProviderOption,
+    ThreadsOption,
+    check_is_no_input,
+    check_out,
+    echo,
+    printable,
+    read_stdin,
+)
 from fmcae.errors import UsageError
 
 ZOOM = 10  # pixels of the picture for each pixel of the image
@@ -38,6 +47,7 @@ def reconstruct(
     picture_format = Image.EXTENSION.get(out.suffix.lower())
     if picture_format not in Image.SAVE:
         raise UsageError(f"out (={out}) must end in a picture format's suffix, such as .png")
+    check_out(out)
     check_is_no_input(out, [image])
     loaded = load(model, provider=provider, threads=threads)
     x = scale(read_pixels(image, read_stdin([image])))
@@ -46,6 +56,9 @@ def reconstruct(
     pair = np.concatenate([x[0], gap, x_hat[0]], axis=1)  # (28, 57)
     pixels = np.rint(pair * 255).astype(np.uint8).repeat(ZOOM, axis=0).repeat(ZOOM, axis=1)
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, picture_format)
+    try:
+        Image.fromarray(pixels).save(buffer, picture_format)
+    except (OSError, ValueError) as error:  # a format that Pillow does not write, or not in grey
+        raise UsageError(f"out (={out}) must end in another picture format's suffix, such as .png: {error}") from error
     write_atomic(out, buffer.getvalue())
     echo(f"{printable(str(out))}: input and reconstruction, mean squared error {mse(x[None], x_hat[None]):.4f}")

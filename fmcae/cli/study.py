@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fmcae.cli.options import RUNS_FOLDER, DataOption, echo, error_line, note, printable
-from fmcae.errors import UsageError, require_extra, require_train_extra
+from fmcae.cli.options import RUNS_FOLDER, DataOption, check_out_folder, echo, error_line, note, printable
+from fmcae.errors import require_extra, require_train_extra
 from fmcae.study.grid import EPOCHS, PARTS, SEEDS, TRAIN_IMAGES, work
 from fmcae.study.grid import plan as plan_tasks
 from fmcae.train.config import DeviceChoice
@@ -46,6 +46,7 @@ def plan(
     The time is estimated from a second of training on one thread.
     """
     require_train_extra(*NEEDED)
+    check_out_folder(out)
     from fmcae.study.results import read
     from fmcae.study.runner import measure_rate, to_do
 
@@ -92,6 +93,7 @@ def run(  # long for its options
     require_train_extra(*NEEDED)
     if ray is not None:
         require_extra("ray", "ray")
+    check_out_folder(out)
     parts = only or list(PARTS)
     plan_tasks(parts, [])  # an unknown part is said before torch is imported, which takes a second
     try:
@@ -103,8 +105,6 @@ def run(  # long for its options
         folder, place = out.resolve(), resolve_device(device)
         count = _workers(workers, place)
         data = str(Path(data).expanduser().resolve()) if data else None
-        if folder.is_file():
-            raise UsageError(f"out (={folder}) must be a folder; it is a file")
         dataset = load_dataset(data)
         tasks = plan_tasks(parts, range(seeds), epochs, len(dataset.train))
         if len(tasks) < len(plan_tasks(parts, range(seeds), epochs)):
@@ -145,6 +145,7 @@ def report(
     It has the paper's tables, figures and claims beside ours, in Markdown, PNG and SVG, from DIR/results.json alone.
     """
     require_train_extra("matplotlib", "scipy", "jinja2")
+    check_out_folder(folder, "dir")
     from fmcae.study.report import write_report
     from fmcae.study.results import read
 

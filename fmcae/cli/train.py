@@ -1,5 +1,6 @@
 """``fmcae train``: the paper's two stages, into one run folder."""
 
+import signal
 from contextlib import ExitStack, suppress
 from dataclasses import fields, replace
 from datetime import datetime
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Option
 
-from fmcae.cli.options import RUNS_FOLDER, DataOption, ThreadsOption, echo, note, printable
+from fmcae.cli.options import RUNS_FOLDER, DataOption, ThreadsOption, check_out_folder, echo, note, printable
 from fmcae.cli.progress import watch_training
 from fmcae.errors import RunError, UsageError, require_train_extra
 from fmcae.train.config import (
@@ -89,6 +90,8 @@ def train(
     own but for --latent-dim, --epochs and --seed. Stop it any way you like: --resume goes on from the last whole
     epoch, to the same weights, bit for bit, as without the stop.
     """
+    if out is not None:
+        check_out_folder(out)
     require_train_extra("torch", "safetensors", "numba", "matplotlib", "filelock")
     run: Run | None = None
     stack = ExitStack()
@@ -117,6 +120,10 @@ def train(
         threads_text = "1 thread" if run.config.threads == 1 else f"{run.config.threads} threads"
         counts = f"{len(dataset.train):,} train, {len(dataset.val):,} val, {len(dataset.test):,} test images"
         note(f"{printable(dataset.name)}: {counts}; {run.config.device}, {threads_text}; run folder {run.folder}")
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(
+                signal.SIGINT, signal.default_int_handler
+            )  # how to go on is said after a stop in an import too
         with watch_training(quiet) as progress:
             train_run(run, dataset, progress)
     except KeyboardInterrupt:

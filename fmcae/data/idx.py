@@ -60,6 +60,8 @@ def parse(content: bytes, name: str) -> NDArray[np.uint8]:
     if len(content) != size:
         found = f"{len(content):,} bytes" if len(content) < size else "more"
         raise DataError(f"{name}: has {found} where its header {shape} asks for {size:,} bytes")
+    if math.prod(filter(None, shape)) > MAX_BYTES:  # an empty array whose other sizes numpy does not take
+        raise DataError(f"{name}: has sizes {shape} in its header, which are too large")
     return np.frombuffer(content, np.uint8, offset=header_size).reshape(shape)
 
 

@@ -19,8 +19,18 @@ from fmcae.runtime.session import PROVIDERS, Provider, Session, import_onnxrunti
 OLDEST_ONNXRUNTIME = "1.19"
 _PROBE_TIMEOUT_S = 120  # CUDA's first start compiles kernels for a GPU newer than the build
 _REINSTALL = "pip install --force-reinstall fmcae  (from a checkout:  pip install --force-reinstall .)"
-RUNTIME_PACKAGES = ("numpy", "pillow", "typer", "rich")
-TRAIN_PACKAGES = ("torch", "torchvision", "onnx", "onnxscript", "safetensors", "numba", "matplotlib", "scipy")
+RUNTIME_PACKAGES = ("numpy", "pillow", "msgspec", "typer", "rich")
+TRAIN_PACKAGES = (
+    "torch",
+    "torchvision",
+    "onnx",
+    "onnxscript",
+    "safetensors",
+    "filelock",
+    "numba",
+    "matplotlib",
+    "scipy",
+)
 
 # A convolution (by cuDNN), a matrix product (by cuBLAS) and a ReLU, opset 13, IR 7, made with onnx.helper:
 #     y = Relu(Flatten(Conv(x, k)) · m),  k = [[[[1, -1], [0.5, 2]]]],  m = [[1, -1], [0, 1], [2, 3], [-1, -2]]

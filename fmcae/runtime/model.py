@@ -89,11 +89,11 @@ class Artefact:
         self.check_made_for(provider)
         try:
             session = Session(self.content, provider=provider, threads=threads)
-        except ArtefactError as error:
+            for name, found in (("input", session.raw.get_inputs()), ("output", session.raw.get_outputs())):
+                if found[0].shape[1:] != getattr(self.card, name)["shape"][1:]:  # a graph may give what it does not say
+                    raise ArtefactError(f"its {name} is not what its card says")
+        except (ArtefactError, UnicodeDecodeError) as error:  # the latter by a name in the graph
             raise ArtefactError(f"{self.path}: {error}") from error
-        for name, found in (("input", session.raw.get_inputs()), ("output", session.raw.get_outputs())):
-            if found[0].shape[1:] != getattr(self.card, name)["shape"][1:]:  # a graph may give what it does not say
-                raise ArtefactError(f"{self.path}: its {name} is not what its card says")
         return session
 
 

@@ -2,7 +2,8 @@
 
 import glob
 import os
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from operator import itemgetter
@@ -19,6 +20,8 @@ from fmcae.runtime.model import Model, Prediction
 
 STDIN = "-"
 BATCH_SIZE = 64  # images
+_SEPARATOR = f"[{re.escape(os.sep + (os.altsep or ''))}]"
+_RECURSIVE = rf"(?:^|(?<={_SEPARATOR}))\*\*(?:{_SEPARATOR}\*\*)*(?:{_SEPARATOR}|$)"  # ** as the whole name of a folder
 Found: TypeAlias = tuple[str, ImageError | None]
 
 
@@ -42,10 +45,10 @@ def find_images(names: Iterable[str]) -> Iterator[Found]:
         if os.path.isdir(name):
             yield from _images_below(name) or [(name, ImageError(f"{name}: is a folder without images"))]
         elif name != STDIN and not os.path.lexists(name) and glob.has_magic(name):
-            matches = sorted({path for path in _matches(name) if _may_be_read(path)})
-            yield from ((path, None) for path in matches)
-            if not matches:
-                yield name, ImageError(f"{name}: matches no file")
+            unreadable: list[OSError] = []
+            found: list[Found] = [(path, None) for path in set(_matches(name, unreadable.append)) if _may_be_read(path)]
+            found += [(error.filename, _unreadable(error.filename, error)) for error in unreadable]
+            yield from sorted(found, key=itemgetter(0)) or [(name, ImageError(f"{name}: matches no file"))]
         else:
             yield name, None
 
@@ -64,27 +67,33 @@ def _images_below(folder: str) -> list[Found]:
                     elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES and _may_be_read(path):
                         found.append((path, None))
         except OSError as error:
-            found.append((parent, ImageError(f"{parent}: cannot be read: {error.strerror}")))
+            found.append((parent, _unreadable(parent, error)))
     return sorted(found, key=itemgetter(0))
 
 
-def _matches(pattern: str) -> Iterator[str]:
+def _matches(pattern: str, onerror: Callable[[OSError], None]) -> Iterator[str]:
     """What a glob matches; its ``**`` goes through no link to a folder, which may lead back to where it lies."""
-    recursive = re.search(r"(?:^|(?<=/))\*\*(?:/|$)", pattern)
+    recursive = re.search(_RECURSIVE, pattern)
     if recursive is None:
         yield from glob.iglob(pattern)
         return
     top, rest = pattern[: recursive.start()], pattern[recursive.end() :] or "*"
-    for start in glob.glob(top) if top else [""]:
-        for parent, folders, _ in os.walk(start or "."):
+    for start in glob.iglob(top) if top else (os.curdir,):
+        for parent, folders, _ in os.walk(start, onerror=onerror):
             folders[:] = [name for name in folders if not name.startswith(".")]
-            prefix = os.path.join(parent, "") if start else os.path.relpath
-            yield from _matches(glob.escape(parent) + rest)
+            parent = os.path.join(parent, "")
+            if not top:
+                parent = parent[2:]  # without the dot for the current folder
+            yield from _matches(glob.escape(parent) + rest, onerror)
 
 
 def _may_be_read(path: str) -> bool:
     """Whether a path is no folder, pipe, socket or device; a file that cannot be looked at gets its error when read."""
     return os.path.isfile(path) or not os.path.exists(path)
+
+
+def _unreadable(folder: str, error: OSError) -> ImageError:
+    return ImageError(f"{folder}: cannot be read: {error.strerror}")
 
 
 def read_pixels(path: str, stdin: bytes = b"") -> NDArray[np.uint8]:

@@ -6,6 +6,7 @@ error: CUDA is the session's only provider, and it is read back after the sessio
 
 import contextlib
 import io
+import sys
 import warnings
 from functools import partial
 from importlib import import_module
@@ -35,6 +36,9 @@ _NO_CPU_NODES = "session.disable_cpu_ep_fallback"
 # than one does, because operators follow each other faster than a thread wakes; if it never slept, a CPU would be busy.
 _SPIN_MICROSECONDS = 100
 _SPIN_DURATION_SINCE = "1.26"  # the version of ONNX Runtime; in older ones spinning has no end
+_THREAD_BYTES = (8 + 64) << 20  # the address space of a thread's stack and of its heap
+_RUNTIME_BYTES = 128 << 20  # the address space of ONNX Runtime itself
+_THREADS_LIMITED = "more may not start, by a limit on memory (ulimit -v) or on processes (ulimit -u)"
 _LOG_WARNING, _LOG_FATAL = 2, 4  # ONNX Runtime's severities
 
 
@@ -54,17 +58,20 @@ class Session:
         Args:
             model: an ONNX file, or its bytes.
             provider: "cpu" or "cuda"; "cuda" never falls back to the CPU, not even for single nodes.
-            threads: None for all that :func:`available_cpus` counts. Between runs they sleep.
+            threads: None for all that :func:`available_cpus` counts and memory has room for. Between runs they sleep.
             profile_prefix: where ``raw.end_profiling()`` writes ONNX Runtime's profile; empty for no profile.
 
         Raises:
             UsageError: the provider is unknown, or threads is out of range.
             ProviderError: CUDA cannot run here, and the message says how to get it; or it cannot run every node.
             ArtefactError: the model cannot be read, or has not exactly one input and one output.
+            FmcaeError: memory has no room for so many threads.
         """
         wanted = check_provider(provider)
         self.threads = check_threads(threads)
         ort = import_onnxruntime()
+        if (most := _threads_with_room(self.threads)) < self.threads:
+            raise FmcaeError(f"threads (={self.threads}) must be at most {most} here: {_THREADS_LIMITED}")
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1  # the graphs are chains: there is nothing to run side by side
@@ -121,9 +128,13 @@ def check_provider(provider: str) -> Provider:
 
 
 def check_threads(threads: int | None) -> int:
-    """Return ``threads`` itself, or the available CPUs for None; raise UsageError if it is no integer in range."""
+    """Return ``threads`` itself, or for None the available CPUs, or fewer where memory has no room for a thread on each.
+
+    Raises:
+        UsageError: it is no integer in range.
+    """
     if threads is None:
-        return available_cpus()
+        return _threads_with_room(available_cpus(), _RUNTIME_BYTES)
     if not isinstance(threads, int) or isinstance(threads, bool) or not 1 <= threads <= MAX_THREADS:
         raise UsageError(f"threads (={threads}) must be an integer from 1 to {MAX_THREADS:,}")
     return threads
@@ -134,12 +145,17 @@ def import_onnxruntime() -> Any:
 
     Raises:
         FmcaeError: it is missing or broken; the message has the command that mends it.
+        MemoryError: there is no room for it.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the GPU build warns where CUDA is missing; the CPU needs none
             onnxruntime: Any = import_module("onnxruntime")
     except ImportError as error:
+        if isinstance(error.__cause__, KeyboardInterrupt):  # Ctrl-C came while the library started
+            raise KeyboardInterrupt from error
+        if lacks_memory(error):
+            raise MemoryError from error
         command = "pip install --force-reinstall onnxruntime"
         raise FmcaeError(f"ONNX Runtime cannot be imported ({short_reason(error)}): run  {command}") from error
     if not hasattr(onnxruntime, "InferenceSession"):
@@ -163,6 +179,24 @@ def short_reason(error: BaseException, limit: int = 200) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an exception, which may be of any class, says that there is no room for a library."""
+    return str(error).rstrip().endswith(("failed to map segment from shared object", "std::bad_alloc"))
+
+
+def _threads_with_room(threads: int, reserved: int = 0) -> int:
+    """As many of the threads as fit into the address space: ONNX Runtime hangs or crashes if only some of them start."""
+    if threads <= 2 or sys.platform != "linux":
+        return threads  # it starts one fewer than it has, and says so if not even the first does
+    import resource
+
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit == resource.RLIM_INFINITY:
+        return threads
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    return min(threads, 1 + max(0, limit - used - reserved) // _THREAD_BYTES)
+
+
 def _create_on_cpu(ort: Any, model: ModelSource, options: Any) -> Any:
     try:
         if not isinstance(model, bytes):
@@ -171,6 +205,10 @@ def _create_on_cpu(ort: Any, model: ModelSource, options: Any) -> Any:
     except OSError as error:
         raise ArtefactError(f"{model!s}: {error.strerror or error}") from error
     except Exception as error:  # ONNX Runtime's exceptions share no base class but this one
+        if lacks_memory(error):
+            raise MemoryError from error
+        if "pthread_create" in str(error):
+            raise FmcaeError(f"threads (={options.intra_op_num_threads}) must be 1 here: {_THREADS_LIMITED}") from error
         raise ArtefactError(f"{_name_of(model)} is no ONNX model that runs here: {short_reason(error)}") from error
 
 

@@ -31,7 +31,7 @@ from fmcae import schema
 from fmcae.data import Dataset
 from fmcae.data.split import SPLIT_SEED
 from fmcae.errors import FmcaeError, RunError, UsageError
-from fmcae.files import is_leftover, write_atomic
+from fmcae.files import is_leftover, short_name, write_atomic
 from fmcae.runtime.machine import describe_hardware
 from fmcae.train.config import TrainConfig
 from fmcae.train.networks import Autoencoder, Classifier, Teacher
@@ -131,7 +131,7 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
         RunError: another process trains in the folder, and ``wait`` is False.
     """
     resolved = folder.resolve()
-    file = resolved.with_name(f".{resolved.name}.lock")
+    file = resolved.with_name(f".{short_name(resolved.name)}.lock")
     is_new_parent = not file.parent.exists()
     with ExitStack() as stack:
         with suppress(PermissionError):

@@ -148,7 +148,7 @@ def test_a_plot_that_cannot_be_written_is_named_before_the_measurement(
     result = cli("bench", "--plot", tmp_path / "bench.bmp")
     assert result.exit_code == 2 and "must end in one of .png, .svg, .pdf" in result.stderr
     result = cli("bench", "--plot", tmp_path / "missing" / "bench.png")
-    assert result.exit_code == 2 and "must be in a folder that exists" in result.stderr
+    assert result.exit_code == 2 and "must be a file in a folder that exists" in result.stderr
 
 
 def test_without_matplotlib_the_plot_is_refused_with_the_command(

@@ -2,7 +2,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -48,15 +47,6 @@ def test_no_arguments_print_the_help(cli: "Cli", of: tuple[Any, ...]) -> None:
 def test_debug_behind_two_dashes_is_a_file(cli: "Cli") -> None:
     result = cli("predict", "--", "--debug")
     assert (result.exit_code, result.stderr) == (1, "error: --debug: cannot be read: No such file or directory\n")
-
-
-def test_ctrl_c_exits_130(cli: "Cli", monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop(*_: object, **__: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("fmcae.runtime.model.load", stop)
-    result = cli("predict", "x.png")
-    assert (result.exit_code, result.stdout) == (130, "")
 
 
 def test_the_shell_completes_verbs_and_providers() -> None:
@@ -118,13 +108,6 @@ def test_json_has_no_number_that_json_lacks(number: float, capsys: pytest.Captur
     print_json({"max_abs": number, "more": [number, 1.5], "tuple": (1, number)})
     values = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(name))
     assert values == {"schema_version": 1, "max_abs": None, "more": [None, 1.5], "tuple": [1, None]}
-
-
-@pytest.mark.skipif(os.name != "posix", reason="it needs a shell with head")
-def test_a_reader_that_stops_early_is_no_error(shipped: Path) -> None:
-    command = f"{sys.executable} -m fmcae predict --csv {' '.join([str(shipped.parent / 'samples')] * 200)} | head -n 1"
-    result = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True)
-    assert result.stdout.startswith("path,label") and result.stderr == ""
 
 
 def test_without_the_train_extra_the_command_to_run_is_named(cli: "Cli", monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,7 @@ def test_gzip_is_told_by_content_not_by_name(tmp_path: Path) -> None:
         (b"\0\0\x08\x01\0\0\0\x05ab", "has 10 bytes where its header .* asks for 13 bytes"),
         (b"\0\0\x08\x01\0\0\0\x01ab", "has more where its header .* asks for 9 bytes"),
         (b"\0\0\x08\x04" + b"\xff" * 16, "asks for"),
+        (b"\0\0\x08\x04" + bytes(4) + b"\xff" * 8 + bytes(4), "which are too large"),
     ],
 )
 def test_damaged_content_is_named(content: bytes, reason: str) -> None:

@@ -37,6 +37,22 @@ def test_folders_globs_and_files_are_found_in_order(folder: Path) -> None:
     assert _paths("-", "missing.png") == ["-", "missing.png"]
 
 
+def test_two_stars_find_each_file_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for link, target in (("self", "."), ("again", "."), ("sub/up", "..")):
+        (folder / link).symlink_to(target)
+    (folder / ".hidden").mkdir()
+    (folder / ".hidden" / "d.png").touch()
+    os.mkfifo(folder / "sub" / "pipe.jpg")
+    everything = ["a.PNG", "b.png", "notes.txt", "sub/c.jpg"]
+    assert _paths(f"{folder}/**", f"{folder}/sub/**/*.jpg") == [
+        f"{folder}/{name}" for name in (*everything, "sub/c.jpg")
+    ]
+    monkeypatch.chdir(folder)
+    assert _paths("**") == _paths("**/**/*") == everything
+    assert _paths("./**/c.*", "su*/**/*", "**/sub/**") == ["./sub/c.jpg", "sub/c.jpg", "sub/c.jpg"]
+    assert _paths("*") == everything[:3], "a folder is no file"
+
+
 def test_a_file_whose_name_looks_like_a_glob_is_a_file(folder: Path) -> None:
     odd = folder / "a[1].png"
     (folder / "b.png").rename(odd)
@@ -116,6 +132,8 @@ def test_a_folder_that_cannot_be_read_is_named_in_its_place(folder: Path, unread
     assert [None if error is None else str(error) for _, error in found] == [
         None, None, f"{folder}/sub: cannot be read: Permission denied", None,
     ]  # fmt: skip
+    found = list(find_images([str(folder / "**" / "*.png")]))
+    assert [path for path, error in found if error] == [str(folder / "sub")]
     unreadable(folder)
     ((path, error),) = find_images([str(folder)])
     assert (path, str(error)) == (str(folder), f"{folder}: cannot be read: Permission denied")

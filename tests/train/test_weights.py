@@ -57,6 +57,8 @@ def test_a_checkpoint_serves_its_own_stage(tmp_path: Path) -> None:
 @pytest.mark.parametrize("metadata", [{}, {"epoch": "-1"}, {"epoch": "0"}, {"epoch": "x"}, {"epoch": "9" * 20}])
 def test_a_checkpoint_of_no_epoch_is_damaged(tmp_path: Path, metadata: dict[str, str]) -> None:
     path, network = tmp_path / "checkpoint.safetensors", Classifier(NetworkConfig(latent_dim=2))
-    save_file({f"network.{name}": value for name, value in network.state_dict().items()}, path, {"stage": "x", **metadata})
+    save_file(
+        {f"network.{name}": value for name, value in network.state_dict().items()}, path, {"stage": "x", **metadata}
+    )
     with pytest.raises(RunError, match="is damaged: its epoch"):
         load_checkpoint(path, "x", network, {})
