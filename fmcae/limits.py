@@ -19,14 +19,14 @@ MAX_DECODING_SECONDS = 2.0  # as DECODING_COSTS estimates them
 DECODING_COSTS = {
     "JPEG scans": (1, 45),
     "GIF": (4, 11),
-    "WEBP": (20, 60),
-    "AVIF": (22, 90),
+    "WEBP": (22, 60),
+    "AVIF": (22, 100),
     "JPEG2000": (55, 200),
     "LAB": (40, 0),
     "LZMA": (8, 45),
     "bmp_rle": (150, 0),  # this and what follows decodes in Python
     "ppm": (0, 750),
-    "ppm_plain": (0, 300),
+    "ppm_plain": (0, 400),
 }
 # Pillow reads headers, and some pictures, in small pieces in Python, 0.5 to 3 µs each. An ICC profile of 1 MB takes 8,000
 # in a GIF; a PNG of 256 MiB in chunks of 8 KiB takes 100,000 in all.

@@ -112,7 +112,8 @@ def _shrunk(picture: Image.Image) -> Image.Image:
 
 def _rgb(picture: Image.Image) -> Floats:
     """(H, W, 3): a picture, shrunk first, in float32 0 to 1."""
-    return _floats(_shrunk(picture).convert("RGB"))
+    shrunk = _shrunk(picture)
+    return _floats(shrunk if shrunk.mode == "RGB" else shrunk.convert("RGB"))
 
 
 def _floats(picture: Image.Image) -> Floats:

@@ -63,10 +63,10 @@ class RobustConfig:
     """
 
     teacher_epochs: int = 20
-    classifier_epochs: int = 60
+    classifier_epochs: int = 80
     batch_size: int = 250
     teacher_learning_rate: float = 0.003  # the highest of a cycle, AdamW's
-    classifier_learning_rate: float = 0.005
+    classifier_learning_rate: float = 0.015
     weight_decay: float = 0.01
     strong_share: float = 0.4  # of the images, changed strongly
     negatives: int = 10_000  # pictures of nothing known, but no more than there are training images

@@ -83,9 +83,10 @@ def test_damaged_results_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"confusion": [[1, 2], [3]]}, {"confusion": None}, {"epochs": {}}, {"epochs": {"train_accuracy": [0.5]}}, {"test": {}},
-        {"test": {"accuracy": "high", "cross_entropy": 1}}, {"config": {}}, {"data": {"name": "x", "fingerprint": "y"}},
-        {"versions": {}}, {"another": 1}, {"seconds": float("inf")}, {"cells": "x"}, {"date": "\ud800"},
+        {"confusion": [[1, 2], [3]]}, {"confusion": None}, {"epochs": {}}, {"epochs": {"train_accuracy": [0.5]}},
+        {"test": {}}, {"test": {"accuracy": "high", "cross_entropy": 1}}, {"config": {}},
+        {"data": {"name": "x", "fingerprint": "y"}}, {"versions": {}}, {"another": 1},
+        {"seconds": float("inf")}, {"cells": "x"}, {"date": "\ud800"},
     ],
 )  # fmt: skip
 def test_a_damaged_run_among_the_results_is_named(study_copy: Path, sample: Path, change: dict[str, Any]) -> None:
