@@ -46,7 +46,7 @@ def compare(
     """The difference of two float arrays of one shape, against ``tolerance`` {"atol", "rtol"}."""
     distance = np.abs(outputs.astype(np.float64) - reference)
     size = np.abs(reference, dtype=np.float64)
-    large = size >= RELATIVE_FLOOR
+    large = ~(size < RELATIVE_FLOOR)  # NaN too
     return Difference(
         max_abs=float(distance.max(initial=0)),
         max_rel=float((distance[large] / size[large]).max(initial=0)),

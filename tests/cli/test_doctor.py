@@ -14,7 +14,7 @@ def test_a_good_installation(cli: "Cli") -> None:
     result = cli("doctor")
     assert result.exit_code == 0
     assert "works: CPUExecutionProvider gives the golden output" in result.stdout
-    assert result.stdout.count("sealed as shipped") == 4
+    assert result.stdout.count("sealed as shipped") == 8
     assert "no problem found" in result.stdout
     assert "\x1b" not in result.stdout and result.stderr == ""
 
