@@ -93,7 +93,10 @@ def parse_record(text: str, classes: int) -> dict[str, Any]:
 
 def check(value: object, kind: Any) -> None:
     """Raise ValueError, with the place, if a JSON value is not of ``kind``."""
-    msgspec.convert(value, kind)
+    try:
+        msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:  # no ValueError before msgspec 0.20
+        raise ValueError(str(error)) from error
 
 
 def is_square(confusion: Confusion, classes: int) -> bool:

@@ -82,7 +82,7 @@ def test_a_card_of_before_calibration_knows_everything(content: bytes) -> None:
     [
         ({"temperature": 0}, r">= 0.001 - at `\$.temperature`"),
         ({"temperature": float("nan")}, r"at `\$.temperature`"),
-        ({"temperature": 10**400}, r"out of range - at `\$.temperature`"),
+        ({"temperature": 10**400}, r"at `\$.temperature`"),
         ({"temperature": True}, r"got `bool` - at `\$.temperature`"),
         ({"threshold": 1.01}, r"<= 1.0 - at `\$.threshold`"),
         ({"threshold": "0.5"}, r"got `str` - at `\$.threshold`"),
