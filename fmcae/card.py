@@ -172,10 +172,10 @@ class Card:
                 or range, or its shapes are not those of its kind.
         """
         try:
-            version = schema.parse(text, schema.Versioned)["schema_version"]
-            if version != SCHEMA_VERSION:
+            values = schema.parse(text, schema.Versioned)
+            if (version := values["schema_version"]) != SCHEMA_VERSION:
                 raise ArtefactError(f"its card's schema_version (={version}) must be {SCHEMA_VERSION}: update fmcae")
-            values = schema.parse(text, _CardValues)
+            schema.check(values, _CardValues)
             if unknown := sorted(set(values) - {item.name for item in fields(cls)}):
                 raise ValueError(f"it has the unknown key {unknown[0]}")
             for name, kind in (("parity", _Parity), ("calibration", _Calibration)):

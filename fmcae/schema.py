@@ -53,7 +53,11 @@ class Facts(TypedDict):
     machine: dict[str, str | float | None]
 
 
-class _Record(TypedDict, total=False):
+class _Staged(TypedDict):
+    stage: str
+
+
+class _Record(_Staged, total=False):
     epoch: Annotated[int, msgspec.Meta(ge=1, le=2**53)]
     split: str
     confusion: Confusion
@@ -84,8 +88,6 @@ def parse_record(text: str, classes: int) -> dict[str, Any]:
     """
     record: dict[str, Any] = parse(text, dict[str, str | float | Confusion])
     check(record, _Record)
-    if not isinstance(record.get("stage"), str):
-        raise ValueError("a record has no stage")
     if "confusion" in record and not is_square(record["confusion"], classes):
         raise ValueError("a record's confusion matrix is not of the classes")
     return record

@@ -192,11 +192,10 @@ def read(folder: Path, *, missing_ok: bool = False) -> Results:
     """
     path = folder / FILE
     try:
-        text = path.read_text(encoding="utf-8")
-        version = schema.parse(text, schema.Versioned)["schema_version"]
-        if version != SCHEMA_VERSION:
+        content = schema.parse(path.read_text(encoding="utf-8"), schema.Versioned)
+        if (version := content["schema_version"]) != SCHEMA_VERSION:
             raise RunError(f"{path}: schema_version (={version}) must be {SCHEMA_VERSION}")
-        content = schema.parse(text, _Content)
+        schema.check(content, _Content)
         runs = {name: _run_from_json(name, values, content["data"]) for name, values in content["runs"].items()}
         return Results(runs, content["data"], {name: _unpack(packed) for name, packed in content["examples"].items()})
     except FileNotFoundError as error:

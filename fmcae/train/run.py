@@ -208,11 +208,10 @@ def open_run(folder: Path) -> Run:
     if not path.is_file():
         raise RunError(f"{folder}: is not a run folder: it has no {CONFIG}")
     try:
-        text = path.read_text(encoding="utf-8")
-        version = schema.parse(text, schema.Versioned)["schema_version"]
-        if version != SCHEMA_VERSION:
+        values = schema.parse(path.read_text(encoding="utf-8"), schema.Versioned)
+        if (version := values["schema_version"]) != SCHEMA_VERSION:
             raise RunError(f"{path}: schema_version (={version}) must be {SCHEMA_VERSION}")
-        values = schema.parse(text, _Description)
+        schema.check(values, _Description)
         if values.get("autoencoder") is not None:
             schema.check(values["autoencoder"], schema.Facts)
         names = ("started", "data", "versions", "machine")
