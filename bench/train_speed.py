@@ -40,7 +40,7 @@ from fmcae.data import FASHION_MNIST_SHA256, load_dataset
 from fmcae.runtime.machine import available_cpus, describe_machine
 from fmcae.train.backend import backend_for, optimizer_for
 from fmcae.train.config import DropoutPosition, NetworkConfig
-from fmcae.train.loop import train_epoch
+from fmcae.train.loop import step_for, train_epoch
 from fmcae.train.measure import DeviceSplit
 from fmcae.train.networks import Autoencoder, Classifier
 from fmcae.train.progress import Progress
@@ -66,10 +66,11 @@ def new_network(stage: str, config: NetworkConfig) -> Autoencoder | Classifier:
     return Autoencoder(config) if stage == "autoencoder" else Classifier(config)
 
 
-def plain(stage: str, config: NetworkConfig, threads: int, folder: Path, workers: int) -> Timed:
-    network = new_network(stage, config)
+def plain(stage: str, config: NetworkConfig, threads: int, folder: Path, workers: int, device: torch.device) -> Timed:
+    network = new_network(stage, config).to(device)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
-    dataset = Subset(FashionMNIST(str(folder), train=True, transform=ToTensor()), range(50_000))
+    whole = FashionMNIST(str(folder), train=True, transform=ToTensor())
+    dataset = Subset(whole, range(min(50_000, len(whole))))
     loader = DataLoader(dataset, batch_size=BATCH, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
 
     def endless() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -83,11 +84,14 @@ def plain(stage: str, config: NetworkConfig, threads: int, folder: Path, workers
         network.train()
         started = time.perf_counter()
         for x, labels in islice(batches, count):
+            x, labels = x.to(device), labels.to(device)
             output = network(x)
             loss = F.mse_loss(output, x) if stage == "autoencoder" else F.cross_entropy(output, labels)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
         return time.perf_counter() - started
 
     return run
@@ -99,11 +103,9 @@ def ours(stage: str, config: NetworkConfig, threads: int, split: DeviceSplit, de
     def run(count: int) -> float:
         part = DeviceSplit(split.images[: BATCH * count], split.labels[: BATCH * count])
         with backend_for(network, device, threads) as backend:
-            optimizer = optimizer_for(backend, 1e-3)
+            step = step_for(backend, optimizer_for(backend, 1e-3), part, BATCH, Progress())
             started = time.perf_counter()
-            train_epoch(backend, optimizer, part, BATCH, Progress())
-            if device.type == "cuda":
-                torch.cuda.synchronize()
+            train_epoch(step, network, part, BATCH, Progress())
             return time.perf_counter() - started
 
     return run
@@ -190,8 +192,8 @@ def main() -> None:
         config = NetworkConfig(dropout_position=position)
         ways: dict[str, Timed | None] = {
             "fmcae": ours(stage, config, options.threads, split, device),
-            "plain PyTorch, 0 workers": plain(stage, config, options.threads, folder, 0),
-            "plain PyTorch, 2 workers": plain(stage, config, options.threads, folder, 2),
+            "plain PyTorch, 0 workers": plain(stage, config, options.threads, folder, 0, device),
+            "plain PyTorch, 2 workers": plain(stage, config, options.threads, folder, 2, device),
             "Keras": keras(stage, config, options.threads, *arrays),
         }
         present = {name: run for name, run in ways.items() if run is not None}

@@ -169,7 +169,7 @@ def measure_rate() -> float:
     import torch
 
     from fmcae.train.backend import backend_for, optimizer_for
-    from fmcae.train.loop import train_epoch
+    from fmcae.train.loop import step_for, train_epoch
     from fmcae.train.measure import DeviceSplit
     from fmcae.train.networks import Autoencoder
     from fmcae.train.progress import Progress
@@ -179,9 +179,10 @@ def measure_rate() -> float:
     split = DeviceSplit(images, torch.zeros(len(images), dtype=torch.int64))
     with backend_for(Autoencoder(config.network), torch.device("cpu"), threads=1) as backend:
         optimizer = optimizer_for(backend, config.learning_rate)
+        step = step_for(backend, optimizer, split, config.batch_size, Progress())
         for _ in range(2):  # the first time also compiles
             began = time.perf_counter()
-            train_epoch(backend, optimizer, split, config.batch_size, Progress())
+            train_epoch(step, backend.network, split, config.batch_size, Progress())
             seconds = time.perf_counter() - began
     return 3 * len(images) * multiply_adds(config) / seconds
 
@@ -237,8 +238,10 @@ def _end_with_parent() -> None:
 
 
 @contextmanager
-def ray(address: str, cpus: int, gpus: float) -> Iterator[Submit]:
-    """Run each task, which takes so many ``cpus`` and ``gpus``, on a Ray cluster, again elsewhere if its worker dies.
+def ray(address: str, cpus: int, gpu_workers: int) -> Iterator[Submit]:
+    """Run each task, which takes so many ``cpus``, on a Ray cluster, again elsewhere if its worker dies.
+
+    So many ``gpu_workers`` divide all of the cluster's GPUs among them, where they are not 0.
 
     The cluster's machines need fmcae with its [train] extra, the data set, and the study's folder under the same path.
 
@@ -252,6 +255,8 @@ def ray(address: str, cpus: int, gpus: float) -> Iterator[Submit]:
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise RunError(f"ray (={address}) has no cluster that can be reached: {error}") from error
     try:
+        resources: dict[str, float] = library.cluster_resources()  # type: ignore[no-untyped-call]
+        gpus = min(1, resources.get("GPU", 0) / gpu_workers) if gpu_workers else 0
         remote = library.remote(num_cpus=cpus, num_gpus=gpus, max_retries=5)(run_task)
         yield lambda *arguments: remote.remote(*arguments).future()
     finally:
@@ -262,4 +267,4 @@ def executor(address: str | None, workers: int, threads: int, device: str) -> Ab
     """Return :func:`ray` if there is an address, else :func:`local`."""
     if address is None:
         return local(workers)
-    return ray(address, threads, 1 / workers if device == "cuda" else 0)
+    return ray(address, threads, workers if device == "cuda" else 0)

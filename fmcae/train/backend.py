@@ -67,7 +67,8 @@ def optimizer_for(backend: Backend, learning_rate: float) -> Optimizer:
     if isinstance(backend, FusedBackend):
         return FusedAdam(backend, learning_rate)
     parameters = [parameter for parameter in backend.network.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.Adam(parameters, lr=learning_rate, fused=True)
+    on_cuda = parameters[0].device.type == "cuda"  # where the step may be captured
+    optimizer = torch.optim.Adam(parameters, lr=learning_rate, fused=True, capturable=on_cuda)
     for parameter in parameters:  # made at the first step otherwise, too late to be filled from a checkpoint
         optimizer.state[parameter] = adam_state(parameter)
     return optimizer

@@ -11,13 +11,14 @@ and instruction set of the CPU.
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from torch import nn
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from fmcae.data import Dataset
 from fmcae.data.split import draw_labels
@@ -26,11 +27,14 @@ from fmcae.train import robust
 from fmcae.train.backend import Backend, Optimizer, PlainBackend, backend_for, optimizer_for
 from fmcae.train.config import Device
 from fmcae.train.cpu import DROPOUT_LAYERS
+from fmcae.train.cuda import captured
 from fmcae.train.measure import DeviceSplit, epoch_seed, evaluate, scale
 from fmcae.train.networks import Autoencoder, Classifier
 from fmcae.train.progress import Progress
 from fmcae.train.run import Run, check_data
 from fmcae.train.weights import load_checkpoint, load_weights, save_checkpoint, save_weights
+
+TrainStep: TypeAlias = Callable[[Tensor, NDArray[np.uint32]], Tensor]  # indices of a batch, dropout's keys -> the loss
 
 
 def resolve_device(device: str) -> Device:
@@ -98,10 +102,11 @@ def _train_stage(run: Run, stage: str, backend: Backend, splits: dict[str, Devic
         splits = splits | {"train": DeviceSplit(train_split.images[indices], train_split.labels[indices])}
     images = passes * len(splits["train"].labels)
     progress.stage(stage, config.epochs, epochs_done + 1, images)
+    step = step_for(backend, optimizer, splits["train"], config.batch_size, progress)
     for epoch in range(epochs_done + 1, config.epochs + 1):
         torch.manual_seed(epoch_seed(config, stage, epoch))
         started = time.perf_counter()
-        train_epoch(backend, optimizer, splits["train"], config.batch_size, progress, passes)
+        train_epoch(step, network, splits["train"], config.batch_size, progress, passes)
         seconds = time.perf_counter() - started
         record: dict[str, Any] = {"stage": stage, "epoch": epoch}
         for name in ("train", "val"):
@@ -139,19 +144,42 @@ def _draw(run: Run, stage: str, network: nn.Module, split: DeviceSplit, progress
         progress.warn(f"a picture of the {stage} cannot be drawn: {error}")
 
 
+def step_for(
+    backend: Backend, optimizer: Optimizer, split: DeviceSplit, batch_size: int, progress: Progress
+) -> TrainStep:
+    """Return what trains once on the images of ``split`` at indices (B,) int64, and returns the loss, a scalar."""
+
+    def step(batch: Tensor, keys: NDArray[np.uint32]) -> Tensor:
+        x = scale(torch.index_select(split.images, 0, batch))  # (B, 1, 28, 28); indexing takes ten times as long
+        loss = backend.backward(x, torch.index_select(split.labels, 0, batch), keys)
+        optimizer.step()
+        return loss
+
+    if split.labels.device.type == "cpu":
+        return step
+    unused = np.zeros(DROPOUT_LAYERS, np.uint32)
+    backend.network.train()
+    state = [
+        *backend.network.state_dict().values(),
+        *(value for own in optimizer.state.values() for value in own.values()),
+    ]
+    on_device = captured(lambda batch: step(batch, unused), state, batch_size, progress)
+    return lambda batch, keys: on_device(batch)
+
+
 def train_epoch(
-    backend: Backend, optimizer: Optimizer, split: DeviceSplit, batch_size: int, progress: Progress, passes: int = 1
+    step: TrainStep, network: nn.Module, split: DeviceSplit, batch_size: int, progress: Progress, passes: int = 1
 ) -> None:
     """Go over ``split`` in shuffled mini-batches; random numbers come from torch's global generators."""
-    backend.network.train()
+    network.train()
     order = torch.cat([torch.randperm(len(split.labels)) for _ in range(passes)]).to(split.labels.device)
     batches = torch.split(order, batch_size)
     dropout_keys = torch.randint(2**32, (len(batches), DROPOUT_LAYERS)).numpy().astype(np.uint32)
     for batch, keys in zip(batches, dropout_keys, strict=True):
-        x = scale(torch.index_select(split.images, 0, batch))  # (B, 1, 28, 28); indexing takes ten times as long
-        loss = backend.backward(x, split.labels[batch], keys)
-        optimizer.step()
+        loss = step(batch, keys)
         progress.step(len(batch), loss)
+    if order.device.type == "cuda":
+        torch.cuda.synchronize(order.device)  # or its time would end before its work
 
 
 def _build_network(run: Run, stage: str) -> Autoencoder | Classifier:
@@ -171,13 +199,29 @@ def _build_network(run: Run, stage: str) -> Autoencoder | Classifier:
 @contextmanager
 def _deterministic(device: torch.device) -> Iterator[None]:
     """Make results repeatable, and leave the process's random state and settings as they were."""
-    before = torch.are_deterministic_algorithms_enabled()
-    with torch.random.fork_rng():
-        if device.type == "cuda":  # on the CPU all that is used is repeatable, and the call would import for a second
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may vary between runs
-            torch.use_deterministic_algorithms(True)
+    if device.type == "cpu":  # all that is used there is repeatable; no GPU is woken
+        with torch.random.fork_rng(devices=[]):
+            yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may vary between runs
+    settings: list[tuple[Any, str, Any]] = [
+        (torch.utils.deterministic, "fill_uninitialized_memory", False),  # a kernel for every new tensor
+        (
+            torch.backends.cuda.matmul,
+            "fp32_precision",
+            "ieee",
+        ),  # TF32, PyTorch's default for convolutions, keeps 10 bits
+        (torch.backends.cudnn.conv, "fp32_precision", "ieee"),  # type: ignore[attr-defined]
+    ]
+    before = [getattr(owner, name) for owner, name, _ in settings]
+    was_deterministic = torch.are_deterministic_algorithms_enabled()
+    with torch.random.fork_rng(devices=[torch.cuda.current_device()]):
+        torch.use_deterministic_algorithms(True)
+        for owner, name, value in settings:
+            setattr(owner, name, value)
         try:
             yield
         finally:
-            if device.type == "cuda":
-                torch.use_deterministic_algorithms(before)
+            torch.use_deterministic_algorithms(was_deterministic)
+            for (owner, name, _), value in zip(settings, before, strict=True):
+                setattr(owner, name, value)

@@ -12,23 +12,22 @@ Sources: Hinton, Vinyals and Dean 2015, arXiv:1503.02531 (distillation); Beyer e
 and student see the same changed image); Smith and Topin 2019, arXiv:1708.07120 (one cycle).
 """
 
+import copy
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.swa_utils import AveragedModel
 
 from fmcae.train.augment import augment
 from fmcae.train.backend import PlainBackend
 from fmcae.train.config import RobustConfig
 from fmcae.train.cpu import adam_state
+from fmcae.train.cuda import Step, captured
 from fmcae.train.measure import DeviceSplit, epoch_seed, evaluate, scale
 from fmcae.train.negatives import negatives
 from fmcae.train.networks import Autoencoder, Classifier, NormalizedClassifier, Teacher
@@ -38,6 +37,7 @@ from fmcae.train.weights import load_checkpoint, load_weights, save_checkpoint
 
 Student: TypeAlias = NormalizedClassifier
 WARM_UP = 0.2  # the share of the steps in which the learning rate rises
+VIEW_BATCH = {"cpu": 250, "cuda": 10_000}  # images that are changed at a time
 
 
 def train_stage(run: Run, stage: str, splits: dict[str, DeviceSplit], progress: Progress) -> Classifier | Teacher:
@@ -59,7 +59,7 @@ def train_stage(run: Run, stage: str, splits: dict[str, DeviceSplit], progress: 
 
 @dataclass
 class Views:
-    """Changed images with their labels, on the device.
+    """Changed images with their labels, on the device, where they keep their place in memory.
 
     ``images`` is (N, 28, 28) uint8, ``labels`` (N,) int64, K for unknown, and ``soft_labels`` (N, K + 1) float32 are the
     teacher's probabilities at the distillation's temperature, None where there is no teacher.
@@ -68,6 +68,28 @@ class Views:
     images: Tensor
     labels: Tensor
     soft_labels: Tensor | None
+
+
+class Average(nn.Module):
+    """The moving average of a network's weights and buffers over its training steps, faster at first, when it is of few."""
+
+    count: Tensor
+
+    def __init__(self, network: Student | Teacher, decay: float) -> None:
+        super().__init__()
+        self.network, self.decay = copy.deepcopy(network), decay
+        self.register_buffer("count", torch.zeros((), device=next(network.parameters()).device))
+
+    @torch.no_grad()
+    def update(self, network: Student | Teacher) -> None:
+        """Move towards ``network``, whose first values are the average's first."""
+        share = 1 - (self.count / (9 + self.count)).clamp_max(self.decay)
+        self.count += 1
+        for average, value in zip(self.network.state_dict().values(), network.state_dict().values(), strict=True):
+            if average.is_floating_point():
+                average.lerp_(value, share)
+            else:
+                average.copy_(value)
 
 
 class _Stage:
@@ -80,16 +102,25 @@ class _Stage:
         self.device = splits["train"].labels.device
         self.data = _with_negatives(splits["train"], run)
         self.network, self.teacher = self._networks(splits["train"].images)
-        average = partial(_move_averages, decay=self.settings.average_decay)
-        self.average = AveragedModel(self.network, multi_avg_fn=average, use_buffers=True)
-        self.both = nn.ModuleDict({"network": self.network, "average": self.average})  # what a checkpoint holds
+        count, classes = len(self.data.labels), run.config.network.class_count + 1
+        self.views = Views(
+            torch.empty_like(self.data.images),
+            torch.empty_like(self.data.labels),
+            None if self.teacher is None else torch.empty(count, classes, device=self.device),
+        )
+        self.averaged = Average(self.network, self.settings.average_decay)
+        self.both = nn.ModuleDict({"network": self.network, "average": self.averaged})  # what a checkpoint holds
         is_teacher = stage == "teacher"
         self.epochs = self.settings.teacher_epochs if is_teacher else self.settings.classifier_epochs
         self.learning_rate = (
             self.settings.teacher_learning_rate if is_teacher else self.settings.classifier_learning_rate
         )
         self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), weight_decay=self.settings.weight_decay, fused=True
+            self.network.parameters(),
+            lr=torch.zeros((), device=self.device),  # a tensor, so that a captured step reads what is set outside it
+            weight_decay=self.settings.weight_decay,
+            fused=True,
+            capturable=self.device.type == "cuda",
         )
         for parameter in self.network.parameters():
             self.optimizer.state[parameter] = adam_state(parameter)
@@ -109,16 +140,19 @@ class _Stage:
         done = load_checkpoint(run.checkpoint, stage, self.both, self.optimizer.state)
         records = [old for old in run.metrics() if old["stage"] != stage or old.get("epoch", np.inf) <= done]
         progress.stage(stage, self.epochs, done + 1, count)
-        views: Views | None = None
+        self.network.train()
+        moments = (value for own in self.optimizer.state.values() for value in own.values())
+        state = [*self.both.state_dict().values(), *moments]
+        step = captured(self._step, state, self.settings.batch_size, progress)
+        view_epochs = 1 if self.teacher is None else self.settings.view_epochs
         for epoch in range(done + 1, self.epochs + 1):
             started = time.perf_counter()
-            view_epochs = 1 if self.teacher is None else self.settings.view_epochs
-            if views is None or (epoch - 1) % view_epochs == 0:
+            if epoch == done + 1 or (epoch - 1) % view_epochs == 0:
                 # seeded by their first epoch, so that a run that goes on between makes the same ones again
                 torch.manual_seed(epoch_seed(run.config, stage, epoch - (epoch - 1) % view_epochs))
-                views = self._make_views()
+                self._make_views()
             torch.manual_seed(epoch_seed(run.config, stage, epoch) + 1)
-            loss = self._train_epoch(views, epoch, progress)
+            loss = self._train_epoch(step, epoch, progress)
             seconds = time.perf_counter() - started
             record: dict[str, Any] = {"stage": stage, "epoch": epoch, "train_loss": loss, **self._measure()}
             record |= {"seconds": round(seconds, 3), "images_per_second": round(count / seconds)}
@@ -129,50 +163,56 @@ class _Stage:
         return self._result()
 
     @torch.no_grad()
-    def _make_views(self) -> Views:
+    def _make_views(self) -> None:
         """Change every image once, and let the teacher label it."""
-        order = torch.randperm(len(self.data.labels)).to(self.device)
-        images, soft_labels = [], []
-        for batch in torch.split(order, self.settings.batch_size):
+        order, views = torch.randperm(len(self.data.labels)).to(self.device), self.views
+        views.labels.copy_(self.data.labels[order])
+        start = 0
+        for batch in torch.split(order, VIEW_BATCH[self.device.type]):
             x = augment(scale(self.data.images[batch]), self.settings.strong_share)
             image = x.mul(255).round().to(torch.uint8)[:, 0]
-            images.append(image)
-            if self.teacher is not None:
-                logits = with_unknown(self.teacher(scale(image)))
-                soft_labels.append(torch.softmax(logits / self.settings.distillation_temperature, dim=1))
-        return Views(torch.cat(images), self.data.labels[order], torch.cat(soft_labels) if soft_labels else None)
+            views.images[start : start + len(batch)] = image
+            if self.teacher is not None and views.soft_labels is not None:
+                logits = with_unknown(self.teacher(scale(image))) / self.settings.distillation_temperature
+                views.soft_labels[start : start + len(batch)] = torch.softmax(logits, dim=1)
+            start += len(batch)
 
-    def _train_epoch(self, views: Views, epoch: int, progress: Progress) -> float:
+    def _train_epoch(self, step: Step, epoch: int, progress: Progress) -> float:
         """Go over the views in shuffled batches, and return the mean loss."""
-        self.network.train()
-        order = torch.randperm(len(views.labels)).to(self.device)
+        order = torch.randperm(len(self.views.labels)).to(self.device)
         batches = torch.split(order, self.settings.batch_size)
         if len(batches) > 1 and len(batches[-1]) < 2:
             batches = batches[:-1]  # batch normalization needs two images
         total = torch.zeros((), device=self.device)
         for index, batch in enumerate(batches):
             progressed = ((epoch - 1) * len(batches) + index) / (self.epochs * len(batches))
-            self.optimizer.param_groups[0]["lr"] = self.learning_rate * one_cycle(progressed)
-            logits = with_unknown(self.network(scale(views.images[batch])))
-            loss = self._loss(logits, views, batch)
-            self.optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            self.optimizer.step()
-            self.average.update_parameters(self.network)
-            total += loss.detach()
-            progress.step(len(batch), loss.detach())
+            self.optimizer.param_groups[0]["lr"].fill_(self.learning_rate * one_cycle(progressed))
+            loss = step(batch)
+            total += loss
+            progress.step(len(batch), loss)
         return float(total / len(batches))
 
-    def _loss(self, logits: Tensor, views: Views, batch: Tensor) -> Tensor:
-        own = F.cross_entropy(logits, views.labels[batch])
-        if views.soft_labels is None:
+    def _step(self, batch: Tensor) -> Tensor:
+        """Train once on the views at indices (B,), and return the loss."""
+        images = torch.index_select(self.views.images, 0, batch)
+        loss = self._loss(with_unknown(self.network(scale(images))), batch)
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        self.averaged.update(self.network)
+        return loss.detach()
+
+    def _loss(self, logits: Tensor, batch: Tensor) -> Tensor:
+        own = F.cross_entropy(logits, torch.index_select(self.views.labels, 0, batch))
+        if self.views.soft_labels is None:
             return own
         temperature, weight = self.settings.distillation_temperature, self.settings.distillation
-        soft = F.cross_entropy(logits / temperature, views.soft_labels[batch]) * temperature**2
+        soft_labels = torch.index_select(self.views.soft_labels, 0, batch)
+        soft = F.cross_entropy(logits / temperature, soft_labels) * temperature**2
         return (1 - weight) * own + weight * soft
 
     def _result(self) -> Classifier | Teacher:
-        network = self.average.module.eval()
+        network = self.averaged.network.eval()
         if isinstance(network, NormalizedClassifier):
             return network.folded().eval()
         assert isinstance(network, Teacher)
@@ -206,18 +246,6 @@ def _active_units(autoencoder: Autoencoder, images: Tensor) -> Tensor:
     """
     largest = torch.stack([autoencoder.encoder(scale(batch)).amax(0) for batch in torch.split(images, 1000)]).amax(0)
     return largest > 0 if (largest > 0).any() else torch.ones_like(largest)
-
-
-@torch.no_grad()
-def _move_averages(averages: Sequence[Tensor], values: Sequence[Tensor], count: Tensor | int, decay: float) -> None:
-    """Move averages towards values, faster at first, when the average is of few."""
-    count = int(count)
-    share = 1 - min(decay, (1 + count) / (10 + count))
-    for average, value in zip(averages, values, strict=True):
-        if average.is_floating_point():
-            average.lerp_(value, share)
-        else:
-            average.copy_(value)
 
 
 def _with_negatives(train: DeviceSplit, run: Run) -> DeviceSplit:

@@ -235,7 +235,7 @@ def test_a_ray_cluster_finishes_what_a_killed_worker_began(
     monkeypatch.setattr(runner, "POLL_SECONDS", 0.05)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
     try:
-        with runner.ray(cluster.address, cpus=1, gpus=0) as submit:
+        with runner.ray(cluster.address, cpus=1, gpu_workers=0) as submit:
             progress = run_study(tmp_path, [long, *tasks], submit, 2, str(sample), kill_once)
     finally:
         cluster.shutdown()  # type: ignore[no-untyped-call]

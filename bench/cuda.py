@@ -1,0 +1,369 @@
+"""Every promise that fmcae makes about CUDA, tried in one run of about ten minutes on a machine that has a GPU.
+
+    pip install '.[train]' and the GPU build of ONNX Runtime, as README.md's paragraph on CUDA says, then
+    python bench/cuda.py --data DIR --out bench/results/cuda
+
+``--device cpu`` is a rehearsal on a machine without one. Each step is a command, the user's own where there is one, with
+the exit code that it must have; what it says goes to ``log.txt``, and the verdicts to ``summary.json``. Beside them
+are ``doctor.json``, ``bench.json`` (latency, node placement, break-even batch) with its picture, ``sessions.json`` (full
+float32, TF32 and the CPU against the golden vectors; new batch sizes), ``training.json`` (what CUDA reported against
+float32 on the CPU), ``step.json`` (a step's kernels and times, with and without the CUDA graph) and
+``train_speed.json`` (the plain recipe on the same device).
+"""
+
+import argparse
+import json
+import os
+import shlex
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+GRAPHS = [f"exports/fashion-mnist-paper/{name}.onnx" for name in ("encoder", "decoder", "classifier")]
+GRAPHS += [f"exports/{name}/classifier.onnx" for name in ("fashion-mnist", "fashion-mnist-int8", "fashion-mnist-large")]
+WEIGHTS = ("autoencoder", "classifier")
+
+
+class Trial:
+    """The steps of one run, their verdicts and their output."""
+
+    def __init__(self, out: Path) -> None:
+        self.out, self.steps = out, list[dict[str, Any]]()
+        self.log = (out / "log.txt").open("w", encoding="utf-8")
+
+    def step(self, name: str, *command: object, wanted: int = 0, limit: int = 120, keep: str = "") -> bool:
+        """Run a command in a process of its own; ``keep`` names the file that gets its stdout."""
+        words = [str(word) for word in command]
+        began = time.perf_counter()
+        self.log.write(f"=== {name}: {shlex.join(words)}\n")
+        try:
+            done = subprocess.run(words, capture_output=True, text=True, timeout=limit, check=False, env=environment())
+            code, stdout, stderr = done.returncode, done.stdout, done.stderr
+        except subprocess.TimeoutExpired:
+            code, stdout, stderr = None, "", f"no end in {limit} s"
+        self.log.write(stdout + stderr + "\n")
+        self.log.flush()
+        if keep:
+            (self.out / keep).write_text(stdout, encoding="utf-8")
+        last = stderr.strip().splitlines()[-1:] or [""]
+        return self.verdict(name, code == wanted, began, f"exit {code}, wanted {wanted}. {last[0][:160]}", stderr)
+
+    def verdict(self, name: str, passed: bool, began: float, said: str, stderr: str = "") -> bool:
+        """Note a step's end; ONNX Runtime's own lines on stderr are counted, since users must not see any."""
+        foreign = stderr.count("onnxruntime:")
+        passed = passed and not foreign
+        step = {"step": name, "passed": passed, "seconds": round(time.perf_counter() - began, 1), "said": said}
+        self.steps.append(step | ({"onnxruntime_lines_on_stderr": foreign} if foreign else {}))
+        print(f"{'PASS' if passed else 'FAIL'} {name}: {step['seconds']} s, {said}", flush=True)
+        return passed
+
+
+def environment() -> dict[str, str]:
+    """What every step sees: this checkout, whether or not it is installed."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return os.environ | {"PYTHONPATH": path, "NO_COLOR": "1", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument(
+        "--data", type=Path, default=Path("/usr/share/datasets/fashion-mnist"), help="gzipped IDX files"
+    )
+    parser.add_argument("--out", type=Path, default=Path("bench/results/cuda"))
+    parser.add_argument("--part", nargs="+", help=argparse.SUPPRESS)  # a step of this script, in its own process
+    options = parser.parse_args()
+    if options.part:
+        name, *paths = options.part
+        PARTS[name](options, *map(Path, paths))
+        return
+    options.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as work:
+        trial = Trial(options.out)
+        began = time.perf_counter()
+        try_all(trial, options, Path(work))
+    from fmcae.runtime.machine import describe_machine
+
+    summary = {
+        "schema_version": 1,
+        "what": "every promise about CUDA: the command's exit code was the wanted one, and nothing foreign on stderr",
+        "device": options.device,
+        "passed": sum(step["passed"] for step in trial.steps),
+        "failed": sum(not step["passed"] for step in trial.steps),
+        "seconds": round(time.perf_counter() - began),
+        "steps": trial.steps,
+        "machine": describe_machine() | gpu(options.device),
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "command": shlex.join(["python", "bench/cuda.py", "--device", options.device]),
+    }
+    (options.out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    print(f"{summary['passed']} passed, {summary['failed']} failed, {summary['seconds']} s")
+    sys.exit(summary["failed"] > 0)
+
+
+def gpu(device: str) -> dict[str, Any]:
+    import torch
+
+    if device == "cpu":
+        return {"torch": torch.__version__}
+    versions = {"torch": torch.__version__, "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}  # type: ignore[no-untyped-call]
+    return versions | {"gpu": torch.cuda.get_device_name()}
+
+
+def try_all(trial: Trial, options: argparse.Namespace, work: Path) -> None:
+    device, data, out = options.device, options.data, options.out
+    python, fmcae = [sys.executable], [sys.executable, "-m", "fmcae"]
+    on = ["--provider", device]
+    step = trial.step
+
+    def part(name: str, *paths: object, limit: int = 120, keep: str = "") -> bool:
+        own = [*python, __file__, "--device", device, "--data", data, "--out", out, "--part", *paths]
+        return step(name, *own, limit=limit, keep=keep)
+
+    step("doctor", *fmcae, "doctor", "--json", keep="doctor.json")
+    part("doctor finds the provider working", "doctor")
+    step("verify what ships", *fmcae, "verify", *on, "exports/fashion-mnist", "exports/fashion-mnist-paper")
+    step(
+        "int8 runs on the CPU alone",
+        *fmcae,
+        "verify",
+        *on,
+        "exports/fashion-mnist-int8",
+        wanted=4 if device == "cuda" else 0,
+    )
+    step("predict", *fmcae, "predict", *on, "exports/samples", "--json")
+    bench = [
+        *fmcae,
+        "bench",
+        *on,
+        "--json",
+        "--seconds",
+        "0.3",
+        "--batch",
+        "1,16,256,1024",
+        "--plot",
+        out / "bench.png",
+    ]
+    step("bench", *bench, keep="bench.json", limit=200)
+
+    train = [*fmcae, "train", "--quiet", "--device", device, "--data", data, "--epochs", "2", "--seed", "7", "--out"]
+    step("train", *train, work / "a")
+    step("train again", *train, work / "b")
+    part("two runs are equal bit for bit", "equal", work / "a", work / "b")
+    began = time.perf_counter()
+    killed = kill_after_an_epoch([*map(str, train), str(work / "c")], work / "c")
+    trial.verdict("kill -9 after an epoch", killed, began, "killed between the first epoch's end and the run's")
+    step("resume", *fmcae, "train", "--quiet", "--resume", "--data", data, "--out", work / "c")
+    part("the resumed run is equal bit for bit", "equal", work / "a", work / "c")
+    part("what was reported is true in float32 on the CPU", "metrics", work / "a", keep="training.json")
+
+    step("export", *fmcae, "export", work / "a", "--data", data, "--out", work / "fp32")
+    step("parity", *fmcae, "parity", work / "a", work / "fp32", *on, "--data", data)
+    half = [*fmcae, "export", work / "a", "--data", data, "--precision", "fp16", "--budget", "5", *on]
+    step("export in fp16", *half, "--out", work / "fp16")
+    step("verify fp16", *fmcae, "verify", *on, work / "fp16")
+    step("verify fp16 on the CPU", *fmcae, "verify", work / "fp16")
+
+    part("sessions", "sessions", work / "fp16", keep="sessions.json")
+    part("a training step", "steps", keep="step.json", limit=200)
+    speed = [*python, "bench/train_speed.py", "--data", data, "--device", device, "--rounds", "3"]
+    speed += [] if device == "cuda" else ["--batches", "10"]
+    step("training beside the plain recipe", *speed, "--out", out / "train_speed.json", limit=300)
+    study = [*fmcae, "study", "run", "--device", device, "--only", "table-1", "--seeds", "1", "--epochs", "1"]
+    sample = ROOT / "tests/data/fashion-mnist-sample"
+    step("a study with four workers", *study, "--workers", "4", "--data", sample, "--out", work / "study")
+
+
+def kill_after_an_epoch(command: list[str], run: Path) -> bool:
+    """Whether a training could be killed when its first epoch was saved."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment())
+    while not (run / "checkpoint.safetensors").exists() and process.poll() is None:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    return process.wait() == -signal.SIGKILL
+
+
+def check_doctor(options: argparse.Namespace) -> None:
+    probes = json.loads((options.out / "doctor.json").read_text(encoding="utf-8"))["probes"]
+    probe = next(probe for probe in probes if probe["provider"] == options.device)
+    sys.exit(None if probe["works"] else probe["reason"])
+
+
+def check_equal(options: argparse.Namespace, first: Path, second: Path) -> None:
+    for name in WEIGHTS:
+        if (first / f"{name}.safetensors").read_bytes() != (second / f"{name}.safetensors").read_bytes():
+            sys.exit(f"the {name}'s weights differ")
+
+
+def check_metrics(options: argparse.Namespace, folder: Path) -> None:
+    """What the run reported of the test split, beside the same weights in float32 on the CPU, and its epochs' times."""
+    import torch
+
+    from fmcae.data import load_dataset
+    from fmcae.train.backend import PlainBackend
+    from fmcae.train.measure import DeviceSplit, evaluate
+    from fmcae.train.run import open_run
+
+    run = open_run(folder)
+    test = DeviceSplit.from_split(load_dataset(options.data).test, torch.device("cpu"))
+    facts, worst = [], 0.0
+    for record in run.metrics():
+        if "epoch" in record:
+            facts.append({name: record[name] for name in ("stage", "epoch", "seconds", "images_per_second")})
+            continue
+        found = evaluate(PlainBackend(run.network(record["stage"])), test)[0]
+        reported = {name: record[f"test_{name}"] for name in found}
+        facts.append({"stage": record["stage"], "reported": reported, "float32_on_cpu": found})
+        worst = max(worst, *(abs(found[name] - reported[name]) for name in found))
+    print(json.dumps({"largest_difference": worst, "records": facts}, indent=1))
+    if worst > 2e-5:  # TF32 shows at 1e-4; one image of the test split is 1e-4 of accuracy
+        sys.exit(f"the reported metrics differ by {worst}")
+
+
+def measure_sessions(options: argparse.Namespace, half: Path) -> None:
+    """Every shipped graph, and one in fp16, on the device: nodes, differences and times."""
+    from fmcae.errors import ProviderError
+    from fmcae.runtime.session import import_onnxruntime
+
+    ort = import_onnxruntime()
+    facts: dict[str, Any] = {"onnxruntime": ort.__version__, "build": ort.get_build_info()}
+    for path in [*map(Path, GRAPHS), *sorted(half.glob("*.onnx"))]:
+        name = f"fp16/{path.name}" if half in path.parents else str(path)
+        try:
+            facts[name] = measure_session(path, options.device)
+        except ProviderError as error:
+            facts[name] = {"refused": str(error)}
+    print(json.dumps(facts, indent=1))
+
+
+def measure_session(path: Path, device: str) -> dict[str, Any]:
+    import numpy as np
+
+    from fmcae.runtime.model import read_artefact
+    from fmcae.runtime.session import ORT_NAMES, Session, import_onnxruntime
+    from fmcae.runtime.timing import node_placement, random_input, resident_runner
+
+    session, on_cpu, golden = Session(path, provider=device), Session(path), read_artefact(path).golden
+    one, two, many = (random_input(session, size) for size in (1, 2, 256))
+
+    def difference(y: Any) -> float:
+        return float(np.abs(y - golden.outputs).max())
+
+    new_sizes = []
+    for size in (1, 3, 5, 8, 13):  # each new one builds the convolutions' plans again
+        x, began = random_input(session, size), time.perf_counter()
+        session.run(x)
+        new_sizes.append(round(1e6 * (time.perf_counter() - began), 1))
+    row: dict[str, Any] = {
+        "providers": session.raw.get_providers(),
+        "nodes": node_placement(path, device),
+        "golden_difference": difference(session.run(golden.inputs)),
+        "golden_difference_on_cpu": difference(on_cpu.run(golden.inputs)),
+        "us_first_run_of_batch_1_3_5_8_13": new_sizes,
+        "us_batch_1": microseconds(lambda: session.run(one)),
+        "us_batch_1_and_2_in_turns": microseconds(lambda: (session.run(one), session.run(two))),
+        "us_batch_256": microseconds(lambda: session.run(many)),
+        "us_batch_256_resident": microseconds(resident_runner(session, many)),
+        "us_batch_256_on_cpu": microseconds(lambda: on_cpu.run(many)),
+    }
+    for tf32 in ("0", "1") if device == "cuda" else ():
+        quiet = import_onnxruntime().SessionOptions()
+        quiet.log_severity_level = 4
+        providers = [(ORT_NAMES["cuda"], {"use_tf32": tf32})]
+        raw = import_onnxruntime().InferenceSession(str(path), quiet, providers=providers)
+        row[f"golden_difference_use_tf32_{tf32}"] = difference(raw.run(None, {session.input_name: golden.inputs})[0])
+        row[f"us_batch_256_use_tf32_{tf32}"] = microseconds(partial(raw.run, None, {session.input_name: many}))
+    return row
+
+
+def microseconds(run: Callable[[], object], count: int = 100) -> float:
+    """The median time of a call, after one that is not counted."""
+    run()
+    times = []
+    for _ in range(count):
+        began = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - began)
+    return round(1e6 * statistics.median(times), 1)
+
+
+def measure_steps(options: argparse.Namespace) -> None:
+    """A training step as it is captured and as it is not: an epoch's seconds, kernels, the device's own time."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    from fmcae.data import load_dataset
+    from fmcae.train import cuda, loop
+    from fmcae.train.backend import PlainBackend, optimizer_for
+    from fmcae.train.config import NetworkConfig
+    from fmcae.train.measure import DeviceSplit, evaluate
+    from fmcae.train.networks import Autoencoder, Classifier
+    from fmcae.train.progress import Progress
+
+    class Loud(Progress):
+        def warn(self, text: str) -> None:
+            sys.exit(text)
+
+    device, facts = torch.device(options.device), dict[str, Any]()
+    whole = DeviceSplit.from_split(load_dataset(options.data).train, device)
+    on_cuda, count = device.type == "cuda", 50_000 if device.type == "cuda" else 1_000
+    split = DeviceSplit(whole.images[:count], whole.labels[:count])
+    with loop._deterministic(device):
+        for kind in (Autoencoder, Classifier):
+            rows: dict[str, Any] = {}
+            losses: dict[str, list[float]] = {}
+            for way in ("captured", "one by one"):
+                torch.manual_seed(0)
+                backend = PlainBackend(kind(NetworkConfig()).to(device))
+                optimizer = optimizer_for(backend, 1e-3)
+                capture = cuda.captured
+                loop.captured = capture if way == "captured" else lambda step, *rest: step  # type: ignore[attr-defined]
+                step = loop.step_for(backend, optimizer, split, 100, Loud())
+                loop.captured = capture  # type: ignore[attr-defined]
+                seconds = []
+                for epoch in range(4 if on_cuda else 2):
+                    torch.manual_seed(epoch)
+                    began = time.perf_counter()
+                    loop.train_epoch(step, backend.network, split, 100, Progress())
+                    seconds.append((time.perf_counter() - began) * 50_000 / count)
+                losses[way] = [float(value.abs().sum()) for value in backend.network.parameters()]
+                rows[way] = {"epoch_s": seconds, "epoch_s_median": statistics.median(seconds[1:])}
+                part = DeviceSplit(split.images[:1000], split.labels[:1000])
+                activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_cuda else [])]
+                with profile(activities=activities) as profiled:
+                    loop.train_epoch(step, backend.network, part, 100, Progress())
+                events = profiled.key_averages()
+                starts = ("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch", "cudaMemsetAsync", "cudaMemcpyAsync")
+                rows[way]["calls_a_step"] = {
+                    name: sum(event.count for event in events if event.key.startswith(name)) / 10 for name in starts
+                }
+                rows[way]["device_us_a_step"] = sum(getattr(e, "self_device_time_total", 0) for e in events) / 10
+            began = time.perf_counter()
+            evaluate(backend, split)
+            rows["evaluate_s"] = (time.perf_counter() - began) * 50_000 / count
+            rows["same_weights_both_ways"] = losses["captured"] == losses["one by one"]
+            facts[kind.__name__] = rows
+    print(json.dumps(facts, indent=1))
+    if not all(rows["same_weights_both_ways"] for rows in facts.values()):
+        sys.exit("the captured step gives other weights")
+
+
+PARTS: dict[str, Callable[..., None]] = {
+    "doctor": check_doctor,
+    "equal": check_equal,
+    "metrics": check_metrics,
+    "sessions": measure_sessions,
+    "steps": measure_steps,
+}
+
+if __name__ == "__main__":
+    main()
