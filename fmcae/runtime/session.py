@@ -26,7 +26,8 @@ PROVIDERS: tuple[Provider, ...] = get_args(Provider)
 ORT_NAMES: dict[Provider, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 MAX_THREADS = 1_024  # far above what a graph of this size can use; ONNX Runtime itself starts any number
 
-INSTALL_CUDA = "pip uninstall -y onnxruntime && pip install 'onnxruntime-gpu[cuda,cudnn]'"
+# The GPU build goes over the CPU build, whose record stays: without it the next `pip install .` would bring its files back.
+INSTALL_CUDA = "pip uninstall -y onnxruntime-gpu && pip install 'onnxruntime-gpu[cuda,cudnn]'"
 INSTALL_DRIVER = "install NVIDIA's driver, or give the container the GPU (docker run --gpus all)"
 # From 1.27 on, the packages of ONNX Runtime are built for CUDA 13.
 INSTALL_CUDA_12 = "pip install 'onnxruntime-gpu[cuda,cudnn]<1.27'"
