@@ -31,8 +31,10 @@ INSTALL_CUDA = "pip uninstall -y onnxruntime-gpu && pip install 'onnxruntime-gpu
 INSTALL_DRIVER = "install NVIDIA's driver, or give the container the GPU (docker run --gpus all)"
 # From 1.27 on, the packages of ONNX Runtime are built for CUDA 13.
 INSTALL_CUDA_12 = "pip install 'onnxruntime-gpu[cuda,cudnn]<1.27'"
+_NEWER_DRIVER = f"install a newer NVIDIA driver or, for a driver that has CUDA 12, run  {INSTALL_CUDA_12}"
 _REMEDIES = {  # by a part of the reason
-    "CUDA failure 35:": f"install a newer NVIDIA driver or, for a driver that has CUDA 12, run  {INSTALL_CUDA_12}",
+    "CUDA failure 35:": _NEWER_DRIVER,
+    "undefined symbol: cuTensorMap": _NEWER_DRIVER,  # a function of the driver since CUDA 12
     "out of memory": "end other programs that take the GPU's memory; nvidia-smi names them",
 }
 # The heuristic search, because the exhaustive one times every cuDNN algorithm again for each new batch size and may
@@ -305,8 +307,8 @@ def _loader_obstacle(library: str) -> str | None:
     try:
         ctypes.CDLL(library)
     except OSError as error:
-        if "cannot open shared object" in str(error):
-            return f"CUDA or cuDNN libraries are missing ({short_reason(error)})"
+        what = "are missing" if "cannot open shared object" in str(error) else "do not load"
+        return f"CUDA or cuDNN libraries {what} ({short_reason(error)})"
     return None
 
 

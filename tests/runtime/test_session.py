@@ -337,20 +337,35 @@ def test_this_build_without_cuda_says_so(capfd: pytest.CaptureFixture[str]) -> N
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_library_that_the_loader_misses_is_named(
-    fake_ort: Callable[..., FakeOrt], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize(
+    ("message", "reason", "remedy"),
+    [
+        ("libcublasLt.so.13: cannot open shared object file: No such file or directory", "are missing", INSTALL_CUDA),
+        ("libonnxruntime_providers_cuda.so: undefined symbol: cuTensorMapEncodeTiled", "do not load", INSTALL_CUDA_12),
+    ],
+    ids=["missing", "an old driver"],
+)
+def test_a_library_that_does_not_load_is_named_by_the_loader(
+    fake_ort: Callable[..., FakeOrt],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    message: str,
+    reason: str,
+    remedy: str,
 ) -> None:
     ort = fake_ort(starts=False)
     (tmp_path / "capi").mkdir()
     (tmp_path / "capi/libonnxruntime_providers_cuda.so").touch()
     ort.__dict__["__file__"] = str(tmp_path / "__init__.py")
 
-    def refuse(path: Path) -> None:
-        raise OSError("libcublasLt.so.13: cannot open shared object file: No such file or directory")
+    def refuse(path: str) -> None:
+        raise OSError(message)
 
     monkeypatch.setattr(ctypes, "CDLL", refuse)
-    with pytest.raises(ProviderError, match=r"libraries are missing \(libcublasLt\.so\.13: cannot open .*pip install"):
+    with pytest.raises(ProviderError) as caught:
         Session(PROBE_MODEL, provider="cuda")
+    assert f"CUDA or cuDNN libraries {reason} ({message}); to get it, " in str(caught.value)
+    assert str(caught.value).endswith(remedy)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only there is cuDNN looked for")
