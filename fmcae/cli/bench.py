@@ -22,6 +22,7 @@ PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 MEASURED = {
     "latency": "time of a batch after warm-up, all series in turns, arrays in host memory, or on the device if resident",
     "ratios": "median latency over that of the first series; median, lowest and highest of the rounds",
+    "after_other_size": "median time of a run after one of another batch size, when CUDA plans the convolutions anew",
     "cold": "session creation, first runs and memory: each graph in a fresh process, batch sizes in ascending order",
     "peak_memory": "peak resident memory of that process, Python and ONNX Runtime included",
     "cpu_wait_share": "share of the time in which the process's threads could run that they waited for a CPU",

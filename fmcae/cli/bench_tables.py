@@ -88,6 +88,9 @@ def _facts(graph: GraphTiming) -> list[str]:
     )
     lines = [f"fresh process: {start}, {_mib(cold.base_memory_mib)} before it"]
     lines += [f"first run and peak memory there, by batch size: {'; '.join(first_runs)}"]
+    changes = [(case.batch_size, case.after_other_size_ms) for case in graph.cases]
+    if after := [f"{size:,}: {digits(time)} ms" for size, time in changes if time is not None]:
+        lines += [f"after a run of another batch size, when CUDA plans the convolutions anew: {', '.join(after)}"]
     lines += [f"nodes on {name}: {', '.join(nodes)}" for name, nodes in graph.nodes.items()]
     for series, size in graph.cuda_beats_cpu_from.items():
         when = "at no batch size measured" if size is None else f"from batch size {size:,}"

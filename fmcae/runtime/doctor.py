@@ -13,7 +13,7 @@ from typing import Any
 from fmcae import __version__
 from fmcae.errors import FmcaeError
 from fmcae.runtime.fresh import call_in_fresh_process
-from fmcae.runtime.machine import available_cpus, driver_obstacle, installed_version
+from fmcae.runtime.machine import available_cpus, installed_version
 from fmcae.runtime.session import PROVIDERS, Provider, Session, import_onnxruntime, release, short_reason
 
 OLDEST_ONNXRUNTIME = "1.19"
@@ -102,7 +102,6 @@ def diagnose() -> Diagnosis:
     distributions = onnxruntime_distributions()
     probes = tuple(probe_provider(provider) for provider in PROVIDERS)
     artefacts, artefact_problems = _shipped()
-    has_gpu = driver_obstacle() is None
     return Diagnosis(
         python=platform.python_version(),
         platform=platform.platform(),
@@ -111,7 +110,7 @@ def diagnose() -> Diagnosis:
         onnxruntime_distributions=distributions,
         probes=probes,
         artefacts=artefacts,
-        problems=(*onnxruntime_problems(distributions, probes[0], has_gpu), *artefact_problems),
+        problems=(*onnxruntime_problems(distributions, probes[0]), *artefact_problems),
     )
 
 
@@ -128,15 +127,25 @@ def onnxruntime_distributions() -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
-def onnxruntime_problems(distributions: dict[str, str], cpu: Probe, has_gpu: bool) -> list[Problem]:
-    """Find what is wrong with the installed distributions; with a GPU, its build is the better one to keep."""
+def onnxruntime_problems(distributions: dict[str, str], cpu: Probe) -> list[Problem]:
+    """Find what is wrong with the installed distributions.
+
+    All have the same files. Another build belongs over the CPU build, whose record stays: fmcae asks for it, and without
+    it pip would bring its files back at the next installation.
+    """
     names = list(distributions)
     installed = " and ".join(f"{name} {version}" for name, version in distributions.items())
+    others = [name for name in names if name != "onnxruntime"]
+    owner = f" (those there now: {cpu.package} {cpu.version})" if cpu.package else ""
+    if len(others) > 1:
+        what = f"{installed} are installed and overwrite each other's files{owner}"
+        return [Problem(what, f"pip uninstall -y {' '.join(names)} && pip install onnxruntime")]
     if len(names) > 1:
-        keep = "'onnxruntime-gpu[cuda,cudnn]'" if has_gpu else "onnxruntime"
-        owner = f" (those there now: {cpu.package} {cpu.version})" if cpu.package else ""
-        what = f"{installed} are both installed and overwrite each other's files{owner}"
-        return [Problem(what, f"pip uninstall -y {' '.join(names)} && pip install {keep}")]
+        (build,) = others
+        if cpu.works and cpu.package in (None, build) and cpu.version == distributions[build]:
+            return []
+        what = f"the files of {build} {distributions[build]} were overwritten by those of onnxruntime{owner}"
+        return [Problem(what, f"pip install --force-reinstall --no-deps {build}=={distributions[build]}")]
     if not cpu.works:
         reason = f"ONNX Runtime does not work on the CPU: {cpu.reason}"
         return [Problem(reason, f"pip install --force-reinstall {names[0] if names else 'onnxruntime'}")]

@@ -28,7 +28,8 @@ _NODE = {1, 2, 3, 4, 5, 6, 7, 9}
 _ATTRIBUTE = {1, 2, 3, 4, 7, 8, 9, 13, 20}
 _TENSOR = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14, 16}
 _NODES, _INITIALIZERS, _INPUT, _OUTPUT = 1, 5, 11, 12  # of a graph
-_OPERATOR, _DOMAIN, _ATTRIBUTES, _INT, _INTS, _DATA_LOCATION = 4, 7, 5, 3, 8, 14
+_OPERATOR, _DOMAIN, _ATTRIBUTES, _INT, _INTS, _DATA_TYPE, _DATA_LOCATION = 4, 7, 5, 3, 8, 2, 14
+_FLOAT16 = 10  # a tensor's data type
 
 
 def check_graph(model: bytes) -> None:
@@ -66,6 +67,19 @@ def check_interface(model: bytes, card: Card) -> None:
             raise ArtefactError(f"is not an ONNX model: {error}") from error
         if found != [(said["name"], said["shape"][1:])]:
             raise ArtefactError(f"is no artefact of fmcae: the {name} of its graph is not that of its card")
+
+
+def has_half_weights(model: bytes) -> bool:
+    """Whether a weight of an ONNX file's graph is in half precision; False also where the bytes are no ONNX file."""
+    try:
+        graphs = [content for number, content, _ in protobuf_fields(model) if number == GRAPH_FIELD]
+        tensors = [
+            content for graph in graphs for number, content, _ in protobuf_fields(graph) if number == _INITIALIZERS
+        ]
+        fields = [field for tensor in tensors for field in protobuf_fields(tensor)]
+    except ValueError:
+        return False
+    return any(number == _DATA_TYPE and raw[-1] == _FLOAT16 for number, _, raw in fields)
 
 
 def _check_node(node: bytes) -> tuple[str, str]:

@@ -26,11 +26,20 @@ PROVIDERS: tuple[Provider, ...] = get_args(Provider)
 ORT_NAMES: dict[Provider, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 MAX_THREADS = 1_024  # far above what a graph of this size can use; ONNX Runtime itself starts any number
 
-INSTALL_CUDA = "pip uninstall -y onnxruntime && pip install 'onnxruntime-gpu[cuda,cudnn]'"
+# The GPU build goes over the CPU build, whose record stays: without it the next `pip install .` would bring its files back.
+INSTALL_CUDA = "pip uninstall -y onnxruntime-gpu && pip install 'onnxruntime-gpu[cuda,cudnn]'"
 INSTALL_DRIVER = "install NVIDIA's driver, or give the container the GPU (docker run --gpus all)"
-# Full float32, as on the CPU and as in the parity evidence: TF32 keeps 10 bits of mantissa. The heuristic search,
-# because the exhaustive one times every cuDNN algorithm again for each new batch size and may choose another next time.
-_CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+# From 1.27 on, the packages of ONNX Runtime are built for CUDA 13.
+INSTALL_CUDA_12 = "pip install 'onnxruntime-gpu[cuda,cudnn]<1.27'"
+_NEWER_DRIVER = f"install a newer NVIDIA driver or, for a driver that has CUDA 12, run  {INSTALL_CUDA_12}"
+_REMEDIES = {  # by a part of the reason
+    "CUDA failure 35:": _NEWER_DRIVER,
+    "undefined symbol: cuTensorMap": _NEWER_DRIVER,  # a function of the driver since CUDA 12
+    "out of memory": "end other programs that take the GPU's memory; nvidia-smi names them",
+}
+# The heuristic search, because the exhaustive one times every cuDNN algorithm again for each new batch size and may
+# choose another next time.
+_CUDA_OPTIONS = {"cudnn_conv_algo_search": "HEURISTIC"}
 _NO_CPU_NODES = "session.disable_cpu_ep_fallback"
 # How long a thread looks out for work before it sleeps. If it slept at once, two threads would take longer for one image
 # than one does, because operators follow each other faster than a thread wakes; if it never slept, a CPU would be busy.
@@ -39,7 +48,7 @@ _SPIN_DURATION_SINCE = "1.26"  # the version of ONNX Runtime; in older ones spin
 _THREAD_BYTES = (8 + 64) << 20  # the address space of a thread's stack and of its heap
 _RUNTIME_BYTES = 128 << 20  # the address space of ONNX Runtime itself
 _THREADS_LIMITED = "more may not start, by a limit on memory (ulimit -v) or on processes (ulimit -u)"
-_LOG_WARNING, _LOG_FATAL = 2, 4  # ONNX Runtime's severities
+_LOG_FATAL = 4  # of ONNX Runtime's severities the highest
 
 
 class Session:
@@ -172,9 +181,17 @@ def release(version: str) -> tuple[int, ...]:
 
 def short_reason(error: BaseException, limit: int = 200) -> str:
     """An exception of ONNX Runtime or the dynamic loader as one line, without its codes and C++ signatures."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    import re
+
+    message = str(error)
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
     text = lines[0] if lines else type(error).__name__
-    if text.startswith("[ONNXRuntimeError]"):
+    # The causes stand behind C++ signatures of many hundred characters.
+    if cause := re.search(r"\w+ failure \d+: [^;\n]*|cuDNN is unavailable.*", message):
+        text = cause[0].strip()
+    elif size := re.search(r"Failed to allocate memory for requested buffer of size (\d+)", message):
+        text = f"out of memory, there is no room for {int(size[1]):,} bytes"
+    elif text.startswith("[ONNXRuntimeError]"):
         text = text.split(" : ", 3)[-1]  # [ONNXRuntimeError] : 7 : INVALID_PROTOBUF : what happened
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
@@ -222,12 +239,16 @@ def _create_on_cuda(ort: Any, model: ModelSource, options: Any) -> Any:
         raise _cuda_error(f"{build}, and {driver}" if driver else build)
     if driver:
         raise _cuda_error(driver, INSTALL_DRIVER)
+    if obstacle := _cudnn_obstacle():
+        raise _cuda_error(obstacle)
 
-    create = partial(ort.InferenceSession, model, options, [(ORT_NAMES["cuda"], _CUDA_OPTIONS)], enable_fallback=0)
-    # A CUDA that cannot start is reported by the default logger, not by the session's.
+    # What CUDA reports at its start and when it plans a convolution comes from the default logger, not the session's, and
+    # each plan that it tries in vain is a red line there. It cannot be asked for its level, to set that again.
     ort.set_default_logger_severity(_LOG_FATAL)
     options.add_session_config_entry(_NO_CPU_NODES, "1")
     try:
+        provider = (ORT_NAMES["cuda"], {**_CUDA_OPTIONS, "use_tf32": str(int(_tf32_is_right(model)))})
+        create = partial(ort.InferenceSession, model, options, [provider], enable_fallback=0)
         session = create()
     except Exception as error:
         options.add_session_config_entry(_NO_CPU_NODES, "0")
@@ -239,11 +260,20 @@ def _create_on_cuda(ort: Any, model: ModelSource, options: Any) -> Any:
         if session.get_providers()[0] == ORT_NAMES["cuda"]:
             reason = f"CUDA has no kernel for {_cpu_operators(session)}, which would run on the CPU"
             raise ProviderError(f"{_name_of(model)} does not run on cuda alone: {reason}") from error
-    finally:
-        ort.set_default_logger_severity(_LOG_WARNING)
     if session.get_providers()[0] != ORT_NAMES["cuda"]:
         raise _cuda_error(_library_obstacle(ort) or "ONNX Runtime could not start it")
     return session
+
+
+def _tf32_is_right(model: ModelSource) -> bool:
+    """Whether TF32 is right for a graph.
+
+    Not for float32, which is the same here as on the CPU and in the parity evidence: TF32 keeps 10 bits of mantissa. Half
+    precision has no more, and without TF32 ONNX Runtime leaves out all plans on tensor cores.
+    """
+    from fmcae.runtime.graph_rules import has_half_weights
+
+    return has_half_weights(model if isinstance(model, bytes) else Path(model).read_bytes())
 
 
 def _cpu_operators(session: Any) -> str:
@@ -253,21 +283,32 @@ def _cpu_operators(session: Any) -> str:
     return ", ".join(dict.fromkeys(nodes)) or "some of its nodes"
 
 
-def _cuda_error(obstacle: str, remedy: str = f"with an NVIDIA driver, run  {INSTALL_CUDA}") -> ProviderError:
+def _cuda_error(obstacle: str, remedy: str | None = None) -> ProviderError:
+    fitting = (command for part, command in _REMEDIES.items() if part in obstacle)
+    remedy = remedy or next(fitting, f"with an NVIDIA driver, run  {INSTALL_CUDA}")
     return ProviderError(f"CUDA cannot run here: {obstacle}; to get it, {remedy}")
+
+
+def _cudnn_obstacle() -> str | None:
+    """That cuDNN cannot be loaded, which newer versions of ONNX Runtime would only find at the first convolution."""
+    return _loader_obstacle("libcudnn.so.9") if sys.platform == "linux" else None
 
 
 def _library_obstacle(ort: Any) -> str | None:
     """The CUDA or cuDNN library whose absence kept ONNX Runtime's CUDA library from loading, named by the loader."""
-    import ctypes  # only after ONNX Runtime has failed: loaded before, its library would start without its host and crash
-
+    # only after ONNX Runtime has failed: loaded before, its library would start without its host and crash
     library = Path(ort.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so"
+    return _loader_obstacle(str(library)) if library.exists() else None
+
+
+def _loader_obstacle(library: str) -> str | None:
+    import ctypes
+
     try:
-        if library.exists():
-            ctypes.CDLL(str(library))
+        ctypes.CDLL(library)
     except OSError as error:
-        if "cannot open shared object" in str(error):
-            return f"CUDA or cuDNN libraries are missing ({short_reason(error)})"
+        what = "are missing" if "cannot open shared object" in str(error) else "do not load"
+        return f"CUDA or cuDNN libraries {what} ({short_reason(error)})"
     return None
 
 

@@ -12,7 +12,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
@@ -28,6 +28,7 @@ from fmcae.runtime.session import Provider, Session, import_onnxruntime, short_r
 FloatArray = NDArray[np.float32]
 Runner = Callable[[], object]
 
+SIZE_CHANGES = 5  # how often a run after one of another batch size is timed
 ROUNDS = 5  # turns of each series: the spread of a ratio is over these
 # The limit of cpu_wait_share: idle it is below 0.06 (0.17 in 0.1 s), with one of two CPUs taken above 0.3.
 CONTENDED = 0.2
@@ -81,12 +82,16 @@ class Case:
 
     ``cpu_wait_share`` is the share of the time in which this process's threads could run that they waited for a CPU:
     near 0 on an idle machine, 0.5 where two threads share one CPU. It is None where the system does not tell.
+
+    ``after_other_size_ms`` is the median time of a run right after one of another batch size: CUDA plans the convolutions
+    anew at each change, also back to a size that it has run before. It is None on the CPU, which plans nothing.
     """
 
     batch_size: int
     latencies: dict[str, Latency]
     ratios: dict[str, Ratio]
     cpu_wait_share: float | None = None
+    after_other_size_ms: float | None = None
 
     @property
     def contended(self) -> bool:
@@ -149,7 +154,8 @@ def time_graph(
         if on_cuda:
             runners["onnxruntime-cuda-resident"] = resident_runner(session, x)
             runners["onnxruntime-cpu"] = partial(on_cpu.run, x)
-        cases.append(time_in_turns({**runners, **baselines(x)}, size, seconds))
+        case = time_in_turns({**runners, **baselines(x)}, size, seconds)
+        cases.append(replace(case, after_other_size_ms=after_other_size_ms(session, x)) if on_cuda else case)
     cuda_series = ("onnxruntime-cuda", "onnxruntime-cuda-resident") if on_cuda else ()
     return GraphTiming(
         graph=graph,
@@ -181,6 +187,18 @@ def time_in_turns(runners: Mapping[str, Runner], batch_size: int, seconds: float
     ratios = {name: medians[name] / medians[first] for name in others}
     summary = {name: Ratio(float(np.median(r)), float(r.min()), float(r.max())) for name, r in ratios.items()}
     return Case(batch_size, latencies, summary, cpu_wait_share=waited / (ran + waited) if ran > 0 else None)
+
+
+def after_other_size_ms(session: Session, x: FloatArray) -> float:
+    """The median time of a run of ``x`` right after a run of one image more."""
+    other = np.concatenate([x, x[:1]])
+    times = []
+    for _ in range(SIZE_CHANGES):
+        session.run(other)
+        began = time.perf_counter()
+        session.run(x)
+        times.append((time.perf_counter() - began) * 1e3)
+    return float(np.median(times))
 
 
 def resident_runner(session: Session, x: FloatArray) -> Runner:

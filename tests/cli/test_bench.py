@@ -195,6 +195,17 @@ def contended_graph() -> GraphTiming:
     )
 
 
+def test_a_change_of_the_batch_size_is_shown_where_it_costs_time(contended_graph: GraphTiming) -> None:
+    from dataclasses import replace
+
+    from fmcae.cli.bench_tables import _facts
+
+    assert not any("another batch size" in line for line in _facts(contended_graph))
+    cases = tuple(replace(case, after_other_size_ms=12.345) for case in contended_graph.cases)
+    (line,) = (line for line in _facts(replace(contended_graph, cases=cases)) if "another batch size" in line)
+    assert line.endswith("when CUDA plans the convolutions anew: 1: 12.3 ms, 1,024: 12.3 ms")
+
+
 @pytest.mark.parametrize("width", [40, 80, 120])
 def test_no_terminal_is_too_narrow_for_a_number_and_busy_cpus_mark_the_ratio(
     contended_graph: GraphTiming, width: int

@@ -65,57 +65,57 @@ def test_the_probe_is_made_as_its_comment_says() -> None:
 
 
 @pytest.mark.parametrize(
-    ("distributions", "cpu", "has_gpu", "what", "command"),
+    ("distributions", "cpu", "what", "command"),
     [
-        (
+        (  # after `pip install .` where only the GPU build was
             {"onnxruntime": "1.30.0", "onnxruntime-gpu": "1.31.1"},
             WORKS,
-            False,
-            "onnxruntime 1.30.0 and onnxruntime-gpu 1.31.1 are both installed and overwrite each other's files "
+            "the files of onnxruntime-gpu 1.31.1 were overwritten by those of onnxruntime "
             "(those there now: onnxruntime 1.30.0)",
-            "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime",
+            "pip install --force-reinstall --no-deps onnxruntime-gpu==1.31.1",
         ),
         (
             {"onnxruntime": "1.30.0", "onnxruntime-gpu": "1.31.1"},
             Probe("cpu", False, "its process crashed (exit code -11): no message"),
-            True,
-            "are both installed and overwrite each other's files",
-            "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'onnxruntime-gpu[cuda,cudnn]'",
+            "were overwritten",
+            "pip install --force-reinstall --no-deps onnxruntime-gpu==1.31.1",
+        ),
+        (
+            {"onnxruntime": "1.30.0", "onnxruntime-gpu": "1.31.1", "onnxruntime-openvino": "1.24.1"},
+            Probe("cpu", True, None, "1.24.1", "onnxruntime-openvino"),
+            "are installed and overwrite each other's files (those there now: onnxruntime-openvino 1.24.1)",
+            "pip uninstall -y onnxruntime onnxruntime-gpu onnxruntime-openvino && pip install onnxruntime",
         ),
         (  # after `pip uninstall onnxruntime` where both were installed
             {"onnxruntime-gpu": "1.31.1"},
             Probe("cpu", False, "its files are incomplete"),
-            True,
             "ONNX Runtime does not work on the CPU: its files are incomplete",
             "pip install --force-reinstall onnxruntime-gpu",
         ),
         (
             {},
             Probe("cpu", False, "No module named 'onnxruntime'"),
-            False,
             "No module named",
             "pip install --force-reinstall onnxruntime",
         ),
         (
             {"onnxruntime-gpu": "1.31.1"},
             WORKS,
-            True,
             "onnxruntime-gpu 1.31.1 is installed, but the files there are those of onnxruntime 1.30.0",
             "pip uninstall -y onnxruntime-gpu && pip install --force-reinstall onnxruntime-gpu",
         ),
         (
             {"onnxruntime": "1.17.3"},
             Probe("cpu", True, None, "1.17.3"),
-            False,
             "onnxruntime (=1.17.3) must be at least 1.19",
             "pip install --upgrade onnxruntime",
         ),
     ],
 )
 def test_a_bad_installation_is_named_with_the_command_that_mends_it(
-    distributions: dict[str, str], cpu: Probe, has_gpu: bool, what: str, command: str
+    distributions: dict[str, str], cpu: Probe, what: str, command: str
 ) -> None:
-    (problem,) = onnxruntime_problems(distributions, cpu, has_gpu)
+    (problem,) = onnxruntime_problems(distributions, cpu)
     assert what in problem.what
     assert problem.command == command
 
@@ -127,10 +127,14 @@ def test_a_bad_installation_is_named_with_the_command_that_mends_it(
         ({"onnxruntime": "1.19.0"}, Probe("cpu", True, None, "1.19.0", None)),  # 1.19's files do not say whose they are
         ({}, WORKS),  # installed by conda or built from source
         ({"onnxruntime": "1.31.0.dev1"}, Probe("cpu", True, None, "1.31.0.dev1", "onnxruntime")),
+        (  # the GPU build over the CPU build, which pip leaves alone
+            {"onnxruntime": "1.32.0", "onnxruntime-gpu": "1.31.1"},
+            Probe("cpu", True, None, "1.31.1", "onnxruntime-gpu"),
+        ),
     ],
 )
 def test_a_good_installation_has_no_problem(distributions: dict[str, str], cpu: Probe) -> None:
-    assert onnxruntime_problems(distributions, cpu, False) == []
+    assert onnxruntime_problems(distributions, cpu) == []
 
 
 def test_only_distributions_that_bring_the_module_count(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import fmcae
 from fmcae.card import CARD_KEY, GOLDEN_KEY, SEAL_KEY, read_metadata, seal
 from fmcae.errors import ArtefactError
-from fmcae.runtime.graph_rules import MAX_INTEGER, MAX_NODES, check_graph, check_interface
+from fmcae.runtime.graph_rules import MAX_INTEGER, MAX_NODES, check_graph, check_interface, has_half_weights
 from fmcae.runtime.model import SHIPPED, shipped_folder
 
 
@@ -109,3 +109,18 @@ def test_a_sealed_file_with_data_elsewhere_is_refused(shipped: Path, tmp_path: P
     path.write_bytes(content)
     with pytest.raises(ArtefactError, match=r"classifier\.onnx: is no artefact of fmcae: a tensor has the field 13"):
         fmcae.load(path)
+
+
+def test_half_precision_is_told_by_the_weights() -> None:
+    full, half = (field(5, field(1, 3) + field(2, data_type) + field(9, b"abc")) for data_type in (1, 10))
+    assert has_half_weights(model(node(b"Relu"), full, half))
+    assert not has_half_weights(model(node(b"Relu"), full))
+    for name in SHIPPED:
+        for path in shipped_folder(name).glob("*.onnx"):
+            assert not has_half_weights(path.read_bytes())
+
+
+@given(st.binary(max_size=50))
+def test_bytes_that_are_no_model_have_no_half_weights(content: bytes) -> None:
+    assert has_half_weights(content) in (False, True)
+    assert not has_half_weights(b"\xff" + content)

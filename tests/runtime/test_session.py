@@ -16,9 +16,11 @@ import fmcae
 from fmcae.errors import ArtefactError, FmcaeError, ProviderError, UsageError
 from fmcae.runtime import session as session_module
 from fmcae.runtime.doctor import PROBE_MODEL, PROBE_X, PROBE_Y
-from fmcae.runtime.machine import available_cpus
+from fmcae.runtime.machine import available_cpus, driver_obstacle
+from fmcae.runtime.model import shipped_folder
 from fmcae.runtime.session import (
     INSTALL_CUDA,
+    INSTALL_CUDA_12,
     ORT_NAMES,
     Session,
     import_onnxruntime,
@@ -26,6 +28,43 @@ from fmcae.runtime.session import (
 )
 
 X = np.array(PROBE_X, np.float32)
+# What onnxruntime-gpu 1.31 says, to the letter but for the machine's name.
+SIGNATURE = (
+    "std::conditional_t<THRW, void, onnxruntime::common::Status> onnxruntime::CudaCall(ERRTYPE, const char*, const char*, "
+    "SUCCTYPE, const char*, const char*, int) [with ERRTYPE = {type}; bool THRW = true; SUCCTYPE = {type}; "
+    "std::conditional_t<THRW, void, common::Status> = void] "
+)
+CALLS = "".join(
+    f"/onnxruntime_src/onnxruntime/core/providers/cuda/cuda_call.cc:{line} {SIGNATURE}" for line in (154, 146)
+)
+ARENA = (
+    "/onnxruntime_src/onnxruntime/core/framework/bfc_arena.cc:360 void* onnxruntime::BFCArena::AllocateRawInternal(size_t, "
+    "bool, onnxruntime::Stream*) Failed to allocate memory for requested buffer of size {size}\n"
+)
+OLD_DRIVER = CALLS.format(type="cudaError") + (
+    "CUDA failure 35: CUDA driver version is insufficient for CUDA runtime version ; GPU=0 ; hostname=host ; "
+    "file=/onnxruntime_src/onnxruntime/core/providers/cuda/cuda_execution_provider.cc ; line=355 ; "
+    "expr=cudaSetDevice(info_.device_id); \n\n"
+)
+NO_CUBLAS = (
+    "[ONNXRuntimeError] : 1 : FAIL : Exception during initialization: "
+    + CALLS.format(type="cublasStatus_t")
+    + "CUBLAS failure 1: Unknown cuBLAS error status ; GPU=0 ; hostname=host ; "
+    "file=/onnxruntime_src/onnxruntime/core/providers/cuda/cuda_execution_provider.cc ; line=245 ; "
+    "expr=cublasCreate(&cublas_handle_); \n\n"
+)
+NO_CUDNN = (
+    "[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED : Non-zero status code returned while running Conv node. Name:'node_conv2d' "
+    "Status Message: /onnxruntime_src/onnxruntime/core/providers/cuda/cuda_kernel.h:296 static cudnnContext* "
+    "onnxruntime::cuda::CudaKernel::RequireCudnnHandle(cudnnHandle_t) [ONNXRuntimeError] : 9 : NOT_IMPLEMENTED : cuDNN is "
+    "unavailable or disabled for CUDA Execution Provider: dlopen failed for libcudnn.so: libcudnn.so: cannot open shared "
+    "object file: No such file or directory\n"
+)
+NO_MEMORY = "[ONNXRuntimeError] : 1 : FAIL : Exception during initialization: " + ARENA.format(size=5120)
+NO_MEMORY_LATER = (
+    "[ONNXRuntimeError] : 1 : FAIL : Non-zero status code returned while running Conv node. Name:'node_conv2d' "
+    "Status Message: " + ARENA.format(size=1105920000)
+)
 
 
 def part(number: int, content: bytes) -> bytes:
@@ -138,6 +177,8 @@ def test_other_failures_of_a_run_keep_their_reason() -> None:
 # CUDA: what a machine without it says, and what is asked of one with it
 
 
+HAS_GPU_BUILD = ORT_NAMES["cuda"] in onnxruntime.get_available_providers()
+needs_cuda = pytest.mark.skipif(not HAS_GPU_BUILD or driver_obstacle() is not None, reason="CUDA cannot run here")
 NO_FALLBACK = "session.disable_cpu_ep_fallback"
 
 
@@ -156,14 +197,18 @@ class FakeOrt(SimpleNamespace):
     ) -> None:
         super().__init__(
             SessionOptions=onnxruntime.SessionOptions,
-            set_default_logger_severity=onnxruntime.set_default_logger_severity,
             get_available_providers=lambda: [ORT_NAMES["cuda"], ORT_NAMES["cpu"]],
             preload_dlls=lambda: print("Failed to load libcublas.so"),
-            __file__=onnxruntime.__file__,
+            __file__="nowhere/__init__.py",  # a GPU build has a library there that misses others
             __version__=onnxruntime.__version__,
             asked=[],
+            severities=[],
         )
         self.starts, self.lacks, self.error, self.tells = starts, lacks, error, tells
+
+    def set_default_logger_severity(self, severity: int) -> None:
+        self.severities.append(severity)
+        onnxruntime.set_default_logger_severity(severity)
 
     def InferenceSession(self, model: bytes | str, options: Any, providers: list[Any], enable_fallback: int) -> Any:
         self.asked.append((providers, enable_fallback))
@@ -196,6 +241,7 @@ def fake_ort(monkeypatch: pytest.MonkeyPatch) -> Callable[..., FakeOrt]:
         ort = FakeOrt(**facts)
         monkeypatch.setattr(session_module, "import_onnxruntime", lambda: ort)
         monkeypatch.setattr(session_module, "driver_obstacle", lambda: driver)
+        monkeypatch.setattr(session_module, "_cudnn_obstacle", lambda: None)
         return ort
 
     return install
@@ -209,7 +255,19 @@ def test_cuda_runs_alone_in_full_float32_and_is_read_back(
     assert session.provider == "cuda"
     (([(name, options)], enable_fallback),) = ort.asked
     assert (name, options["use_tf32"], enable_fallback) == (ORT_NAMES["cuda"], "0", 0)
+    assert ort.severities == [4], "what CUDA reports while its sessions run must not reach the user"
     assert capfd.readouterr() == ("", ""), "what preload_dlls prints must not reach the user"
+
+
+def test_half_precision_may_use_tensor_cores(fake_ort: Callable[..., FakeOrt], tmp_path: Path) -> None:
+    half = b"\x10\x0a" + part(8, b"half") + part(9, b"\0\0")  # a scalar
+    path = tmp_path / "half.onnx"
+    path.write_bytes(PROBE_MODEL + part(7, part(5, half)))
+    for model in (path, path.read_bytes()):
+        ort = fake_ort()
+        Session(model, provider="cuda")
+        (([(_, options)], _),) = ort.asked
+        assert options["use_tf32"] == "1"
 
 
 @pytest.mark.parametrize(
@@ -233,12 +291,27 @@ def test_a_cuda_that_does_not_start_is_not_blamed_on_the_graph(fake_ort: Callabl
         Session(PROBE_MODEL, provider="cuda")
 
 
-def test_a_session_that_cuda_refuses_is_an_error_with_its_reason(fake_ort: Callable[..., FakeOrt]) -> None:
-    fake_ort(error="CUDA failure 35: driver version is insufficient\nmore\nlines")
-    with pytest.raises(ProviderError, match="CUDA cannot run here: CUDA failure 35: driver version is insufficient;"):
+@pytest.mark.parametrize(
+    ("error", "reason", "remedy"),
+    [
+        (OLD_DRIVER, "CUDA failure 35: CUDA driver version is insufficient for CUDA runtime version", INSTALL_CUDA_12),
+        (NO_MEMORY, "out of memory, there is no room for 5,120 bytes", "nvidia-smi names them"),
+        (NO_CUBLAS, "CUBLAS failure 1: Unknown cuBLAS error status", INSTALL_CUDA),
+    ],
+    ids=["an old driver", "no memory", "cuBLAS"],
+)
+def test_a_session_that_cuda_refuses_is_an_error_with_its_reason_and_remedy(
+    fake_ort: Callable[..., FakeOrt], error: str, reason: str, remedy: str
+) -> None:
+    fake_ort(error=error)
+    with pytest.raises(ProviderError) as caught:
         Session(PROBE_MODEL, provider="cuda")
+    assert str(caught.value).startswith(f"CUDA cannot run here: {reason}; to get it, ")
+    assert str(caught.value).endswith(remedy)
     with pytest.raises(ArtefactError, match="the model of 5 bytes is no ONNX model"):
         Session(b"hello", provider="cuda")
+    with pytest.raises(ArtefactError, match="missing: No such file"):
+        Session("missing", provider="cuda")
 
 
 def test_without_a_driver_the_driver_is_asked_for(fake_ort: Callable[..., FakeOrt]) -> None:
@@ -257,27 +330,76 @@ def test_the_cpu_build_names_the_command_for_the_other(fake_ort: Callable[..., F
     assert INSTALL_CUDA in str(caught.value)
 
 
-@pytest.mark.skipif(ORT_NAMES["cuda"] in onnxruntime.get_available_providers(), reason="this is a GPU build")
+@pytest.mark.skipif(HAS_GPU_BUILD, reason="this is a GPU build")
 def test_this_build_without_cuda_says_so(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ProviderError, match="only the CPU build of ONNX Runtime is installed"):
         Session(PROBE_MODEL, provider="cuda")
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_library_that_the_loader_misses_is_named(
-    fake_ort: Callable[..., FakeOrt], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize(
+    ("message", "reason", "remedy"),
+    [
+        ("libcublasLt.so.13: cannot open shared object file: No such file or directory", "are missing", INSTALL_CUDA),
+        ("libonnxruntime_providers_cuda.so: undefined symbol: cuTensorMapEncodeTiled", "do not load", INSTALL_CUDA_12),
+    ],
+    ids=["missing", "an old driver"],
+)
+def test_a_library_that_does_not_load_is_named_by_the_loader(
+    fake_ort: Callable[..., FakeOrt],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    message: str,
+    reason: str,
+    remedy: str,
 ) -> None:
     ort = fake_ort(starts=False)
     (tmp_path / "capi").mkdir()
     (tmp_path / "capi/libonnxruntime_providers_cuda.so").touch()
     ort.__dict__["__file__"] = str(tmp_path / "__init__.py")
 
-    def refuse(path: Path) -> None:
-        raise OSError("libcublasLt.so.13: cannot open shared object file: No such file or directory")
+    def refuse(path: str) -> None:
+        raise OSError(message)
 
     monkeypatch.setattr(ctypes, "CDLL", refuse)
-    with pytest.raises(ProviderError, match=r"libraries are missing \(libcublasLt\.so\.13: cannot open .*pip install"):
+    with pytest.raises(ProviderError) as caught:
         Session(PROBE_MODEL, provider="cuda")
+    assert f"CUDA or cuDNN libraries {reason} ({message}); to get it, " in str(caught.value)
+    assert str(caught.value).endswith(remedy)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there is cuDNN looked for")
+def test_a_missing_cudnn_is_found_before_the_first_run(
+    fake_ort: Callable[..., FakeOrt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = session_module._cudnn_obstacle
+    fake_ort()
+    monkeypatch.setattr(session_module, "_cudnn_obstacle", find)
+
+    def refuse(name: str) -> None:
+        raise OSError(f"{name}: cannot open shared object file: No such file or directory")
+
+    monkeypatch.setattr(ctypes, "CDLL", refuse)
+    with pytest.raises(ProviderError, match=r"libraries are missing \(libcudnn\.so\.9: cannot open .*pip install"):
+        Session(PROBE_MODEL, provider="cuda")
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: None)
+    assert Session(PROBE_MODEL, provider="cuda").provider == "cuda"
+
+
+@needs_cuda
+def test_the_gpu_build_takes_its_options_and_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    session = fmcae.load(provider="cuda").session("classifier")
+    session.run(np.zeros((2, 1, 28, 28), np.float32))
+    options = session.raw.get_provider_options()[ORT_NAMES["cuda"]]
+    assert (options["use_tf32"], options["cudnn_conv_algo_search"]) == ("0", "HEURISTIC")
+    assert capfd.readouterr() == ("", "")
+
+
+@needs_cuda
+def test_the_gpu_build_refuses_int8_with_its_operators() -> None:
+    operators = "QLinearConv, NhwcMaxPool, MatMulIntegerToFloat"
+    with pytest.raises(ProviderError, match=f"does not run on cuda alone: CUDA has no kernel for {operators}, which"):
+        Session(shipped_folder("fashion-mnist-int8") / "classifier.onnx", provider="cuda")
 
 
 # the module itself
@@ -304,3 +426,21 @@ def test_reasons_are_one_short_line() -> None:
     assert short_reason(RuntimeError("[ONNXRuntimeError] : 7 : INVALID_PROTOBUF : a : b\nc")) == "a : b"
     assert short_reason(RuntimeError()) == "RuntimeError"
     assert short_reason(RuntimeError("x" * 500)) == "x" * 199 + "…"
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        (OLD_DRIVER, "CUDA failure 35: CUDA driver version is insufficient for CUDA runtime version"),
+        (NO_CUBLAS, "CUBLAS failure 1: Unknown cuBLAS error status"),
+        (
+            NO_CUDNN,
+            "cuDNN is unavailable or disabled for CUDA Execution Provider: dlopen failed for libcudnn.so: "
+            "libcudnn.so: cannot open shared object file: No such file or directory",
+        ),
+        (NO_MEMORY_LATER, "out of memory, there is no room for 1,105,920,000 bytes"),
+    ],
+    ids=["an old driver", "cuBLAS", "cuDNN", "memory"],
+)
+def test_reasons_behind_signatures_are_found(message: str, reason: str) -> None:
+    assert len(message) > 200 and short_reason(RuntimeError(message)) == reason

@@ -21,6 +21,7 @@ from fmcae.runtime.machine import peak_memory_mib
 from fmcae.runtime.session import Session
 from fmcae.runtime.timing import (
     ROUNDS,
+    SIZE_CHANGES,
     Case,
     ColdStart,
     FirstRun,
@@ -57,6 +58,7 @@ def test_a_graph_is_measured_cold_and_warm(probe: Path) -> None:
     for case in timed.cases:
         assert list(case.latencies) == ["onnxruntime-cpu", "baseline-cpu"]
         assert list(case.ratios) == ["baseline-cpu"]
+        assert case.after_other_size_ms is None
     assert timed.cuda_beats_cpu_from == {}
     values = json.loads(json.dumps(asdict(timed)))
     assert values["cases"][0]["latencies"]["onnxruntime-cpu"]["p50_ms"] > 0
@@ -238,7 +240,20 @@ def test_cuda_is_timed_with_and_without_transfer_beside_the_cpu(probe: Path, mon
             "onnxruntime-cpu",
             "baseline-cpu",
         ]
+        assert case.after_other_size_ms is not None and case.after_other_size_ms > 0
     assert set(timed.cuda_beats_cpu_from) == {"onnxruntime-cuda", "onnxruntime-cuda-resident"}
+
+
+def test_a_change_of_the_batch_size_is_timed_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, sizes = SimpleNamespace(now=0.0), list[int]()
+    monkeypatch.setattr(time, "perf_counter", lambda: clock.now)
+
+    def run(x: NDArray[np.float32]) -> None:
+        clock.now += 1 if sizes[-1:] == [len(x)] else 7e-3 if len(x) == 4 else 1
+        sizes.append(len(x))
+
+    found = timing.after_other_size_ms(cast(Session, SimpleNamespace(run=run)), np.zeros((4, 2), np.float32))
+    assert found == pytest.approx(7) and sizes == [5, 4] * SIZE_CHANGES
 
 
 def test_inputs_are_always_the_same_and_fit_the_graph() -> None:
