@@ -98,5 +98,5 @@ def _tradeoff_lines(tradeoff: "Tradeoff") -> str:
         f"{tradeoff.lost_points:+.2f} points lost of {tradeoff.budget_points:g} allowed; "
         f"{tradeoff.label_agreement:.2%} of {tradeoff.images:,} labels agree\n"
         f"  size {tradeoff.size_bytes:,} bytes, {tradeoff.size_bytes / tradeoff.fp32_size_bytes:.2f} of float32's\n"
-        f"  {speed}, on {tradeoff.provider} with {tradeoff.threads} thread"
+        f"  {speed}, on {tradeoff.where} with {tradeoff.threads} thread"
     )

@@ -10,7 +10,7 @@ from fmcae.data import Split
 from fmcae.export.precision import SmallerPrecision
 from fmcae.precision import check_made_for
 from fmcae.preprocess import scale
-from fmcae.runtime.machine import describe_machine
+from fmcae.runtime.machine import describe_machine, gpu_facts
 from fmcae.runtime.session import Session
 from fmcae.runtime.timing import Ratio, random_input, time_in_turns
 
@@ -31,7 +31,7 @@ class Tradeoff:
         max_abs_difference: the largest absolute difference of a logit.
         size_bytes, fp32_size_bytes: the sizes of the graphs, without card and golden vectors.
         speedup: fp32's latency over this one's, by batch size; above 1 this one is faster.
-        machine: what the times were taken on.
+        machine, gpu: what the times were taken on. gpu has name and driver, and is None on the CPU or if it cannot be had.
         budget_points: the loss of accuracy that was allowed, in hundredths.
     """
 
@@ -47,6 +47,12 @@ class Tradeoff:
     threads: int
     machine: dict[str, Any]
     budget_points: float
+    gpu: dict[str, str] | None = None
+
+    @property
+    def where(self) -> str:
+        """The provider, and the GPU's name if one ran it."""
+        return f"{self.provider} ({self.gpu['name']})" if self.gpu else self.provider
 
     @property
     def lost_points(self) -> float:
@@ -63,7 +69,7 @@ class Tradeoff:
             )
         speed = self.speedup["1"].median
         if self.size_bytes >= self.fp32_size_bytes and speed <= 1:
-            return f"it is neither smaller ({self.size_bytes:,} bytes) nor faster ({speed:.2f} times)"
+            return f"it is neither smaller ({self.size_bytes:,} bytes) nor faster ({speed:.2f} times on {self.where})"
         return None
 
 
@@ -84,6 +90,7 @@ def measure_tradeoff(
         batch = random_input(session, size)
         runners = {"smaller": lambda x=batch: session.run(x), "fp32": lambda x=batch: fp32_session.run(x)}
         speedup[str(size)] = time_in_turns(runners, size, _TIMED_SECONDS).ratios["fp32"]
+    gpu = gpu_facts() if session.provider == "cuda" else None
     return Tradeoff(
         images=len(test),
         accuracy=metrics.accuracy(logits, test.labels),
@@ -97,4 +104,5 @@ def measure_tradeoff(
         threads=session.threads,
         machine=describe_machine(),
         budget_points=budget_points,
+        gpu={key: gpu[key] for key in ("name", "driver")} if gpu else None,
     )

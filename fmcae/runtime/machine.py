@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+_DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+
 
 def available_cpus(root: Path = Path("/")) -> int:
     """Count the CPUs that this process may use: its affinity, cut to the container's quota (rounded up), at least 1.
@@ -78,7 +80,7 @@ def driver_obstacle() -> str | None:
     import ctypes
 
     try:
-        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        driver = ctypes.CDLL(_DRIVER)
     except OSError:
         return "no NVIDIA driver is found"
     count = ctypes.c_int(0)
@@ -88,13 +90,37 @@ def driver_obstacle() -> str | None:
     return f"the NVIDIA driver does not start (CUDA error {status})" if status != 0 else None
 
 
-def gpu_facts() -> dict[str, Any] | None:
-    """Return the name, driver and memory of CUDA's device 0, from nvidia-smi; None if they cannot be had."""
+def gpu_address() -> str | None:
+    """Return the PCI address of CUDA's device 0, such as "0000:01:00.0"; None without a GPU. It starts the driver.
+
+    Source: CUDA Driver API, cuDeviceGet and cuDeviceGetPCIBusId.
+    """
+    import ctypes
+
+    if driver_obstacle() is not None:
+        return None
+    driver, device, text = ctypes.CDLL(_DRIVER), ctypes.c_int(0), ctypes.create_string_buffer(32)
+    try:
+        status = driver.cuDeviceGet(ctypes.byref(device), 0) or driver.cuDeviceGetPCIBusId(text, len(text), device)
+    except AttributeError:  # what stands in for a driver may not have them
+        return None
+    return None if status else text.value.decode("ascii")
+
+
+def gpu_facts(address: str | None = None) -> dict[str, Any] | None:
+    """Return a GPU's name, driver and memory from nvidia-smi; None if they cannot be had.
+
+    Args:
+        address: its PCI address, or None for that of :func:`gpu_address`. nvidia-smi counts GPUs by it, and CUDA the fastest
+            first, among those that CUDA_VISIBLE_DEVICES lists.
+    """
     import subprocess
 
-    device = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip() or "0"
+    address = address or gpu_address()
+    if address is None:
+        return None
     query = "--query-gpu=name,driver_version,memory.used,memory.total"
-    command = ["nvidia-smi", query, "--format=csv,noheader,nounits", "-i", device]
+    command = ["nvidia-smi", query, "--format=csv,noheader,nounits", "-i", address]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
         name, driver, used, total = (field.strip() for field in answer.splitlines()[0].split(","))

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from fmcae.errors import FmcaeError, ProviderError, UsageError
 from fmcae.runtime.fresh import call_in_fresh_process
-from fmcae.runtime.machine import cpu_times_ns, gpu_facts, peak_memory_mib
+from fmcae.runtime.machine import cpu_times_ns, gpu_address, gpu_facts, peak_memory_mib
 from fmcae.runtime.session import Provider, Session, import_onnxruntime, short_reason
 
 FloatArray = NDArray[np.float32]
@@ -260,7 +260,9 @@ def cold_start(path: Path, provider: Provider, threads: int, batch_sizes: Sequen
     Raises:
         FmcaeError: the process fails, for example because the memory does not suffice.
     """
-    task = json.dumps([str(path), provider, threads, sorted(batch_sizes)])
+    # asked for here: in the fresh process that would start the driver before the session does
+    gpu = gpu_address() if provider == "cuda" else None
+    task = json.dumps([str(path), provider, threads, sorted(batch_sizes), gpu])
     try:
         facts = call_in_fresh_process("fmcae.runtime.timing", "_cold_child", task)
     except FmcaeError as error:
@@ -269,12 +271,12 @@ def cold_start(path: Path, provider: Provider, threads: int, batch_sizes: Sequen
 
 
 def _cold_child(task: str) -> None:
-    path, provider, threads, batch_sizes = json.loads(task)
+    path, provider, threads, batch_sizes, gpu = json.loads(task)
     began = time.perf_counter()
     import_onnxruntime()
     import_ms = (time.perf_counter() - began) * 1e3
     base_memory = peak_memory_mib()
-    gpu_before = gpu_facts() if provider == "cuda" else None
+    gpu_before = gpu_facts(gpu) if gpu else None
 
     began = time.perf_counter()
     session = Session(path, provider=provider, threads=threads)
@@ -286,7 +288,7 @@ def _cold_child(task: str) -> None:
         began = time.perf_counter()
         session.run(x)
         first_run_ms = (time.perf_counter() - began) * 1e3
-        gpu_now = gpu_facts() if gpu_before else None
+        gpu_now = gpu_facts(gpu) if gpu_before else None
         rise = gpu_now["memory_used_mib"] - gpu_before["memory_used_mib"] if gpu_now and gpu_before else None
         first_runs.append(asdict(FirstRun(size, first_run_ms, peak_memory_mib(), rise)))
     facts = {"import_ms": import_ms, "session_creation_ms": creation_ms, "base_memory_mib": base_memory}

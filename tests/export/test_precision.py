@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ from fmcae.data import Dataset, load_dataset
 from fmcae.errors import GateError, ProviderError, RunError
 from fmcae.export import precision
 from fmcae.export.artefacts import export_smaller
+from fmcae.export.model_card import model_card
 from fmcae.export.precision import int8_graph, latent_units
 from fmcae.preprocess import scale
 from fmcae.runtime.model import load, read_artefact
@@ -72,6 +74,13 @@ def test_int8_proves_itself(int8: Path, trained_run: Path) -> None:
     assert facts["tradeoff"]["images"] == 400 and set(facts["tradeoff"]["speedup"]) == {"1", "256"}
     assert artefact.card.metrics == {"test_accuracy": facts["tradeoff"]["accuracy"]}
     assert "int8 against float32" in (int8 / "MODEL_CARD.md").read_text()
+
+
+def test_a_model_card_names_the_gpu_of_its_times(int8: Path) -> None:
+    artefact = read_artefact(int8 / "classifier.onnx")
+    tradeoff = artefact.card.precision["tradeoff"] | {"gpu": {"name": "NVIDIA L4", "driver": "570.86.15"}}
+    card = replace(artefact.card, precision=artefact.card.precision | {"tradeoff": tradeoff})
+    assert ", NVIDIA L4, driver 570.86.15, ONNX Runtime" in model_card({"classifier": replace(artefact, card=card)})
 
 
 @pytest.mark.parametrize("pooling", [True, False])

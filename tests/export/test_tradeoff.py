@@ -12,7 +12,9 @@ SMALLER = Tradeoff(100, 0.9, 0.9, 1.0, 0.0, 300, 400, SLOWER, "cpu", 1, {}, 0.2)
 def test_neither_smaller_nor_faster_is_not_worth_keeping() -> None:
     assert SMALLER.failure is None
     larger = replace(SMALLER, size_bytes=500)
-    assert "neither smaller (500 bytes) nor faster (0.90 times)" in str(larger.failure)
+    assert "neither smaller (500 bytes) nor faster (0.90 times on cpu)" in str(larger.failure)
+    on_gpu = replace(larger, provider="cuda", gpu={"name": "NVIDIA L4", "driver": "570.86.15"})
+    assert "nor faster (0.90 times on cuda (NVIDIA L4))" in str(on_gpu.failure)
     assert replace(larger, speedup={"1": Ratio(1.1, 1.0, 1.2)}).failure is None
 
 

@@ -13,7 +13,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fmcae.runtime.machine import available_cpus, describe_hardware, describe_machine, driver_obstacle, gpu_facts
+from fmcae.runtime import machine
+from fmcae.runtime.machine import (
+    available_cpus,
+    describe_hardware,
+    describe_machine,
+    driver_obstacle,
+    gpu_address,
+    gpu_facts,
+)
 
 
 @pytest.fixture
@@ -102,19 +110,41 @@ def test_the_driver_is_asked_for_its_gpus(
 @pytest.mark.skipif(os.name != "posix", reason="the stand-in for nvidia-smi is a shell script")
 def test_the_gpu_is_described_by_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    address = "0000:41:00.0"
+    monkeypatch.setattr(machine, "gpu_address", lambda: address)
     assert gpu_facts() is None
     script = tmp_path / "nvidia-smi"
-    script.write_text('#!/bin/sh\n[ "$4" = 3 ] && exit 9\necho "NVIDIA L4, 570.86.15, 12, 23034"\n')
+    script.write_text('#!/bin/sh\n[ "$4" = 0000:41:00.0 ] || exit 9\necho "NVIDIA L4, 570.86.15, 12, 23034"\n')
     script.chmod(0o755)
     expected = {"name": "NVIDIA L4", "driver": "570.86.15", "memory_used_mib": 12, "memory_total_mib": 23034}
     assert gpu_facts() == expected
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")
+    assert gpu_facts(address) == expected
+    assert gpu_facts("0000:01:00.0") is None
+    monkeypatch.setattr(machine, "gpu_address", lambda: None)
     assert gpu_facts() is None
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    assert gpu_facts() == expected
     script.write_text("#!/bin/sh\necho No devices were found\n")
-    assert gpu_facts() is None
+    assert gpu_facts(address) is None
+
+
+def test_the_address_of_a_gpu_is_what_the_driver_says_of_cudas_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    def device(pointer: Any, ordinal: int) -> int:
+        pointer._obj.value = 7 + ordinal
+        return 0
+
+    def address(buffer: Any, size: int, device: Any) -> int:
+        buffer.value = b"0000:41:00.0"
+        return 0 if device.value == 7 and size == len(buffer) else 1
+
+    driver = SimpleNamespace(cuDeviceGet=device, cuDeviceGetPCIBusId=address)
+    monkeypatch.setattr(machine, "driver_obstacle", lambda: None)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: driver)
+    assert gpu_address() == "0000:41:00.0"
+    driver.cuDeviceGetPCIBusId = lambda *_: 101
+    assert gpu_address() is None
+    del driver.cuDeviceGetPCIBusId
+    assert gpu_address() is None
+    monkeypatch.setattr(machine, "driver_obstacle", lambda: "no NVIDIA driver is found")
+    assert gpu_address() is None
 
 
 def test_the_machine_is_described() -> None:
