@@ -22,18 +22,22 @@ TONES = torch.tensor([0.30, 0.14, 0.10, 0.10, 0.08, 0.16, 0.12])  # the shares o
 def augment(x: Tensor, strong_share: float) -> Tensor:
     """Return a new batch (N, 1, 28, 28) float32 in [0, 1] from x of the same kind, its background 0.
 
-    Each image is mirrored or not. The first ``strong_share`` of them, in [0, 1], are changed strongly, so the batch
-    must be in random order; the others move by a pixel at most.
+    Each image is mirrored or not. The first ``strong_share`` of them, in [0, 1], are changed strongly; of the others
+    the first half is tilted and stretched a little, and the second moves by a pixel at most. So the batch must be in
+    random order.
     """
     x = torch.where(_chance(x, 0.5), x.flip(-1), x)
     count = round(strong_share * len(x))
-    return torch.cat([strongly(x[:count]), _shifted(x[count:])]) if count else _shifted(x)
+    strong, mild, still = torch.tensor_split(x, [count, (count + len(x)) // 2])
+    parts = ((strongly, strong), (_tilted, mild), (_shifted, still))
+    return torch.cat([change(part) for change, part in parts if len(part)])
 
 
 def strongly(x: Tensor) -> Tensor:
     """Change the tone, the place and the quality of each image of x (N, 1, 28, 28); as for :func:`augment`."""
     inside = _silhouette(x)
-    return _full_range(_degraded(_full_range(_placed(_shaded(_toned(x, inside)), inside))))
+    x, inside = _cut(_shaded(_toned(x, inside)), inside)
+    return _full_range(_degraded(_full_range(_placed(x, inside, turn=0.8, shear=0.15, stretch=0.15))))
 
 
 def _uniform(x: Tensor, low: float, high: float) -> Tensor:
@@ -56,6 +60,10 @@ def _shifted(x: Tensor) -> Tensor:
     steps = torch.arange(28, device=x.device)
     rows, columns = (down + steps)[:, :, None], (right + steps)[:, None, :]
     return padded[:, 0][torch.arange(len(x), device=x.device)[:, None, None], rows, columns].unsqueeze(1)
+
+
+def _tilted(x: Tensor) -> Tensor:
+    return _placed(x, _silhouette(x), turn=0.3, shear=0.05, stretch=0.1)
 
 
 def _silhouette(x: Tensor) -> Tensor:
@@ -106,19 +114,32 @@ def _shaded(x: Tensor) -> Tensor:
     return (x ** torch.exp(_uniform(x, -0.7, 0.7)) * shadow).clamp(0, 1)
 
 
-def _placed(x: Tensor, inside: Tensor) -> Tensor:
-    """Cut, tilt, shear and stretch each item, trim to it, and bring its longest edge to the frame, in one sampling."""
-    ramp = (torch.arange(28, device=x.device) + 0.5) / 14 - 1  # the pixels' centres in [-1, 1]
+def _cut(x: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
+    """Cut off a part of some items at each side."""
+    ramp = _centres(x)
     for axis in (ramp, ramp.view(28, 1)):
         for side in (axis, -axis):
             kept = side < 1 - _uniform(x, 0, 0.5) * _chance(x, 0.05)
             x, inside = x * kept, inside * kept
-    turn, shear = _uniform(x, -1, 1).flatten(), _uniform(x, -0.15, 0.15).flatten()
-    angle = 0.8 * turn * turn.abs()  # up to 46°, mostly less than half of it
-    stretch = torch.exp(_uniform(x, -0.15, 0.15)).flatten()
+    return x, inside
+
+
+def _centres(x: Tensor) -> Tensor:
+    """(28,): the pixels' centres along an axis, in [-1, 1]."""
+    return (torch.arange(28, device=x.device) + 0.5) / 14 - 1
+
+
+def _placed(x: Tensor, inside: Tensor, turn: float, shear: float, stretch: float) -> Tensor:
+    """Tilt, shear and stretch each item, trim to it, and bring its longest edge to the frame, in one sampling.
+
+    It is tilted by up to ``turn`` (radians), mostly less than half of it.
+    """
+    ramp, turned = _centres(x), _uniform(x, -1, 1).flatten()
+    angle, lean = turn * turned * turned.abs(), _uniform(x, -shear, shear).flatten()
+    wider = torch.exp(_uniform(x, -stretch, stretch)).flatten()
     cos, sin = torch.cos(angle), torch.sin(angle)
     # from the picture to the tilted one: q = matrix p, p = (column, row)
-    matrix = torch.stack([cos * stretch, (shear * cos - sin) / stretch, sin * stretch, (shear * sin + cos) / stretch])
+    matrix = torch.stack([cos * wider, (lean * cos - sin) / wider, sin * wider, (lean * sin + cos) / wider])
     matrix = matrix.T.reshape(-1, 2, 2)
     points = torch.stack([ramp.expand(28, 28), ramp.view(28, 1).expand(28, 28)]).reshape(2, 784)
     tilted, item = matrix @ points, inside.reshape(-1, 1, 784) > 0  # (N, 2, 784)

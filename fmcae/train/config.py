@@ -62,13 +62,13 @@ class RobustConfig:
     Both see the training images and negatives, mirrored or not, a share of them changed strongly.
     """
 
-    teacher_epochs: int = 20
-    classifier_epochs: int = 80
+    teacher_epochs: int = 40
+    classifier_epochs: int = 160
     batch_size: int = 250
     teacher_learning_rate: float = 0.003  # the highest of a cycle, AdamW's
     classifier_learning_rate: float = 0.015
     weight_decay: float = 0.01
-    strong_share: float = 0.4  # of the images, changed strongly
+    strong_share: float = 0.33  # of the images, changed strongly
     negatives: int = 10_000  # pictures of nothing known, but no more than there are training images
     view_epochs: int = 4  # epochs of the classifier over the same changed images and their labels by the teacher
     distillation: float = 0.7  # the weight of the teacher's labels; the rest is the true labels'

@@ -139,7 +139,7 @@ class NormalizedClassifier(nn.Module):
 
 
 class Teacher(nn.Module):
-    """x (N, 1, 28, 28) -> logits (N, class_count): two residual blocks, whose labels a smaller network learns.
+    """x (N, 1, 28, 28) -> logits (N, class_count): four residual blocks, whose labels a smaller network learns.
 
     Source: He, Zhang, Ren and Sun 2016, arXiv:1512.03385. The largest value of each channel stands for the whole picture,
     so that it matters little where something is.
@@ -149,13 +149,15 @@ class Teacher(nn.Module):
         super().__init__()
         self.config = config
         self.layers = nn.Sequential(
-            nn.Conv2d(1, 32, kernel_size=5, padding=2, bias=False),  # (N, 32, 28, 28)
+            nn.Conv2d(1, 32, kernel_size=3, padding=1, bias=False),  # (N, 32, 28, 28)
             nn.BatchNorm2d(32),
             nn.ReLU(),
+            ResidualBlock(32, 32),  # (N, 32, 28, 28)
             nn.MaxPool2d(2),
             ResidualBlock(32, 64),  # (N, 64, 14, 14)
             nn.MaxPool2d(2),
             ResidualBlock(64, 128),  # (N, 128, 7, 7)
+            ResidualBlock(128, 128),  # (N, 128, 7, 7)
             nn.MaxPool2d(7),  # (N, 128, 1, 1); AdaptiveMaxPool2d has no repeatable gradient on a GPU
             nn.Flatten(),
             nn.Linear(128, config.class_count),

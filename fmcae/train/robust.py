@@ -104,9 +104,9 @@ class _Stage:
         self.network, self.teacher = self._networks(splits["train"].images)
         count, classes = len(self.data.labels), run.config.network.class_count + 1
         self.views = Views(
-            torch.empty_like(self.data.images),
-            torch.empty_like(self.data.labels),
-            None if self.teacher is None else torch.empty(count, classes, device=self.device),
+            torch.zeros_like(self.data.images),
+            torch.zeros_like(self.data.labels),
+            None if self.teacher is None else torch.zeros(count, classes, device=self.device),
         )
         self.averaged = Average(self.network, self.settings.average_decay)
         self.both = nn.ModuleDict({"network": self.network, "average": self.averaged})  # what a checkpoint holds
