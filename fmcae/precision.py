@@ -1,12 +1,14 @@
-"""The precisions that an artefact may have, and the providers that each is made for."""
+"""The precisions that an artefact may have, the providers of ONNX Runtime, and which of these each is made for."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 from fmcae.errors import ProviderError
 
 Precision = Literal["fp32", "int8", "fp16"]
-# CUDA has no kernels for the integer operators of int8, and would leave them to the CPU.
-PRECISION_PROVIDERS: dict[str, tuple[str, ...]] = {"fp32": ("cpu", "cuda"), "int8": ("cpu",), "fp16": ("cpu", "cuda")}
+Provider = Literal["cpu", "cuda", "openvino", "tensorrt", "dml", "coreml"]
+PROVIDERS: tuple[Provider, ...] = get_args(Provider)
+# CUDA and OpenVINO have no kernels for the integer operators of int8, and would leave them to the CPU.
+PRECISION_PROVIDERS: dict[str, tuple[str, ...]] = {"fp32": PROVIDERS, "int8": ("cpu",), "fp16": ("cpu", "cuda")}
 
 
 def check_made_for(precision: str, provider: str) -> None:

@@ -44,7 +44,7 @@ def bench(  # long, because its options are listed here
 ) -> None:
     """Time the exported graphs, cold and warm, and their memory.
 
-    PyTorch, where it is installed, is timed in turns with ONNX Runtime and shown as ratios. With --provider cuda, so is
+    PyTorch, where it is installed, is timed in turns with ONNX Runtime and shown as ratios. With another provider, so is
     the CPU, and the batch size from which CUDA beats it is named.
     """
     sizes = _batch_sizes(batch)
@@ -54,6 +54,7 @@ def bench(  # long, because its options are listed here
         _check_plot(plot)
     from fmcae.runtime.machine import describe_machine, gpu_facts
     from fmcae.runtime.model import read_artefacts
+    from fmcae.runtime.session import NVIDIA
 
     artefacts = list(read_artefacts(model).values())
     for artefact in artefacts:
@@ -66,7 +67,7 @@ def bench(  # long, because its options are listed here
         "threads": first.threads,
         "seconds_per_series": seconds,
         "machine": describe_machine(),
-        "gpu": gpu_facts() if first.provider == "cuda" else None,
+        "gpu": gpu_facts() if first.provider in NVIDIA else None,
         "measured": MEASURED,
         "load_average": load,
         "notes": notes + _waiting_notes(graphs),

@@ -55,7 +55,7 @@ def _draw_graph(graph: dict[str, Any], top: Axes, bottom: Axes) -> None:
     sizes = [case["batch_size"] for case in graph["cases"]]
     for series in graph["cases"][0]["latencies"]:
         latencies = [case["latencies"][series] for case in graph["cases"]]
-        style = STYLES[series]
+        style = STYLES.get(series, STYLES["onnxruntime-cuda"])  # of the providers beside the CPU there is only one
         p50, p99, images_per_s = ([item[key] for item in latencies] for key in ("p50_ms", "p99_ms", "images_per_s"))
         top.plot(sizes, p50, label=series, markersize=4, **style)
         top.fill_between(sizes, p50, p99, color=style["color"], alpha=0.15, linewidth=0)

@@ -6,6 +6,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from fmcae.runtime.session import NVIDIA
 from fmcae.runtime.timing import GraphTiming
 
 LEGEND = (
@@ -80,7 +81,7 @@ def _facts(graph: GraphTiming) -> list[str]:
     cold = graph.cold
     first_runs = [
         f"{run.batch_size:,}: {digits(run.first_run_ms)} ms, {_mib(run.peak_memory_mib)}"
-        + (f", {_mib(run.gpu_memory_mib)} GPU" if graph.provider == "cuda" else "")
+        + (f", {_mib(run.gpu_memory_mib)} GPU" if graph.provider in NVIDIA else "")
         for run in cold.first_runs
     ]
     start = (

@@ -33,7 +33,7 @@ def _print(diagnosis: "Diagnosis") -> None:
     from rich.text import Text
 
     from fmcae.runtime.doctor import RUNTIME_PACKAGES, TRAIN_PACKAGES
-    from fmcae.runtime.session import ORT_NAMES
+    from fmcae.runtime.session import ORT_NAMES, PROVIDER_FACTS
 
     console = Console(soft_wrap=True, highlight=False)
     packages = diagnosis.packages
@@ -51,11 +51,13 @@ def _print(diagnosis: "Diagnosis") -> None:
     if missing := [name for name in TRAIN_PACKAGES if packages[name] is None]:
         line("", f"for training and export:  {INSTALL_TRAIN}  (missing: {', '.join(missing)})")
     for probe in diagnosis.probes:
+        facts = PROVIDER_FACTS[probe.provider]
+        tried = "" if facts.tried else " (not tried by us)"
         if probe.works:
-            line(probe.provider, f"works: {ORT_NAMES[probe.provider]} gives the golden output", "green")
+            line(probe.provider, f"works: {facts.ort_name} gives the golden output{tried}", "green")
         else:
-            reason = (probe.reason or "no reason given").removeprefix("CUDA cannot run here: ")
-            line(probe.provider, f"no: {reason}", "red" if probe.provider == "cpu" else "")
+            reason = (probe.reason or "no reason given").removeprefix(f"{facts.title} cannot run here: ")
+            line(probe.provider, f"no: {reason}{tried}", "red" if probe.provider == "cpu" else "")
     listed = diagnosis.probes[0].listed
     line("also listed", ", ".join(name for name in listed if name not in ORT_NAMES.values()) or "no other provider")
     for artefact in diagnosis.artefacts:

@@ -13,14 +13,15 @@ from typing import Annotated, Any
 import typer
 
 from fmcae.errors import ImageError, UsageError
-from fmcae.runtime.session import MAX_THREADS, Provider
+from fmcae.precision import Provider
+from fmcae.runtime.session import MAX_THREADS
 
 JSON_SCHEMA_VERSION = 1
 
 DATA_HELP = """Folder with four IDX files, or one folder of images per class.
 [default: Fashion-MNIST from $FMCAE_DATA, the cache, Debian's package or a download]"""
 DataOption = Annotated[str | None, typer.Option(metavar="DIR", help=DATA_HELP)]
-ProviderOption = Annotated[Provider, typer.Option(help="Where ONNX Runtime runs; cuda never runs on the CPU.")]
+ProviderOption = Annotated[Provider, typer.Option(help="What ONNX Runtime runs on; there is no fallback.")]
 THREADS_HELP = "CPU threads. [default: all that this process may use]"
 ThreadsOption = Annotated[int | None, typer.Option(metavar="N", min=1, max=MAX_THREADS, help=THREADS_HELP)]
 SHIPPED_NAMES = ["fashion-mnist", "fashion-mnist-int8", "fashion-mnist-large", "fashion-mnist-paper"]  # without numpy

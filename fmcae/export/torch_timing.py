@@ -11,7 +11,7 @@ from torch import nn
 
 from fmcae.errors import ArtefactError, FmcaeError
 from fmcae.runtime.model import Artefact
-from fmcae.runtime.session import short_reason
+from fmcae.runtime.session import NVIDIA, short_reason
 from fmcae.runtime.timing import Runner
 from fmcae.train.config import NetworkConfig
 from fmcae.train.networks import Classifier, Decoder, Encoder
@@ -49,18 +49,18 @@ def pytorch_baselines(
 ) -> Callable[[NDArray[np.float32]], dict[str, Runner]]:
     """Return a function that makes the runners of PyTorch's series for an input: numpy in, numpy out.
 
-    The series are "pytorch-cpu", or "pytorch-cuda" and "pytorch-cuda-resident". PyTorch's threads, and full float32 on
-    CUDA, are set for the whole process.
+    The series are "pytorch-cpu", or beside a provider on NVIDIA's GPUs "pytorch-cuda" and "pytorch-cuda-resident".
+    PyTorch's threads, and full float32 on CUDA, are set for the whole process.
 
     Raises:
         ArtefactError: the artefact cannot be rebuilt in PyTorch.
         FmcaeError: PyTorch has no CUDA here, or fails on it.
     """
-    if provider == "cuda" and not torch.cuda.is_available():
+    if provider in NVIDIA and not torch.cuda.is_available():
         raise FmcaeError("it has no cuda here")
     torch.set_num_threads(threads)
     network = load_network(artefact)
-    if provider == "cpu":
+    if provider not in NVIDIA:
         return lambda x: {"pytorch-cpu": lambda: _run(network, torch.from_numpy(x)).numpy()}
     torch.backends.cuda.matmul.fp32_precision = "ieee"
     # The session has TF32 off; PyTorch has it on for convolutions unless told.

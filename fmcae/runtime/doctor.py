@@ -12,9 +12,10 @@ from typing import Any
 
 from fmcae import __version__
 from fmcae.errors import FmcaeError
+from fmcae.precision import PROVIDERS, Provider
 from fmcae.runtime.fresh import call_in_fresh_process
 from fmcae.runtime.machine import available_cpus, installed_version
-from fmcae.runtime.session import PROVIDERS, Provider, Session, import_onnxruntime, release, short_reason
+from fmcae.runtime.session import Session, import_onnxruntime, release, short_reason
 
 OLDEST_ONNXRUNTIME = "1.19"
 _PROBE_TIMEOUT_S = 120  # CUDA's first start compiles kernels for a GPU newer than the build

@@ -307,7 +307,7 @@ def load(
         path: a folder that holds encoder.onnx, decoder.onnx, classifier.onnx or some of them, or one such file; or the
             name of what ships with fmcae: "fashion-mnist" (which None stands for), "fashion-mnist-int8",
             "fashion-mnist-large" or "fashion-mnist-paper".
-        provider: "cpu" or "cuda"; "cuda" never runs on the CPU instead.
+        provider: "cpu", "cuda", "openvino", "tensorrt", "dml" or "coreml"; none falls back to the CPU.
         threads: ONNX Runtime's threads, 1 to 1,024; None takes the CPUs that this process may use.
         only: "encoder", "decoder" or "classifier", to read only that one if the folder has it.
         threshold: the known score, 0 to 1, from which an image is known; None takes the classifier's own, and 0 turns it

@@ -1,19 +1,22 @@
 """One graph in ONNX Runtime: the provider that really runs it, and its threads.
 
-ONNX Runtime moves nodes that CUDA cannot run to the CPU by itself. Here "cuda" means that CUDA runs every node, or an
-error: CUDA is the session's only provider, and it is read back after the session is created.
+ONNX Runtime moves nodes that a provider cannot run to the CPU by itself. Here "cuda" means that CUDA runs every node, or an
+error, and so do the other names: the provider is the session's only one, and is read back after the session is created.
 """
 
 import contextlib
 import io
 import sys
+import threading
 import warnings
+from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from fmcae.errors import ArtefactError, FmcaeError, ProviderError, UsageError
+from fmcae.precision import PROVIDERS, Provider
 from fmcae.runtime.machine import available_cpus, driver_obstacle
 
 if TYPE_CHECKING:
@@ -21,13 +24,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ModelSource: TypeAlias = bytes | str | Path  # a file's bytes, or its path
-Provider = Literal["cpu", "cuda"]
-PROVIDERS: tuple[Provider, ...] = get_args(Provider)
-ORT_NAMES: dict[Provider, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 MAX_THREADS = 1_024  # far above what a graph of this size can use; ONNX Runtime itself starts any number
 
-# The GPU build goes over the CPU build, whose record stays: without it the next `pip install .` would bring its files back.
+# Another build goes over the CPU build, whose record stays: without it the next `pip install .` would bring its files back.
 INSTALL_CUDA = "pip uninstall -y onnxruntime-gpu && pip install 'onnxruntime-gpu[cuda,cudnn]'"
+INSTALL_OPENVINO = "pip uninstall -y onnxruntime-openvino && pip install onnxruntime-openvino"
 INSTALL_DRIVER = "install NVIDIA's driver, or give the container the GPU (docker run --gpus all)"
 # From 1.27 on, the packages of ONNX Runtime are built for CUDA 13.
 INSTALL_CUDA_12 = "pip install 'onnxruntime-gpu[cuda,cudnn]<1.27'"
@@ -37,9 +38,54 @@ _REMEDIES = {  # by a part of the reason
     "undefined symbol: cuTensorMap": _NEWER_DRIVER,  # a function of the driver since CUDA 12
     "out of memory": "end other programs that take the GPU's memory; nvidia-smi names them",
 }
-# The heuristic search, because the exhaustive one times every cuDNN algorithm again for each new batch size and may
-# choose another next time.
-_CUDA_OPTIONS = {"cudnn_conv_algo_search": "HEURISTIC"}
+
+
+class _Facts(NamedTuple):
+    title: str
+    ort_name: str  # ONNX Runtime's name for it
+    remedy: str  # what brings it
+    options: dict[str, str]
+    tried: bool  # by fmcae's authors, on hardware of its kind
+
+
+PROVIDER_FACTS: dict[Provider, _Facts] = {
+    "cpu": _Facts("the CPU", "CPUExecutionProvider", "run  pip install --force-reinstall onnxruntime", {}, True),
+    # The heuristic search, because the exhaustive one times every cuDNN algorithm again for each new batch size and may
+    # choose another next time.
+    "cuda": _Facts(
+        "CUDA",
+        "CUDAExecutionProvider",
+        f"with an NVIDIA driver, run  {INSTALL_CUDA}",
+        {"cudnn_conv_algo_search": "HEURISTIC"},
+        False,
+    ),
+    # FP32, because OpenVINO itself takes bfloat16 where a CPU has it.
+    "openvino": _Facts(
+        "OpenVINO",
+        "OpenVINOExecutionProvider",
+        f"run  {INSTALL_OPENVINO}",
+        {"device_type": "CPU", "precision": "FP32"},
+        True,
+    ),
+    "tensorrt": _Facts(
+        "TensorRT",
+        "TensorrtExecutionProvider",
+        f"with an NVIDIA driver and TensorRT's libraries, run  {INSTALL_CUDA}",
+        {},
+        False,
+    ),
+    "dml": _Facts("DirectML", "DmlExecutionProvider", "on Windows, run  pip install onnxruntime-directml", {}, False),
+    # The older format may compute in half precision.
+    "coreml": _Facts(
+        "Core ML",
+        "CoreMLExecutionProvider",
+        "on macOS, run  pip install onnxruntime",
+        {"ModelFormat": "MLProgram"},
+        False,
+    ),
+}
+ORT_NAMES: dict[Provider, str] = {name: facts.ort_name for name, facts in PROVIDER_FACTS.items()}
+NVIDIA: tuple[Provider, ...] = ("cuda", "tensorrt")
 _NO_CPU_NODES = "session.disable_cpu_ep_fallback"
 # How long a thread looks out for work before it sleeps. If it slept at once, two threads would take longer for one image
 # than one does, because operators follow each other faster than a thread wakes; if it never slept, a CPU would be busy.
@@ -55,7 +101,7 @@ class Session:
     """One ONNX graph with one input and one output, ready to run on the provider that was asked for.
 
     Attributes:
-        provider: "cpu" or "cuda", read back from ONNX Runtime after creation.
+        provider: one of PROVIDERS, read back from ONNX Runtime after creation.
         threads: the CPU threads of one operator.
         raw: the :class:`onnxruntime.InferenceSession` itself.
     """
@@ -66,13 +112,13 @@ class Session:
         """
         Args:
             model: an ONNX file, or its bytes.
-            provider: "cpu" or "cuda"; "cuda" never falls back to the CPU, not even for single nodes.
+            provider: one of PROVIDERS; none falls back to the CPU, not even for single nodes.
             threads: None for all that :func:`available_cpus` counts and memory has room for. Between runs they sleep.
             profile_prefix: where ``raw.end_profiling()`` writes ONNX Runtime's profile; empty for no profile.
 
         Raises:
             UsageError: the provider is unknown, or threads is out of range.
-            ProviderError: CUDA cannot run here, and the message says how to get it; or it cannot run every node.
+            ProviderError: the provider cannot run here, and the message says how to get it; or it cannot run every node.
             ArtefactError: the model cannot be read, or has not exactly one input and one output.
             FmcaeError: memory has no room for so many threads.
         """
@@ -94,8 +140,7 @@ class Session:
         options.enable_profiling = bool(profile_prefix)
         options.profile_file_prefix = profile_prefix
 
-        create = _create_on_cuda if wanted == "cuda" else _create_on_cpu
-        self.raw: Any = create(ort, model, options)
+        self.raw: Any = _create_on_cpu(ort, model, options) if wanted == "cpu" else _create(wanted, ort, model, options)
         self.provider = next(known for known in PROVIDERS if ORT_NAMES[known] == self.raw.get_providers()[0])
         inputs, outputs = self.raw.get_inputs(), self.raw.get_outputs()
         if len(inputs) != 1 or len(outputs) != 1:
@@ -105,6 +150,8 @@ class Session:
         self._output_names = [self.output_name]
         # ONNX Runtime's own object below its Python one, whose checks take 1 µs and are made here after a failure
         self._run = getattr(self.raw, "_sess", self.raw).run
+        if self.provider == "dml":  # DirectML allows one run of a session at a time
+            self._run = _one_at_a_time(self._run)
 
     def run(self, x: "NDArray[np.float32]") -> "NDArray[np.float32]":
         """The graph's output for ``x``, a float32 array of the input's shape. Safe to call from several threads.
@@ -129,8 +176,18 @@ class Session:
         return FmcaeError(f"ONNX Runtime failed on {self.provider}: {short_reason(error)}")
 
 
+def _one_at_a_time(run: Callable[..., Any]) -> Callable[..., Any]:
+    lock = threading.Lock()
+
+    def locked(*arguments: Any) -> Any:
+        with lock:
+            return run(*arguments)
+
+    return locked
+
+
 def check_provider(provider: str) -> Provider:
-    """Return ``provider`` itself, or raise UsageError if it is neither "cpu" nor "cuda"."""
+    """Return ``provider`` itself, or raise UsageError if it is none of PROVIDERS."""
     if provider not in PROVIDERS:
         raise UsageError(f"provider (={provider}) must be one of {', '.join(PROVIDERS)}")
     return provider
@@ -229,40 +286,51 @@ def _create_on_cpu(ort: Any, model: ModelSource, options: Any) -> Any:
         raise ArtefactError(f"{_name_of(model)} is no ONNX model that runs here: {short_reason(error)}") from error
 
 
-def _create_on_cuda(ort: Any, model: ModelSource, options: Any) -> Any:
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(), contextlib.suppress(Exception):
-        warnings.simplefilter("ignore")
-        ort.preload_dlls()  # finds the CUDA libraries that pip installed; not before version 1.21
-    driver = driver_obstacle()
-    if ORT_NAMES["cuda"] not in ort.get_available_providers():
-        build = "only the CPU build of ONNX Runtime is installed"
-        raise _cuda_error(f"{build}, and {driver}" if driver else build)
+def _create(wanted: Provider, ort: Any, model: ModelSource, options: Any) -> Any:
+    """A session in which ``wanted``, which is not the CPU, runs every node."""
+    title, name = PROVIDER_FACTS[wanted].title, ORT_NAMES[wanted]
+    driver = None
+    if wanted in NVIDIA:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(), contextlib.suppress(Exception):
+            warnings.simplefilter("ignore")
+            ort.preload_dlls()  # finds the CUDA libraries that pip installed; not before version 1.21
+        driver = driver_obstacle()
+    if name not in ort.get_available_providers():
+        build = f"the build of ONNX Runtime that is installed has no {name}"
+        raise _cannot_run(wanted, f"{build}, and {driver}" if driver else build)
     if driver:
-        raise _cuda_error(driver, INSTALL_DRIVER)
-    if obstacle := _cudnn_obstacle():
-        raise _cuda_error(obstacle)
+        raise _cannot_run(wanted, driver, INSTALL_DRIVER)
+    if wanted in NVIDIA and (obstacle := _cudnn_obstacle()):
+        raise _cannot_run(wanted, obstacle)
 
-    # What CUDA reports at its start and when it plans a convolution comes from the default logger, not the session's, and
-    # each plan that it tries in vain is a red line there. It cannot be asked for its level, to set that again.
+    # What a provider reports at its start, and CUDA when it plans a convolution, comes from the default logger, not the
+    # session's, and each plan that is tried in vain is a red line there. Its level cannot be asked for, to be set again.
     ort.set_default_logger_severity(_LOG_FATAL)
     options.add_session_config_entry(_NO_CPU_NODES, "1")
     try:
-        provider = (ORT_NAMES["cuda"], {**_CUDA_OPTIONS, "use_tf32": str(int(_tf32_is_right(model)))})
+        provider = (name, _provider_options(wanted, model, options.intra_op_num_threads))
         create = partial(ort.InferenceSession, model, options, [provider], enable_fallback=0)
         session = create()
     except Exception as error:
         options.add_session_config_entry(_NO_CPU_NODES, "0")
         _create_on_cpu(ort, model, options)  # raises if it is the model that is broken
         if "fallback to CPU" not in str(error):
-            raise _cuda_error(_library_obstacle(ort) or short_reason(error)) from error
+            raise _cannot_run(wanted, _library_obstacle(wanted, ort) or short_reason(error)) from error
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         session = create()
-        if session.get_providers()[0] == ORT_NAMES["cuda"]:
-            reason = f"CUDA has no kernel for {_cpu_operators(session)}, which would run on the CPU"
-            raise ProviderError(f"{_name_of(model)} does not run on cuda alone: {reason}") from error
-    if session.get_providers()[0] != ORT_NAMES["cuda"]:
-        raise _cuda_error(_library_obstacle(ort) or "ONNX Runtime could not start it")
+        if session.get_providers()[0] == name:
+            reason = f"{title} has no kernel for {_cpu_operators(session)}, which would run on the CPU"
+            raise ProviderError(f"{_name_of(model)} does not run on {wanted} alone: {reason}") from error
+    if session.get_providers()[0] != name:
+        raise _cannot_run(wanted, _library_obstacle(wanted, ort) or "ONNX Runtime could not start it")
     return session
+
+
+def _provider_options(wanted: Provider, model: ModelSource, threads: int) -> dict[str, str]:
+    options = PROVIDER_FACTS[wanted].options
+    if wanted == "cuda":
+        return options | {"use_tf32": str(int(_tf32_is_right(model)))}
+    return options | ({"num_of_threads": str(threads)} if wanted == "openvino" else {})
 
 
 def _tf32_is_right(model: ModelSource) -> bool:
@@ -277,16 +345,17 @@ def _tf32_is_right(model: ModelSource) -> bool:
 
 
 def _cpu_operators(session: Any) -> str:
-    """The operators that run on the CPU beside CUDA, if ONNX Runtime tells."""
+    """The operators that run on the CPU beside another provider, if ONNX Runtime tells."""
     list_parts = getattr(session, "get_provider_graph_assignment_info", list)  # since 1.24
     nodes = (node.op_type for part in list_parts() if part.ep_name == ORT_NAMES["cpu"] for node in part.get_nodes())
     return ", ".join(dict.fromkeys(nodes)) or "some of its nodes"
 
 
-def _cuda_error(obstacle: str, remedy: str | None = None) -> ProviderError:
+def _cannot_run(wanted: Provider, obstacle: str, remedy: str | None = None) -> ProviderError:
+    facts = PROVIDER_FACTS[wanted]
     fitting = (command for part, command in _REMEDIES.items() if part in obstacle)
-    remedy = remedy or next(fitting, f"with an NVIDIA driver, run  {INSTALL_CUDA}")
-    return ProviderError(f"CUDA cannot run here: {obstacle}; to get it, {remedy}")
+    remedy = remedy or next(fitting, facts.remedy)
+    return ProviderError(f"{facts.title} cannot run here: {obstacle}; to get it, {remedy}")
 
 
 def _cudnn_obstacle() -> str | None:
@@ -294,10 +363,10 @@ def _cudnn_obstacle() -> str | None:
     return _loader_obstacle("libcudnn.so.9") if sys.platform == "linux" else None
 
 
-def _library_obstacle(ort: Any) -> str | None:
-    """The CUDA or cuDNN library whose absence kept ONNX Runtime's CUDA library from loading, named by the loader."""
+def _library_obstacle(wanted: Provider, ort: Any) -> str | None:
+    """The library whose absence kept ONNX Runtime's own library of a provider from loading, named by the loader."""
     # only after ONNX Runtime has failed: loaded before, its library would start without its host and crash
-    library = Path(ort.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so"
+    library = Path(ort.__file__).parent / "capi" / f"libonnxruntime_providers_{wanted}.so"
     return _loader_obstacle(str(library)) if library.exists() else None
 
 
@@ -308,7 +377,7 @@ def _loader_obstacle(library: str) -> str | None:
         ctypes.CDLL(library)
     except OSError as error:
         what = "are missing" if "cannot open shared object" in str(error) else "do not load"
-        return f"CUDA or cuDNN libraries {what} ({short_reason(error)})"
+        return f"libraries {what} ({short_reason(error)})"
     return None
 
 

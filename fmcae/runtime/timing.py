@@ -21,9 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmcae.errors import FmcaeError, ProviderError, UsageError
+from fmcae.precision import Provider
 from fmcae.runtime.fresh import call_in_fresh_process
 from fmcae.runtime.machine import cpu_times_ns, gpu_address, gpu_facts, peak_memory_mib
-from fmcae.runtime.session import Provider, Session, import_onnxruntime, short_reason
+from fmcae.runtime.session import NVIDIA, Session, import_onnxruntime, short_reason
 
 FloatArray = NDArray[np.float32]
 Runner = Callable[[], object]
@@ -71,7 +72,7 @@ class ColdStart:
     """A graph's start in a fresh process."""
 
     import_ms: float  # of ONNX Runtime, with numpy there already
-    session_creation_ms: float  # from the file to a session, CUDA's own start included
+    session_creation_ms: float  # from the file to a session, the provider's own start included
     base_memory_mib: float | None  # the peak resident memory with everything imported and no session
     first_runs: tuple[FirstRun, ...]
 
@@ -143,7 +144,7 @@ def time_graph(
     """
     session = Session(path, provider=provider, threads=threads)  # first: it fails before anything is measured
     on_cuda, sizes = session.provider == "cuda", sorted(set(batch_sizes))
-    on_cpu = Session(path, threads=threads) if on_cuda else session
+    on_cpu = None if session.provider == "cpu" else Session(path, threads=threads)
     progress("cold start")
     cold = cold_start(path, session.provider, session.threads, sizes)
     cases = []
@@ -153,6 +154,7 @@ def time_graph(
         runners: dict[str, Runner] = {f"onnxruntime-{session.provider}": partial(session.run, x)}
         if on_cuda:
             runners["onnxruntime-cuda-resident"] = resident_runner(session, x)
+        if on_cpu is not None:
             runners["onnxruntime-cpu"] = partial(on_cpu.run, x)
         case = time_in_turns({**runners, **baselines(x)}, size, seconds)
         cases.append(replace(case, after_other_size_ms=after_other_size_ms(session, x)) if on_cuda else case)
@@ -261,7 +263,7 @@ def cold_start(path: Path, provider: Provider, threads: int, batch_sizes: Sequen
         FmcaeError: the process fails, for example because the memory does not suffice.
     """
     # asked for here: in the fresh process that would start the driver before the session does
-    gpu = gpu_address() if provider == "cuda" else None
+    gpu = gpu_address() if provider in NVIDIA else None
     task = json.dumps([str(path), provider, threads, sorted(batch_sizes), gpu])
     try:
         facts = call_in_fresh_process("fmcae.runtime.timing", "_cold_child", task)

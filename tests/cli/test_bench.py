@@ -97,7 +97,7 @@ def test_without_pytorch_it_says_so(cli: "Cli", shipped: Path, monkeypatch: pyte
 def test_cuda_that_does_not_run_exits_4_before_any_measurement(cli: "Cli", no_measurement: None) -> None:
     result = cli("bench", "--provider", "cuda")
     assert (result.exit_code, result.stdout) == (4, "")
-    assert "only the CPU build of ONNX Runtime is installed" in result.stderr
+    assert "the build of ONNX Runtime that is installed has no CUDAExecutionProvider" in result.stderr
     assert "pip install 'onnxruntime-gpu[cuda,cudnn]'" in result.stderr and result.stderr.count("\n") == 1
 
 
@@ -161,12 +161,13 @@ def test_without_matplotlib_the_plot_is_refused_with_the_command(
 
 
 @pytest.mark.train
-def test_all_series_of_cuda_can_be_drawn(tmp_path: Path) -> None:
-    """A CUDA report that no CUDA has made: the drawing needs none."""
+def test_all_series_can_be_drawn(tmp_path: Path) -> None:
+    """A report that no CUDA and no OpenVINO has made: the drawing needs none."""
     from fmcae.cli.bench_plot import STYLES, draw
 
     latency = {"p50_ms": 1.0, "p99_ms": 2.0, "images_per_s": 1000.0}
-    cases = [{"batch_size": size, "latencies": dict.fromkeys(STYLES, latency)} for size in (1, 64)]
+    series = [*STYLES, "onnxruntime-openvino"]
+    cases = [{"batch_size": size, "latencies": dict.fromkeys(series, latency)} for size in (1, 64)]
     report = {
         "graphs": [{"graph": "classifier", "cases": cases}],
         "machine": {"cpu": "A CPU", "onnxruntime": "1.30.0", "torch": "2.15.0"},
@@ -178,7 +179,7 @@ def test_all_series_of_cuda_can_be_drawn(tmp_path: Path) -> None:
     draw(report, tmp_path / "cuda.svg")
     content = (tmp_path / "cuda.svg").read_text()
     assert "A GPU" in content and "<!-- too few CPUs were free -->" in content
-    assert all(f"<!-- {name} -->" in content for name in STYLES)
+    assert all(f"<!-- {name} -->" in content for name in series)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import pytest
 import fmcae
 from fmcae.cli import VERBS
 from fmcae.cli.options import print_json
+from fmcae.precision import PROVIDERS
 
 if TYPE_CHECKING:
     from tests.conftest import Cli
@@ -58,7 +59,7 @@ def test_the_shell_completes_verbs_and_providers() -> None:
         return result.stdout.split()
 
     assert completions("fmcae re") == ["reconstruct"]
-    assert completions("fmcae predict --provider ") == ["cpu", "cuda"]
+    assert completions("fmcae predict --provider ") == list(PROVIDERS)
 
 
 def test_debug_shows_the_traceback_on_either_side_of_the_verb() -> None:
@@ -87,7 +88,7 @@ def test_help_imports_nothing_heavy() -> None:
         (["encode", "x.png"], "Missing option '--out' / '-o'."),
         (["predict", "x.png", "--top-k", "abc"], "Invalid value for '--top-k': 'abc' is not a valid"),
         (["predict", "x.png", "--top-k", "0"], "Invalid value for '--top-k': 0 is not in the range x>=1."),
-        (["bench", "--provider", "gpu"], "Invalid value for '--provider': 'gpu' is not one of 'cpu', 'cuda'."),
+        (["bench", "--provider", "gpu"], "Invalid value for '--provider': 'gpu' is not one of 'cpu', 'cuda', "),
         (["predict", "x.png", "--threads", "0"], "Invalid value for '--threads': 0 is not in the range 1<=x<=1024."),
         (["predict", "x.png", "--wings"], "No such option: --wings"),
         (["predict", "-lead.png"], "No such option: -l"),

@@ -3,6 +3,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from fmcae.precision import PROVIDERS
 from fmcae.runtime import doctor
 from fmcae.runtime.doctor import Probe
 
@@ -16,6 +17,8 @@ def test_a_good_installation(cli: "Cli") -> None:
     assert "works: CPUExecutionProvider gives the golden output" in result.stdout
     assert result.stdout.count("sealed as shipped") == 8
     assert "no problem found" in result.stdout
+    (dml,) = (line for line in result.stdout.splitlines() if line.startswith("dml "))
+    assert dml.endswith("to get it, on Windows, run  pip install onnxruntime-directml (not tried by us)")
     assert "\x1b" not in result.stdout and result.stderr == ""
 
 
@@ -23,7 +26,7 @@ def test_json_for_machines(cli: "Cli") -> None:
     result = cli("doctor", "--json")
     values = json.loads(result.stdout)
     assert (result.exit_code, values["schema_version"], values["usable"]) == (0, 1, True)
-    assert [probe["provider"] for probe in values["probes"]] == ["cpu", "cuda"]
+    assert [probe["provider"] for probe in values["probes"]] == list(PROVIDERS)
     assert values["onnxruntime_distributions"] and values["problems"] == []
 
 

@@ -120,7 +120,7 @@ def test_what_ships_for_another_provider_is_left_out_unless_it_is_named(
 
 
 def test_info_names_the_providers_and_shows_the_parity(cli: "Cli", shipped: Path) -> None:
-    assert "\nmade for: cpu, cuda\n" in cli("info", shipped).stdout
+    assert "\nmade for: cpu, cuda, openvino, tensorrt, dml, coreml\n" in cli("info", shipped).stdout
     assert "\nparity holds on 10,000 images, provider cpu\n" in cli("info", shipped).stdout
     assert "\nmade for: cpu\n" in cli("info", "fashion-mnist-int8").stdout
     assert json.loads(cli("info", "fashion-mnist-int8", "--json").stdout)["made_for"] == ["cpu"]

@@ -11,6 +11,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from fmcae.precision import PROVIDERS
 from fmcae.runtime import doctor
 from fmcae.runtime.doctor import (
     PROBE_MODEL,
@@ -22,7 +23,7 @@ from fmcae.runtime.doctor import (
     onnxruntime_problems,
     probe_provider,
 )
-from fmcae.runtime.session import PROVIDERS, Session
+from fmcae.runtime.session import Session
 
 WORKS = Probe("cpu", True, None, "1.30.0", "onnxruntime", ("CPUExecutionProvider",))
 
@@ -38,7 +39,7 @@ def test_a_fresh_process_creates_a_session_on_the_cpu() -> None:
 def test_a_provider_that_is_not_there_says_how_to_get_it() -> None:
     probe = probe_provider("cuda")
     assert not probe.works
-    assert "only the CPU build of ONNX Runtime is installed" in str(probe.reason) and "pip install" in str(probe.reason)
+    assert "installed has no CUDAExecutionProvider" in str(probe.reason) and "pip install" in str(probe.reason)
 
 
 def test_the_probe_gives_its_golden_output() -> None:
@@ -198,7 +199,7 @@ def test_the_diagnosis_has_everything(only: Callable[[str], None]) -> None:
     only("cpu")
     diagnosis = diagnose()
     assert diagnosis.usable
-    assert [probe.provider for probe in diagnosis.probes] == ["cpu", "cuda"]
+    assert [probe.provider for probe in diagnosis.probes] == list(PROVIDERS)
     whole, alone = ["encoder", "decoder", "classifier"], ["classifier"]
     assert [item.kind for item in diagnosis.artefacts] == [*whole, *alone, *alone, *whole]
     assert all(item.problem is None for item in diagnosis.artefacts)

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 
 import fmcae
 from fmcae.errors import ArtefactError, FmcaeError, ProviderError, UsageError
+from fmcae.precision import Provider
 from fmcae.runtime import session as session_module
 from fmcae.runtime.doctor import PROBE_MODEL, PROBE_X, PROBE_Y
 from fmcae.runtime.machine import available_cpus, driver_obstacle
@@ -22,6 +24,7 @@ from fmcae.runtime.session import (
     INSTALL_CUDA,
     INSTALL_CUDA_12,
     ORT_NAMES,
+    PROVIDER_FACTS,
     Session,
     import_onnxruntime,
     short_reason,
@@ -197,7 +200,7 @@ class FakeOrt(SimpleNamespace):
     ) -> None:
         super().__init__(
             SessionOptions=onnxruntime.SessionOptions,
-            get_available_providers=lambda: [ORT_NAMES["cuda"], ORT_NAMES["cpu"]],
+            get_available_providers=lambda: list(ORT_NAMES.values()),
             preload_dlls=lambda: print("Failed to load libcublas.so"),
             __file__="nowhere/__init__.py",  # a GPU build has a library there that misses others
             __version__=onnxruntime.__version__,
@@ -212,7 +215,8 @@ class FakeOrt(SimpleNamespace):
 
     def InferenceSession(self, model: bytes | str, options: Any, providers: list[Any], enable_fallback: int) -> Any:
         self.asked.append((providers, enable_fallback))
-        on_cuda = providers != [ORT_NAMES["cpu"]]
+        on_cuda = providers != [ORT_NAMES["cpu"]]  # or on another provider
+        name = providers[0][0]
         if on_cuda and self.error:
             raise RuntimeError(self.error)
         if on_cuda and options.get_session_config_entry(NO_FALLBACK) == "1":
@@ -224,7 +228,7 @@ class FakeOrt(SimpleNamespace):
             options.add_session_config_entry(NO_FALLBACK, "0")
         session = onnxruntime.InferenceSession(model, options, providers=[ORT_NAMES["cpu"]])
         if on_cuda:
-            session.get_providers = lambda: [ORT_NAMES["cuda"]] * self.starts + [ORT_NAMES["cpu"]]
+            session.get_providers = lambda: [name] * self.starts + [ORT_NAMES["cpu"]]
             session.get_provider_graph_assignment_info = self._assignment if self.tells else list
         return session
 
@@ -268,6 +272,54 @@ def test_half_precision_may_use_tensor_cores(fake_ort: Callable[..., FakeOrt], t
         Session(model, provider="cuda")
         (([(_, options)], _),) = ort.asked
         assert options["use_tf32"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("provider", "options"),
+    [
+        ("openvino", {"device_type": "CPU", "precision": "FP32", "num_of_threads": "3"}),
+        ("tensorrt", {}),
+        ("dml", {}),
+        ("coreml", {"ModelFormat": "MLProgram"}),
+    ],
+)
+def test_other_providers_go_through_the_same_door(
+    fake_ort: Callable[..., FakeOrt], provider: Provider, options: dict[str, str]
+) -> None:
+    ort = fake_ort()
+    session = Session(PROBE_MODEL, provider=provider, threads=3)
+    assert session.provider == provider and session.run(X).tolist() == PROBE_Y
+    assert ort.asked == [([(ORT_NAMES[provider], options)], 0)]
+    title = PROVIDER_FACTS[provider].title
+    fake_ort(lacks=("QLinearConv",))
+    with pytest.raises(ProviderError, match=f"does not run on {provider} alone: {title} has no kernel for QLinearConv"):
+        Session(PROBE_MODEL, provider=provider)
+    fake_ort(starts=False)
+    with pytest.raises(ProviderError, match=f"{title} cannot run here: ONNX Runtime could not start it; to get it, "):
+        Session(PROBE_MODEL, provider=provider)
+    fake_ort().get_available_providers = lambda: [ORT_NAMES["cpu"]]
+    with pytest.raises(ProviderError, match=f"installed has no {ORT_NAMES[provider]}; to get it, .*pip install"):
+        Session(PROBE_MODEL, provider=provider)
+
+
+def test_runs_on_directml_wait_for_each_other(fake_ort: Callable[..., FakeOrt]) -> None:
+    fake_ort()
+    names = [Session(PROBE_MODEL, provider=provider)._run.__qualname__ for provider in ("coreml", "dml")]
+    assert [name.startswith("_one_at_a_time") for name in names] == [False, True]
+    running = most = 0
+
+    def run() -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        time.sleep(0.01)
+        running -= 1
+
+    one_at_a_time = session_module._one_at_a_time(run)
+    with ThreadPoolExecutor(4) as pool:
+        for finished in [pool.submit(one_at_a_time) for _ in range(4)]:
+            finished.result()
+    assert most == 1
 
 
 @pytest.mark.parametrize(
@@ -326,13 +378,13 @@ def test_the_cpu_build_names_the_command_for_the_other(fake_ort: Callable[..., F
     ort.get_available_providers = lambda: [ORT_NAMES["cpu"]]
     with pytest.raises(ProviderError) as caught:
         Session(PROBE_MODEL, provider="cuda")
-    assert "only the CPU build of ONNX Runtime is installed, and the NVIDIA driver finds no GPU" in str(caught.value)
+    assert "installed has no CUDAExecutionProvider, and the NVIDIA driver finds no GPU; to get it" in str(caught.value)
     assert INSTALL_CUDA in str(caught.value)
 
 
 @pytest.mark.skipif(HAS_GPU_BUILD, reason="this is a GPU build")
 def test_this_build_without_cuda_says_so(capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ProviderError, match="only the CPU build of ONNX Runtime is installed"):
+    with pytest.raises(ProviderError, match="the build of ONNX Runtime that is installed has no CUDAExecution"):
         Session(PROBE_MODEL, provider="cuda")
     assert capfd.readouterr() == ("", "")
 
@@ -364,7 +416,7 @@ def test_a_library_that_does_not_load_is_named_by_the_loader(
     monkeypatch.setattr(ctypes, "CDLL", refuse)
     with pytest.raises(ProviderError) as caught:
         Session(PROBE_MODEL, provider="cuda")
-    assert f"CUDA or cuDNN libraries {reason} ({message}); to get it, " in str(caught.value)
+    assert f"CUDA cannot run here: libraries {reason} ({message}); to get it, " in str(caught.value)
     assert str(caught.value).endswith(remedy)
 
 
@@ -400,6 +452,19 @@ def test_the_gpu_build_refuses_int8_with_its_operators() -> None:
     operators = "QLinearConv, NhwcMaxPool, MatMulIntegerToFloat"
     with pytest.raises(ProviderError, match=f"does not run on cuda alone: CUDA has no kernel for {operators}, which"):
         Session(shipped_folder("fashion-mnist-int8") / "classifier.onnx", provider="cuda")
+
+
+@pytest.mark.skipif(
+    ORT_NAMES["openvino"] not in onnxruntime.get_available_providers(), reason="onnxruntime-openvino is not installed"
+)
+def test_openvino_gives_what_was_shipped_and_refuses_int8(capfd: pytest.CaptureFixture[str]) -> None:
+    for kind in ("encoder", "decoder", "classifier"):
+        outcome = fmcae.verify(shipped_folder() / f"{kind}.onnx", provider="openvino")
+        assert outcome.passed and outcome.provider == "openvino"
+    operators = "QLinearConv, NhwcMaxPool, Flatten, MatMulIntegerToFloat"
+    with pytest.raises(ProviderError, match=f"on openvino alone: OpenVINO has no kernel for {operators}, which"):
+        Session(shipped_folder("fashion-mnist-int8") / "classifier.onnx", provider="openvino")
+    assert capfd.readouterr() == ("", "")
 
 
 # the module itself

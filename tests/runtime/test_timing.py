@@ -219,29 +219,32 @@ def test_cuda_beats_the_cpu_from_where_it_stays_faster(cuda: tuple[int, ...], ex
     assert beats_from(cases[::-1], "cuda", "cpu") == expected
 
 
-def test_cuda_is_timed_with_and_without_transfer_beside_the_cpu(probe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class OnCuda(Session):
-        """A session on the CPU that says CUDA: this machine may have none."""
+@pytest.mark.parametrize(
+    ("provider", "others"), [("cuda", ["onnxruntime-cuda-resident"]), ("openvino", [])], ids=["cuda", "openvino"]
+)
+def test_another_provider_is_timed_beside_the_cpu_and_cuda_without_transfer_too(
+    probe: Path, monkeypatch: pytest.MonkeyPatch, provider: str, others: list[str]
+) -> None:
+    class Elsewhere(Session):
+        """A session on the CPU that says another provider: this machine may have none."""
 
         def __init__(self, model: Path, *, provider: Any = "cpu", **options: Any) -> None:
             super().__init__(model, provider="cpu", **options)
             self.provider = provider
 
     cold = ColdStart(1, 1, 1, (FirstRun(1, 1, 1, 1), FirstRun(2, 1, 1, 1)))
-    monkeypatch.setattr(timing, "Session", OnCuda)
+    monkeypatch.setattr(timing, "Session", Elsewhere)
     monkeypatch.setattr(timing, "cold_start", lambda *_: cold)
     monkeypatch.setattr(timing, "resident_runner", lambda session, x: lambda: session.run(x))
-    timed = time_graph("probe", probe, provider="cuda", threads=1, batch_sizes=(1, 2), seconds=0.01, baselines=baseline)
-    assert timed.provider == "cuda"
+    timed = time_graph(
+        "probe", probe, provider=provider, threads=1, batch_sizes=(1, 2), seconds=0.01, baselines=baseline
+    )
+    assert timed.provider == provider
     for case in timed.cases:
-        assert list(case.latencies) == [
-            "onnxruntime-cuda",
-            "onnxruntime-cuda-resident",
-            "onnxruntime-cpu",
-            "baseline-cpu",
-        ]
-        assert case.after_other_size_ms is not None and case.after_other_size_ms > 0
-    assert set(timed.cuda_beats_cpu_from) == {"onnxruntime-cuda", "onnxruntime-cuda-resident"}
+        assert list(case.latencies) == [f"onnxruntime-{provider}", *others, "onnxruntime-cpu", "baseline-cpu"]
+        assert (case.after_other_size_ms is not None) == (provider == "cuda")
+    cuda = {"onnxruntime-cuda", "onnxruntime-cuda-resident"}
+    assert set(timed.cuda_beats_cpu_from) == (cuda if provider == "cuda" else set())
 
 
 def test_a_change_of_the_batch_size_is_timed_alone(monkeypatch: pytest.MonkeyPatch) -> None:
