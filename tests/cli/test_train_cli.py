@@ -124,6 +124,35 @@ def test_a_killed_run_resumes_to_the_same_bits(cli: Callable[..., Any], sample: 
     assert (result.exit_code, "is already finished" in result.stdout) == (0, True)
 
 
+@pytest.mark.parametrize("stage", ["autoencoder", "classifier"])
+def test_a_run_stopped_while_it_draws_goes_on_with_its_pictures(
+    cli: Callable[..., Any], sample: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    from fmcae.train import figures
+
+    draw_run = figures.draw_run
+
+    def stop(folder: Path, records: Any, drawn: str, class_names: list[str]) -> None:
+        if drawn == stage:
+            (folder / f".{stage}_curves.png.0123abcd.part").write_bytes(b"what a kill leaves")
+            raise KeyboardInterrupt
+        draw_run(folder, records, drawn, class_names)
+
+    with monkeypatch.context() as stopped:
+        stopped.setattr(figures, "draw_run", stop)
+        assert cli("train", "--data", sample, *QUICK, "--out", "runs/stopped").exit_code == 130
+    weights = Path("runs/stopped", f"{stage}.safetensors").read_bytes()
+    result = cli("export", "runs/stopped")
+    assert result.exit_code == 1 and "fmcae train --resume --out runs/stopped" in result.stderr
+    result = cli("train", "--resume")
+    assert result.exit_code == 0 and "going on with runs/stopped" in result.stderr
+    assert {path.name for path in Path("runs/stopped").iterdir()} == {
+        "config.json", "autoencoder.safetensors", "classifier.safetensors", "metrics.jsonl",
+        "autoencoder_curves.png", "classifier_curves.png", "confusion.png", "reconstructions.png",
+    }  # fmt: skip
+    assert Path("runs/stopped", f"{stage}.safetensors").read_bytes() == weights
+
+
 def test_ctrl_c_says_how_to_go_on(sample: Path) -> None:
     command = [sys.executable, "-m", "fmcae", "train", "--data", str(sample), "--epochs", "9999", "--out", "run"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
