@@ -197,7 +197,6 @@ def test_the_classifier_alone_from_another_run(cli: Callable[..., Any], sample: 
     config = values["config"]
     assert (config["stage"], config["encoder_training"], config["network"]["dropout"]) == ("classifier", "frozen", 0.2)
     assert values["autoencoder"]["name"] == "first" and values["autoencoder"]["config"]["network"]["dropout"] == 0.1
-    assert cli("export", "second").exit_code == 0
     result = cli("train", *arguments, "--from", trained_run, "--out", "third")
     assert result.exit_code == 1 and "does not fit the configuration" in result.stderr and not os.path.exists("third")
     assert cli("train", *arguments, "--encoder", "random", "--out", "fourth").exit_code == 0
@@ -303,8 +302,8 @@ def test_a_full_disk_is_one_line_and_keeps_what_was_whole(sample: Path) -> None:
     assert {entry.name for entry in os.scandir("run")} == {"config.json", "metrics.jsonl"}
 
 
-def test_the_robust_recipe_from_one_command(cli: Callable[..., Any], sample: Path, tmp_path: Path) -> None:
-    result = cli("train", "--recipe", "robust", "--data", sample, *QUICK, "--out", "run")
+def test_the_robust_recipe_from_one_command(cli: Callable[..., Any], small_sample: Path, tmp_path: Path) -> None:
+    result = cli("train", "--recipe", "robust", "--data", small_sample, *QUICK, "--out", "run")
     assert result.exit_code == 0
     assert [line.split(":")[0] for line in result.stdout.splitlines()[:3]] == ["autoencoder", "teacher", "classifier"]
     config = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
@@ -312,7 +311,7 @@ def test_the_robust_recipe_from_one_command(cli: Callable[..., Any], sample: Pat
     result = cli("train", "--resume", "--out", "run", "--recipe", "paper")
     assert result.exit_code == 2 and "--recipe (=paper) must be the run's own (=robust)" in result.stderr
     result = cli("export", "--onnx", "run")
-    assert result.exit_code == 0 and "parity holds on 400 images" in result.stdout
+    assert result.exit_code == 0 and "parity holds on 100 images" in result.stdout
     assert cli("verify", "run/onnx").exit_code == 0
     card = json.loads(cli("info", "run/onnx", "--json").stdout)["card"]
     assert 0 < card["calibration"]["threshold"] < 1 and card["training"]["config"]["robust"]["negatives"] == 10_000
