@@ -10,7 +10,8 @@ The kinds of attack:
     runs      run folders with mutated configuration, metrics, weights and checkpoint              (needs the train extra)
     results   a study's results.json, through the claims and now and then the report                (needs the train extra)
     threads   16 threads that share a model; every prediction must have the bits that one thread gives
-    kills     SIGKILL before a file operation of an export, a training and a study, each begun again (needs the train extra)
+    kills     SIGKILL before each file operation of an export, of one over another, of a training and of a study, which is
+              then begun again: nothing may be missing, left over or of other bits                 (needs the train extra)
 
 Every input follows from its kind and its number, so ``--kind pictures --first 1234 --count 1`` repeats one. An input may
 be read or refused with one of fmcae's own errors. Anything else is a defect: another exception, a crash of the process, a
@@ -68,7 +69,6 @@ from fmcae.card import (
 )
 from fmcae.data import idx
 from fmcae.errors import FmcaeError
-from fmcae.files import is_leftover
 from fmcae.images import MAX_PIXELS
 from fmcae.preprocess import to_uint8
 from fmcae.runtime.machine import describe_hardware
@@ -77,7 +77,7 @@ from fmcae.runtime.verify import verify
 
 GOALS = {
     "pictures": 1_000_000, "models": 100_000, "idx": 100_000, "runs": 10_000, "results": 10_000, "threads": 1_000,
-    "kills": 300,
+    "kills": 480,
 }  # fmt: skip
 SHARES = {"pictures": 40, "models": 25, "idx": 2, "runs": 6, "results": 6, "threads": 3, "kills": 18}  # of the minutes
 NEEDS_TORCH = {"runs", "results", "kills"}
@@ -87,10 +87,10 @@ LIMIT_BYTES = 500 * 2**20 + 4 * MAX_PIXELS  # beside the decoded picture itself
 THREADS = 16
 SAMPLE = Path(__file__).parents[1] / "tests" / "data" / "fashion-mnist-sample"
 STUDY = Path(__file__).parent / "results" / "study"
+OPERATIONS = {"fcntl.flock", "os.chmod", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "shutil.rmtree"}  # audited
 Rng: TypeAlias = np.random.Generator
-Try: TypeAlias = Callable[
-    [Rng], str
-]  # tries one input and says what came of it; a defect is an exception of another kind
+# Tries the input of that number and says what came of it; a defect is an exception that is none of fmcae's own.
+Try: TypeAlias = Callable[[int, Rng], str]
 
 
 class Defect(Exception):
@@ -202,7 +202,7 @@ def pictures(folder: Path) -> Try:
     """Preprocess mutants of small pictures in every format and mode that is read."""
     bases = _pictures()
 
-    def try_one(rng: Rng) -> str:
+    def try_one(number: int, rng: Rng) -> str:
         content = mutated(bases[int(rng.integers(len(bases)))], rng, bases)
         if content[:4] == b"\x89PNG" and rng.random() < 0.7:
             content = _with_checksums(content)
@@ -274,7 +274,7 @@ def models(folder: Path) -> Try:
     picture = np.zeros((28, 28), np.uint8)
     file = folder / "model.onnx"
 
-    def try_one(rng: Rng) -> str:
+    def try_one(number: int, rng: Rng) -> str:
         graph, entries = split[int(rng.integers(len(split)))]
         entries = dict(entries)
         sealed = True
@@ -347,7 +347,7 @@ def idx_files(folder: Path) -> Try:
     labels = bytes([0, 0, 8, 1, 0, 0, 0, 4, 1, 2, 3, 4])
     file = folder / "images-idx"
 
-    def try_one(rng: Rng) -> str:
+    def try_one(number: int, rng: Rng) -> str:
         content = mutated(plain if rng.random() < 0.6 else labels, rng)
         if rng.random() < 0.5:
             content = gzip.compress(content, 1)
@@ -384,7 +384,7 @@ def runs(folder: Path) -> Try:
     save_checkpoint(run.checkpoint, "classifier", 1, networks["classifier"], adam)
     whole = {path.name: path.read_bytes() for path in run.folder.iterdir()}
 
-    def try_one(rng: Rng) -> str:
+    def try_one(number: int, rng: Rng) -> str:
         name = sorted(whole)[int(rng.choice(len(whole)))]
         content = whole[name]
         if name == "config.json" and rng.random() < 0.8:
@@ -427,7 +427,7 @@ def results(folder: Path) -> Try:
     file = folder / "results.json"
     (folder / "report").mkdir()
 
-    def try_one(rng: Rng) -> str:
+    def try_one(number: int, rng: Rng) -> str:
         text = json.dumps(mutated_json(content, rng))
         file.write_bytes(text.encode() if rng.random() < 0.9 else mutated(text.encode(), rng))
         found = read(folder)
@@ -447,7 +447,7 @@ def threads(folder: Path) -> Try:
     images += [Image.open(path) for path in sorted(shipped_folder().with_name("samples").glob("*.png"))[:4]]
     alone = [model.predict(image).probabilities.tobytes() for image in images]
 
-    def try_one(rng: Rng) -> str:
+    def try_one(number: int, rng: Rng) -> str:
         wrong: list[str] = []
         order = [rng.permutation(len(images)) for _ in range(THREADS)]
 
@@ -469,9 +469,11 @@ def threads(folder: Path) -> Try:
 
 
 def kills(folder: Path) -> Try:
-    """Kill an export, a training or a study before one of its file operations, begin again, and compare the bits."""
+    """Kill an export, a training or a study before one of its file operations, begin again, and compare what is there.
+
+    The number decides the job and the operation, so that enough numbers in a row try every one.
+    """
     from fmcae.data import load_dataset
-    from fmcae.export.artefacts import export_run
     from fmcae.export.folder import check_folder, write_export
     from fmcae.study.grid import autoencoder, classifier
     from fmcae.study.results import collect
@@ -480,82 +482,90 @@ def kills(folder: Path) -> Try:
     from fmcae.train.loop import train
     from fmcae.train.run import create_run, open_run
 
-    dataset = load_dataset(SAMPLE)
+    folder, dataset = folder.resolve(), load_dataset(SAMPLE)
     config = TrainConfig(NetworkConfig(latent_dim=2), epochs=2, data=str(SAMPLE))
-
-    def train_into(out: Path) -> None:
-        path = out / "run"
-        train(open_run(path) if (path / "config.json").is_file() else create_run(path, config, dataset), dataset)
-
-    train_into(folder / "trained")
-    trained = open_run(folder / "trained" / "run")
-    first = autoencoder(0, epochs=1)
-    tasks = [first, classifier(0, epochs=1)]
-
-    export_run(trained, dataset, folder / "exported" / "onnx")
-    artefacts = read_artefacts(folder / "exported" / "onnx")
+    tasks = [autoencoder(0, epochs=1), classifier(0, epochs=1)]
+    older, newer = (_contents(shipped_folder(name)) for name in ("fashion-mnist-paper", "fashion-mnist"))
+    exported, artefacts = open_run(shipped_folder()), read_artefacts(shipped_folder())
 
     def export_into(out: Path) -> None:
         """All of an export that touches files; what comes before takes seconds and touches none."""
         check_folder(out / "onnx", artefacts)
-        write_export(trained, artefacts, out / "onnx")
+        write_export(exported, artefacts, out / "onnx")
+
+    def train_into(out: Path) -> None:
+        path = out / "run"
+        train(open_run(path) if (path / "config.json").is_file() else create_run(path, config, dataset), dataset)
 
     def study_into(out: Path) -> None:
         for task in tasks:
             run_task(out, task, str(SAMPLE))
         collect(out, dataset)
 
-    jobs = {"export": export_into, "train": train_into, "study": study_into}
-    steps, digests = {}, {}
-    for name, job in jobs.items():
-        reference = folder / f"{name}-reference"
-        steps[name] = _in_child(job, reference, None)
-        digests[name] = _digests(reference)
+    jobs = {"export": export_into, "export over another": export_into, "train": train_into, "study": study_into}
 
-    def try_one(rng: Rng) -> str:
-        name = str(rng.choice(list(jobs), p=[0.5, 0.3, 0.2]))
-        out = folder / "attacked"
+    def begin(name: str, out: Path) -> None:
         shutil.rmtree(out, ignore_errors=True)
-        if name == "export" and rng.random() < 0.5:  # over an older export
-            shutil.copytree(folder / "export-reference", out)
-        at = int(rng.integers(1, steps[name] + 1))
+        out.mkdir()
+        if name == "export over another":
+            shutil.copytree(shipped_folder("fashion-mnist-paper"), out / "onnx")
+
+    train_into(folder / "warm")  # what a first training imports and loads, each child then has
+    if os.path.isdir("/proc/self/task") and len(os.listdir("/proc/self/task")) > 1:
+        raise RuntimeError("a fork beside threads may hang")
+    whole, orders = {}, {}
+    for name, job in jobs.items():
+        begin(name, folder / name)
+        orders[name] = 1 + np.random.default_rng(0).permutation(_in_child(job, folder / name))
+        whole[name] = _contents(folder / name)
+
+    def try_one(number: int, rng: Rng) -> str:
+        name, out = list(jobs)[number % len(jobs)], folder / "attacked"
+        at = int(orders[name][number // len(jobs) % len(orders[name])])
+        where = f"{name} killed before operation {at} of {len(orders[name])}"
+        begin(name, out)
         _in_child(jobs[name], out, at)
-        if name == "export" and (out / "onnx").is_dir():
-            for path in (out / "onnx").glob("*.onnx"):
-                read_artefact(path)  # old or new, but whole
-        _in_child(jobs[name], out, None)
-        if (found := _digests(out)) != digests[name]:
-            changed = sorted(
-                path for path in found.keys() | digests[name].keys() if found.get(path) != digests[name].get(path)
-            )
-            raise Defect(f"{name} killed at its step {at} of {steps[name]}: {', '.join(changed[:3])} is not as without")
+        if (out / "onnx").exists() and _contents(out / "onnx") not in (older, newer):
+            raise Defect(f"{where}: what is there is not whole")
+        _in_child(jobs[name], out)
+        if (found := _contents(out)) != whole[name]:
+            changed = sorted({path for path, _ in found.items() ^ whole[name].items()})
+            raise Defect(f"{where}: {changed[:3]} are not as without")
         return f"{name} went on"
 
     return try_one
 
 
-def _in_child(job: Callable[[Path], None], out: Path, kill_at: int | None) -> int:
+def _in_child(job: Callable[[Path], None], out: Path, kill_at: int | None = None) -> int:
     """Run a job in a child process, which is killed before its file operation number ``kill_at``; return their number."""
-    out.mkdir(parents=True, exist_ok=True)
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         code = 1
         signal.alarm(300)  # ends a child that hangs
         try:
-            steps = 0
+            operations = 0
 
-            def count(event: str, arguments: tuple[Any, ...]) -> None:
-                nonlocal steps
-                writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
-                if writes or event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree"):
-                    steps += 1
-                    if steps == kill_at:
-                        os.kill(os.getpid(), signal.SIGKILL)
+            def count() -> None:
+                nonlocal operations
+                operations += 1
+                if operations == kill_at:
+                    os.kill(os.getpid(), signal.SIGKILL)
 
-            sys.addaudithook(count)
+            def hear(event: str, arguments: tuple[Any, ...]) -> None:
+                if event in OPERATIONS or (event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR)):
+                    path = arguments[0]  # or a descriptor
+                    if isinstance(path, int) or os.path.join(out, os.fsdecode(path)).startswith(str(out)):
+                        count()
+
+            def fsync(descriptor: Any, force: Callable[[Any], None] = os.fsync) -> None:
+                count()
+                force(descriptor)
+
+            sys.addaudithook(hear)
+            os.fsync = fsync  # type: ignore[assignment]  # of which no hook hears
             job(out)
-            os.write(writer, str(steps).encode())
+            os.write(writer, str(operations).encode())
             code = 0
         finally:
             os._exit(code)
@@ -563,22 +573,18 @@ def _in_child(job: Callable[[Path], None], out: Path, kill_at: int | None) -> in
     with open(reader) as answer:
         text = answer.read()
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if status not in (0, -signal.SIGKILL) or (status and kill_at is None):
+    if status != (0 if kill_at is None else -signal.SIGKILL):
         raise Defect(f"the job ended with {status}")
     return int(text or 0)
 
 
-def _digests(folder: Path) -> dict[str, str]:
-    """What must not depend on a kill: weights, graphs, metrics without times; and no leftovers."""
+def _contents(folder: Path) -> dict[str, str]:
+    """Every file and folder below a folder, and the digest of its content where that has no times."""
     found = {}
-    for path in sorted(folder.rglob("*")):
-        if is_leftover(path):
-            found[str(path.relative_to(folder))] = "leftover"
-        if path.suffix == ".safetensors":
-            found[str(path.relative_to(folder))] = hashlib.sha256(path.read_bytes()).hexdigest()
-        if path.suffix == ".onnx":
-            card = read_artefact(path).card
-            found[str(path.relative_to(folder))] = hashlib.sha256(card.to_json().encode()).hexdigest()
+    for path in folder.rglob("*"):
+        content = path.read_bytes() if path.is_file() and path.suffix != ".json" else b""
+        content = re.sub(rb'"seconds": [^}]*', b"", content)  # of metrics.jsonl
+        found[str(path.relative_to(folder))] = hashlib.sha256(content).hexdigest()
     return found
 
 
@@ -607,7 +613,7 @@ def attack(
                 trying(number)
                 started = time.process_time()
                 try:
-                    outcome = try_one(np.random.default_rng([list(KINDS).index(kind), number]))
+                    outcome = try_one(number, np.random.default_rng([list(KINDS).index(kind), number]))
                 except FmcaeError:
                     outcome = "refused"
                 except (Exception, RecursionError) as error:
@@ -660,7 +666,6 @@ def _stderr() -> Iterator[Callable[[], bytes]]:
 
 
 def _work(kind: str, first: int, step: int, count: int, seconds: float, place: str, sender: Connection) -> None:
-    os.environ["OMP_NUM_THREADS"] = "1"  # before torch: a fork of a process that has computed with several may hang
     with open(place, "r+b", buffering=0) as file:
 
         def trying(number: int) -> None:
@@ -672,6 +677,7 @@ def _work(kind: str, first: int, step: int, count: int, seconds: float, place: s
 def attack_in_processes(kind: str, first: int, count: int, seconds: float, jobs: int) -> Tally:
     """As :func:`attack`, in processes of their own: the death of one is a defect, and another goes on after it."""
     context, tally = multiprocessing.get_context("spawn"), Tally()
+    os.environ["OMP_NUM_THREADS"] = "1"  # for what they import: one that has started threads must not be forked
     until = time.monotonic() + seconds
     with tempfile.TemporaryDirectory() as folder:
 

@@ -127,12 +127,56 @@ def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def exported(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def to_onnx_once() -> Callable[..., bytes]:
+    """``to_onnx``, which takes seconds; what was converted before is remembered."""
+    from fmcae.export.graph import to_onnx
+
+    graphs: dict[Any, bytes] = {}
+
+    def convert(network: Any, kind: Any, example: NDArray[np.float32]) -> bytes:
+        weights = [tensor.numpy().tobytes() for tensor in network.state_dict().values()]
+        key = (repr(network), *weights, kind, example.tobytes())
+        if key not in graphs:
+            graphs[key] = to_onnx(network, kind, example)
+        return graphs[key]
+
+    return convert
+
+
+@pytest.fixture
+def graphs_are_kept(to_onnx_once: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Convert no network that an earlier test has converted, for tests of what happens to the graphs."""
+    monkeypatch.setattr("fmcae.export.artefacts.to_onnx", to_onnx_once)
+
+
+@pytest.fixture(scope="session")
+def exported(trained_run: Path, to_onnx_once: Callable[..., bytes], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The export of ``trained_run``: encoder.onnx, decoder.onnx, classifier.onnx and their companions."""
     from fmcae.data import load_dataset
     from fmcae.export.artefacts import export_run
     from fmcae.train.run import open_run
 
     folder = tmp_path_factory.mktemp("export")
-    export_run(open_run(trained_run), load_dataset(SAMPLE), folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fmcae.export.artefacts.to_onnx", to_onnx_once)
+        export_run(open_run(trained_run), load_dataset(SAMPLE), folder)
+    return folder
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out a run's pictures, which take longer than a small training, where a test is not about them."""
+    monkeypatch.setattr("fmcae.train.loop._draw", lambda *_: None)
+
+
+@pytest.fixture(scope="session")
+def small_sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a part of the sample: 240 training and 100 test images."""
+    from fmcae.data import idx
+
+    folder = tmp_path_factory.mktemp("small-sample")
+    for path in SAMPLE.glob("*.gz"):
+        idx.write(
+            folder / path.name, idx.parse(idx.read_bytes(path), path.name)[: 240 if "train" in path.name else 100]
+        )
     return folder

@@ -75,7 +75,8 @@ def run_folder(folder: Path, task: Task) -> Path:
 
 def is_done(folder: Path, task: Task) -> bool:
     """Return whether the task's run is finished."""
-    return (run_folder(folder, task) / f"{task.config.stage}.safetensors").is_file()
+    path = run_folder(folder, task)  # seen as Run.finished does, without torch
+    return (path / f"{task.config.stage}.safetensors").is_file() and not (path / "checkpoint.safetensors").is_file()
 
 
 def to_do(folder: Path, tasks: Sequence[Task], known: Collection[str] = ()) -> list[Task]:

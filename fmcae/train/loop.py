@@ -32,7 +32,7 @@ from fmcae.train.measure import DeviceSplit, epoch_seed, evaluate, scale
 from fmcae.train.networks import Autoencoder, Classifier
 from fmcae.train.progress import Progress
 from fmcae.train.run import Run, check_data
-from fmcae.train.weights import load_checkpoint, load_weights, save_checkpoint, save_weights
+from fmcae.train.weights import checkpoint_stage, load_checkpoint, load_weights, save_checkpoint, save_weights
 
 TrainStep: TypeAlias = Callable[[Tensor, NDArray[np.uint32]], Tensor]  # indices of a batch, dropout's keys -> the loss
 
@@ -52,7 +52,7 @@ def resolve_device(device: str) -> Device:
 
 
 def train(run: Run, dataset: Dataset, progress: Progress | None = None) -> None:
-    """Train every stage of ``run`` that is not done yet, from its checkpoint if it has one.
+    """Train every stage of ``run`` that is not done yet, from its checkpoint if it has one, and draw its pictures.
 
     Raises:
         RunError: the data are not the run's, or a file of the run is damaged.
@@ -62,13 +62,15 @@ def train(run: Run, dataset: Dataset, progress: Progress | None = None) -> None:
     device = torch.device(resolve_device(run.config.device))
     with _deterministic(device):
         splits = {name: DeviceSplit.from_split(getattr(dataset, name), device) for name in ("train", "val", "test")}
+        under_way = checkpoint_stage(run.checkpoint)
         for stage in run.config.stages:
-            if not run.weights(stage).is_file():
+            if not (done := run.weights(stage).is_file()):
                 torch.manual_seed(epoch_seed(run.config, stage, epoch=0))
                 train_one = _train_robust if run.config.robust and stage != "autoencoder" else _train_plain
                 network = train_one(run, stage, splits, progress or Progress())
                 save_weights(network, run.weights(stage))  # its presence says that the stage is done
-                _draw(run, stage, network, splits["test"], progress or Progress())
+            if not done or stage == under_way:  # a run may have been stopped between the weights and the pictures
+                _draw(run, stage, splits["test"], progress or Progress())
     run.checkpoint.unlink(missing_ok=True)
 
 
@@ -129,16 +131,16 @@ def _test(run: Run, stage: str, backend: Backend, split: DeviceSplit, records: l
     run.write_metrics(records)
 
 
-def _draw(run: Run, stage: str, network: nn.Module, split: DeviceSplit, progress: Progress) -> None:
+def _draw(run: Run, stage: str, split: DeviceSplit, progress: Progress) -> None:
     """Draw the stage's pictures; the run goes on without one that cannot be drawn."""
     try:
         from fmcae.train import figures  # matplotlib: not before the first step
 
         figures.draw_run(run.folder, run.metrics(), stage, run.data["class_names"])
-        if isinstance(network, Autoencoder):
+        if stage == "autoencoder":
             images = split.images[: figures.RECONSTRUCTIONS]
             with torch.no_grad():
-                x_hat = network.eval()(scale(images))
+                x_hat = run.network(stage).to(images.device)(scale(images))
             figures.draw_reconstructions(run.folder, images.cpu().numpy(), x_hat.cpu().numpy())
     except Exception as error:
         progress.warn(f"a picture of the {stage} cannot be drawn: {error}")

@@ -7,7 +7,7 @@
     teacher.safetensors       of the robust recipe
     metrics.jsonl             one object per epoch and stage, then one for the test split
     *.png                     curves, confusion matrix, reconstructions
-    checkpoint.safetensors    weights and Adam's state after the last whole epoch, while a stage is under way
+    checkpoint.safetensors    weights and Adam's state after the last whole epoch, until the last stage is done and drawn
 
 Every file is written whole or not at all, ``config.json`` last of what a new run has.
 """
@@ -77,8 +77,8 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether every stage that the run was asked for is done."""
-        return all(self.weights(stage).is_file() for stage in self.config.stages)
+        """Whether every stage that the run was asked for is done, and its pictures are drawn."""
+        return all(self.weights(stage).is_file() for stage in self.config.stages) and not self.checkpoint.is_file()
 
     def facts(self, stage: str) -> dict[str, Any]:
         """The name, started, config, data, versions and machine of the run that trained ``stage``.

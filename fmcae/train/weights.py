@@ -61,6 +61,15 @@ def load_checkpoint(path: Path, stage: str, network: nn.Module, adam: AdamState)
     return int(epoch)
 
 
+def checkpoint_stage(path: Path) -> str | None:
+    """The stage that a checkpoint is of; None without one.
+
+    Raises:
+        RunError: the file is damaged.
+    """
+    return _read(path)[1].get("stage") if path.is_file() else None
+
+
 def _checkpoint_tensors(network: nn.Module, adam: AdamState) -> dict[str, Tensor]:
     tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
     for name, parameter in network.named_parameters():

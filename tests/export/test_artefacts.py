@@ -1,5 +1,6 @@
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,6 @@ from fmcae.data import Dataset, Split, load_dataset
 from fmcae.errors import ArtefactError, GateError, RunError, UsageError
 from fmcae.export import artefacts
 from fmcae.export.artefacts import export_run, golden_vectors, trained_networks
-from fmcae.export.graph import to_onnx
 from fmcae.runtime.model import read_artefact, read_artefacts
 from fmcae.runtime.verify import verify
 from fmcae.train.config import NetworkConfig, TrainConfig
@@ -110,14 +110,16 @@ def test_an_adopted_autoencoder_keeps_its_own_facts(trained_run: Path, sample: P
     assert f"test_mse: {records[-1]['test_mse']:.4f}" in page
 
 
-def test_a_file_is_sealed_once(exported: Path, trained_run: Path, sample: Path) -> None:
+def test_a_file_is_sealed_once(
+    exported: Path, trained_run: Path, sample: Path, to_onnx_once: Callable[..., bytes]
+) -> None:
     """What parity was measured on is the file that is written, but for its metadata."""
     networks = trained_networks(open_run(trained_run))
     golden = golden_vectors(networks, load_dataset(sample))
     for kind, network in networks.items():
         model = onnx.load(exported / f"{kind}.onnx")
         del model.metadata_props[:]
-        assert model.SerializeToString(deterministic=True) == to_onnx(network, kind, golden[kind].inputs)
+        assert model.SerializeToString(deterministic=True) == to_onnx_once(network, kind, golden[kind].inputs)
 
 
 def test_the_card_for_people_agrees_with_the_cards(exported: Path) -> None:
@@ -129,12 +131,14 @@ def test_the_card_for_people_agrees_with_the_cards(exported: Path) -> None:
 
 
 def test_without_parity_nothing_is_written(
-    trained_run: Path, sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained_run: Path,
+    sample: Path,
+    tmp_path: Path,
+    to_onnx_once: Callable[..., bytes],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    real = to_onnx
-
     def wrong(network: nn.Module, kind: Kind, example: NDArray[np.float32]) -> bytes:
-        model = onnx.load_from_string(real(network, kind, example))
+        model = onnx.load_from_string(to_onnx_once(network, kind, example))
         weight = next(item for item in model.graph.initializer if len(item.dims) == 2)
         values = onnx.numpy_helper.to_array(weight).copy()
         values[0] += 0.01
@@ -155,6 +159,7 @@ def test_only_finished_runs_are_exported(trained_run: Path, sample: Path, tmp_pa
         export_run(open_run(copy), load_dataset(sample), tmp_path / "out")
 
 
+@pytest.mark.usefixtures("graphs_are_kept")
 def test_only_an_earlier_export_is_overwritten(exported: Path, trained_run: Path, sample: Path, tmp_path: Path) -> None:
     run, dataset = open_run(trained_run), load_dataset(sample)
     beginning = tmp_path / "run"  # of another run: a configuration and nothing else yet
@@ -169,6 +174,7 @@ def test_only_an_earlier_export_is_overwritten(exported: Path, trained_run: Path
     export_run(run, dataset, exported)
 
 
+@pytest.mark.usefixtures("graphs_are_kept")
 def test_an_export_that_fails_half_way_leaves_the_old_one(
     exported: Path, trained_run: Path, sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

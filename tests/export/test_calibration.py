@@ -22,6 +22,8 @@ from fmcae.runtime.model import read_artefact, read_artefacts
 from fmcae.runtime.verify import verify
 from fmcae.train.run import open_run
 
+pytestmark = pytest.mark.usefixtures("graphs_are_kept")
+
 
 def drawn(temperature: float, count: int = 4000) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     """Logits (count, 5), and labels drawn from the probabilities that they have at a temperature."""

@@ -25,6 +25,8 @@ from fmcae.train.config import NetworkConfig
 from fmcae.train.networks import Classifier
 from fmcae.train.run import open_run
 
+pytestmark = pytest.mark.usefixtures("graphs_are_kept")
+
 
 @pytest.fixture(scope="module")
 def dataset(sample: Path) -> Dataset:

@@ -1,5 +1,8 @@
 """A seeded sample of each attack of ``bench/faults.py``, which runs them for hours."""
 
+import json
+import subprocess
+import sys
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -7,7 +10,7 @@ from types import ModuleType
 import pytest
 
 BENCH = Path(__file__).parents[2] / "bench"
-COUNTS = {"pictures": 2_000, "models": 300, "idx": 500, "runs": 300, "results": 60, "threads": 3}
+COUNTS = {"pictures": 2_000, "models": 300, "idx": 500, "runs": 300, "results": 60, "threads": 3, "kills": 20}
 UNHARMED = {"pictures": "read", "models": "passed", "idx": "read", "runs": "read", "results": "read"}
 
 
@@ -26,6 +29,15 @@ def test_an_attack_finds_nothing(faults: ModuleType, kind: str) -> None:
 @pytest.mark.parametrize("kind", ["runs", "results"])
 def test_an_attack_on_training_finds_nothing(faults: ModuleType, kind: str) -> None:
     check(faults, kind)
+
+
+@pytest.mark.train
+def test_kills_cost_nothing() -> None:
+    # a process of its own: one that has threads, as pytest's may, must not be forked
+    command = [sys.executable, str(BENCH / "faults.py"), "--kind", "kills", "--count", str(COUNTS["kills"])]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert json.loads(ended.stdout.removeprefix("kills "))["tried"] == COUNTS["kills"]
 
 
 def check(faults: ModuleType, kind: str) -> None:

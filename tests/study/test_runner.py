@@ -65,6 +65,15 @@ def test_autoencoders_come_first_and_done_runs_are_left_alone(tmp_path: Path) ->
     assert second == []
 
 
+def test_a_run_stopped_while_it_draws_is_not_done(tmp_path: Path) -> None:
+    weights(tmp_path, task := autoencoder(0)).touch()
+    checkpoint = run_folder(tmp_path, task) / "checkpoint.safetensors"
+    checkpoint.touch()
+    assert not is_done(tmp_path, task)
+    checkpoint.unlink()
+    assert is_done(tmp_path, task)
+
+
 def test_what_is_known_runs_again_only_to_start_from(tmp_path: Path) -> None:
     tasks = plan(["final-model", "figure-3"], [0])
     known = {task.name for task in tasks}

@@ -51,6 +51,7 @@ class StopAt(Progress):
             raise KeyboardInterrupt
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(dataset: Dataset, tmp_path: Path) -> None:
     weights = []
     for number, seed in enumerate((3, 3, 4)):
@@ -71,6 +72,7 @@ def whole_run(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Run
     return run
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("steps", [1, 15, 20, 35])  # ten steps an epoch, two epochs a stage
 def test_a_stopped_run_resumes_to_the_same_bits(dataset: Dataset, whole_run: Run, tmp_path: Path, steps: int) -> None:
     stopped = create_run(tmp_path / "stopped", whole_run.config, dataset)
@@ -104,6 +106,7 @@ def test_other_data_are_refused(dataset: Dataset, tmp_path: Path) -> None:
         train(run, replace(dataset, test=dataset.val))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_frozen_encoder_keeps_the_autoencoders_weights(dataset: Dataset, trained_run: Path, tmp_path: Path) -> None:
     source = open_run(trained_run)
     config = TrainConfig(
@@ -125,6 +128,7 @@ def test_a_frozen_encoder_keeps_the_autoencoders_weights(dataset: Dataset, train
     assert not any(torch.equal(tuned[name], trained[name]) for name in encoder)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_classifier_with_few_labels_sees_only_them(dataset: Dataset, tmp_path: Path) -> None:
     seen: list[int] = []
 
@@ -143,6 +147,7 @@ def test_a_classifier_with_few_labels_sees_only_them(dataset: Dataset, tmp_path:
     assert not (tmp_path / "more").exists()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_random_encoder_and_no_pooling_and_output_dropout_train(dataset: Dataset, tmp_path: Path) -> None:
     config = TrainConfig(NETWORK, epochs=1, stage="classifier", encoder_init="random")
     run = create_run(tmp_path / "random", config, dataset)

@@ -51,6 +51,7 @@ class StopAt(Progress):
             raise KeyboardInterrupt
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(("stage", "epoch"), [("teacher", 2), ("classifier", 1), ("classifier", 3)])
 def test_a_stopped_run_resumes_to_the_same_bits(
     dataset: Dataset, whole_run: Run, tmp_path: Path, stage: str, epoch: int
@@ -98,9 +99,10 @@ def test_folding_leaves_the_logits_as_they_were() -> None:
         assert (folded.encoder(x)[:, ~active] == 0).all()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_it_learns(sample: Path, tmp_path: Path) -> None:
     dataset = load_dataset(sample)
-    settings = replace(ROBUST, teacher_epochs=4, classifier_epochs=12, batch_size=50, negatives=200)
+    settings = replace(ROBUST, teacher_epochs=2, classifier_epochs=6, batch_size=25, negatives=100)
     run = create_run(tmp_path / "run", TrainConfig(NetworkConfig(latent_dim=32), epochs=2, robust=settings), dataset)
     train(run, dataset)
     test = {stage: run.metrics(stage)[-1] for stage in ("teacher", "classifier")}
