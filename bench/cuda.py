@@ -23,7 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -35,28 +35,35 @@ WEIGHTS = ("autoencoder", "classifier")
 
 
 class Trial:
-    """The steps of one run, their verdicts and their output."""
+    """The steps of one run, their verdicts and their output, in which each of ``places`` has its name for its path."""
 
-    def __init__(self, out: Path) -> None:
-        self.out, self.steps = out, list[dict[str, Any]]()
+    def __init__(self, out: Path, device: str, places: dict[str, str]) -> None:
+        self.out, self.device, self.steps, self.began = out, device, list[dict[str, Any]](), time.perf_counter()
+        self.places = dict(sorted(places.items(), key=lambda place: -len(place[0])))  # the longest first
         self.log = (out / "log.txt").open("w", encoding="utf-8")
 
     def step(self, name: str, *command: object, wanted: int = 0, limit: int = 120, keep: str = "") -> bool:
         """Run a command in a process of its own; ``keep`` names the file that gets its stdout."""
         words = [str(word) for word in command]
         began = time.perf_counter()
-        self.log.write(f"=== {name}: {shlex.join(words)}\n")
+        self.log.write(self.without_places(f"=== {name}: {shlex.join(words)}\n"))
         try:
             done = subprocess.run(words, capture_output=True, text=True, timeout=limit, check=False, env=environment())
             code, stdout, stderr = done.returncode, done.stdout, done.stderr
         except subprocess.TimeoutExpired:
             code, stdout, stderr = None, "", f"no end in {limit} s"
+        stdout, stderr = self.without_places(stdout), self.without_places(stderr)
         self.log.write(stdout + stderr + "\n")
         self.log.flush()
         if keep:
             (self.out / keep).write_text(stdout, encoding="utf-8")
         last = stderr.strip().splitlines()[-1:] or [""]
         return self.verdict(name, code == wanted, began, f"exit {code}, wanted {wanted}. {last[0][:160]}", stderr)
+
+    def without_places(self, text: str) -> str:
+        for path, place in self.places.items():
+            text = text.replace(path, place)
+        return text
 
     def verdict(self, name: str, passed: bool, began: float, said: str, stderr: str = "") -> bool:
         """Note a step's end; ONNX Runtime's own lines on stderr are counted, since users must not see any."""
@@ -65,7 +72,24 @@ class Trial:
         step = {"step": name, "passed": passed, "seconds": round(time.perf_counter() - began, 1), "said": said}
         self.steps.append(step | ({"onnxruntime_lines_on_stderr": foreign} if foreign else {}))
         print(f"{'PASS' if passed else 'FAIL'} {name}: {step['seconds']} s, {said}", flush=True)
+        self.write_summary()
         return passed
+
+    def write_summary(self) -> None:
+        """After every step, so that a run that is stopped leaves what it has seen."""
+        summary = {
+            "schema_version": 1,
+            "what": "what fmcae promises about CUDA: each command ends with the wanted exit code and without foreign lines",
+            "device": self.device,
+            "passed": sum(step["passed"] for step in self.steps),
+            "failed": sum(not step["passed"] for step in self.steps),
+            "seconds": round(time.perf_counter() - self.began),
+            "steps": self.steps,
+            "machine": machine(self.device),
+            "date": datetime.now(timezone.utc).date().isoformat(),
+            "command": shlex.join(["python", "bench/cuda.py", "--device", self.device]),
+        }
+        (self.out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
 
 
 def environment() -> dict[str, str]:
@@ -89,35 +113,26 @@ def main() -> None:
         return
     options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as work:
-        trial = Trial(options.out)
-        began = time.perf_counter()
+        named = ((sys.executable, "python"), (str(ROOT), "."), (str(Path.home()), "~"), (work, "WORK"))
+        places = dict(named) | {str(options.data.resolve()): "DATA", str(options.out.resolve()): "OUT"}
+        trial = Trial(options.out, options.device, places)
         try_all(trial, options, Path(work))
-    from fmcae.runtime.machine import describe_machine
-
-    summary = {
-        "schema_version": 1,
-        "what": "every promise about CUDA: the command's exit code was the wanted one, and nothing foreign on stderr",
-        "device": options.device,
-        "passed": sum(step["passed"] for step in trial.steps),
-        "failed": sum(not step["passed"] for step in trial.steps),
-        "seconds": round(time.perf_counter() - began),
-        "steps": trial.steps,
-        "machine": describe_machine() | gpu(options.device),
-        "date": datetime.now(timezone.utc).date().isoformat(),
-        "command": shlex.join(["python", "bench/cuda.py", "--device", options.device]),
-    }
-    (options.out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    print(f"{summary['passed']} passed, {summary['failed']} failed, {summary['seconds']} s")
-    sys.exit(summary["failed"] > 0)
+    failed = sum(not step["passed"] for step in trial.steps)
+    print(f"{len(trial.steps) - failed} passed, {failed} failed, {time.perf_counter() - trial.began:.0f} s")
+    sys.exit(failed > 0)
 
 
-def gpu(device: str) -> dict[str, Any]:
+@cache
+def machine(device: str) -> dict[str, Any]:
     import torch
 
+    from fmcae.runtime.machine import describe_machine
+
+    facts = describe_machine() | {"torch": torch.__version__}
     if device == "cpu":
-        return {"torch": torch.__version__}
-    versions = {"torch": torch.__version__, "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}  # type: ignore[no-untyped-call]
-    return versions | {"gpu": torch.cuda.get_device_name()}
+        return facts
+    cudnn: int = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    return facts | {"cuda": torch.version.cuda, "cudnn": cudnn, "gpu": torch.cuda.get_device_name()}
 
 
 def try_all(trial: Trial, options: argparse.Namespace, work: Path) -> None:

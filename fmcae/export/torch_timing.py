@@ -65,7 +65,6 @@ def pytorch_baselines(
     torch.backends.cuda.matmul.fp32_precision = "ieee"
     # The session has TF32 off; PyTorch has it on for convolutions unless told.
     torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
-    network.to("cuda")
 
     def on_cuda(x: NDArray[np.float32]) -> dict[str, Runner]:
         host_x, device_x = torch.from_numpy(x), torch.from_numpy(x).to("cuda")
@@ -80,6 +79,7 @@ def pytorch_baselines(
         }
 
     try:
+        network.to("cuda")
         for run in on_cuda(artefact.golden.inputs).values():
             run()
     except RuntimeError as error:  # such as cuDNN's, when ONNX Runtime has loaded another version of it

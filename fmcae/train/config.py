@@ -68,7 +68,7 @@ class RobustConfig:
     teacher_learning_rate: float = 0.003  # the highest of a cycle, AdamW's
     classifier_learning_rate: float = 0.015
     weight_decay: float = 0.01
-    strong_share: float = 0.33  # of the images, changed strongly
+    strong_share: float = 0.2  # of the images, changed strongly
     negatives: int = 10_000  # pictures of nothing known, but no more than there are training images
     view_epochs: int = 4  # epochs of the classifier over the same changed images and their labels by the teacher
     distillation: float = 0.7  # the weight of the teacher's labels; the rest is the true labels'

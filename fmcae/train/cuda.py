@@ -29,13 +29,16 @@ def captured(step: Step, state: Sequence[Tensor], batch_size: int, progress: Pro
         batch_size: the number of indices that the graph is for; others take ``step`` itself.
         progress: is warned where the capture fails; every step is ``step`` itself then.
     """
+    return step if state[0].device.type == "cpu" else _replayed(step, state, batch_size, progress)
+
+
+def _replayed(step: Step, state: Sequence[Tensor], batch_size: int, progress: Progress) -> Step:
     device = state[0].device
-    if device.type != "cuda":
-        return step
     indices = torch.zeros(batch_size, dtype=torch.int64, device=device)
-    before, random_state = [tensor.clone() for tensor in state], torch.cuda.get_rng_state(device)
+    before = [tensor.clone() for tensor in state]
     try:
-        graph, loss = _capture(step, indices)
+        with torch.random.fork_rng(devices=[] if device.index is None else [device.index]):
+            graph, loss = _capture(step, indices)
     except RuntimeError as error:
         progress.warn(f"training goes on without a CUDA graph, and slower: {str(error).splitlines()[0]}")
         return step
@@ -43,7 +46,6 @@ def captured(step: Step, state: Sequence[Tensor], batch_size: int, progress: Pro
         with torch.no_grad():
             for tensor, value in zip(state, before, strict=True):
                 tensor.copy_(value)
-        torch.cuda.set_rng_state(random_state, device)
 
     def replay(batch: Tensor) -> Tensor:
         if len(batch) != batch_size:
