@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -250,3 +251,21 @@ def test_a_ray_cluster_finishes_what_a_killed_worker_began(
         cluster.shutdown()  # type: ignore[no-untyped-call]
     assert killed and len(progress.in_state("done")) == 3
     assert count_epochs(tmp_path, long) == 10
+
+
+@pytest.mark.parametrize(("gpus", "workers", "share"), [(8, 32, 0.25), (1, 4, 0.25), (8, 4, 1), (0, 4, 0), (8, 0, 0)])
+def test_workers_spread_over_all_gpus_of_a_cluster(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, workers: int, share: float
+) -> None:
+    asked: list[dict[str, float]] = []
+
+    def remote(**wanted: float) -> Callable[[object], object]:
+        asked.append(wanted)
+        return lambda task: task
+
+    cluster = SimpleNamespace(
+        init=lambda **_: None, shutdown=lambda: None, remote=remote, cluster_resources=lambda: {"CPU": 64, "GPU": gpus}
+    )
+    monkeypatch.setitem(sys.modules, "ray", cluster)
+    with runner.ray("auto", cpus=1, gpu_workers=workers):
+        assert [wanted["num_gpus"] for wanted in asked] == [share]

@@ -16,8 +16,8 @@ from fmcae.errors import ProviderError, RunError, UsageError
 from fmcae.preprocess import scale as scale_numpy
 from fmcae.train.backend import PlainBackend, backend_for, training_loss
 from fmcae.train.config import NetworkConfig, TrainConfig
-from fmcae.train.loop import resolve_device, train
-from fmcae.train.measure import DeviceSplit, evaluate, scale
+from fmcae.train.loop import _deterministic, resolve_device, train
+from fmcae.train.measure import DeviceSplit, _mse_on_device, evaluate, scale
 from fmcae.train.networks import Autoencoder, Classifier
 from fmcae.train.progress import Progress
 from fmcae.train.run import Run, create_run, open_run
@@ -233,3 +233,19 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
         resolve_device("cuda")
     with pytest.raises(UsageError, match=r"device \(=tpu\) must be one of auto, cpu, cuda"):
         resolve_device("tpu")
+
+
+def test_a_run_on_the_cpu_wakes_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def woken(*_: object) -> None:
+        raise AssertionError("a GPU was asked")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", woken)
+    with _deterministic(torch.device("cpu")):
+        pass
+
+
+def test_the_error_that_a_gpu_adds_up_is_the_metric() -> None:
+    x, x_hat = torch.rand(64, 1, 28, 28), torch.rand(64, 1, 28, 28)
+    assert _mse_on_device(x, x_hat) == pytest.approx(metrics.mse(x.numpy(), x_hat.numpy()), rel=1e-12)
