@@ -57,7 +57,7 @@ PROVIDER_FACTS: dict[Provider, _Facts] = {
         "CUDAExecutionProvider",
         f"with an NVIDIA driver, run  {INSTALL_CUDA}",
         {"cudnn_conv_algo_search": "HEURISTIC"},
-        False,
+        True,
     ),
     # FP32, because OpenVINO itself takes bfloat16 where a CPU has it.
     "openvino": _Facts(
