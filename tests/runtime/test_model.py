@@ -1,14 +1,18 @@
 import json
+import math
 import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -289,3 +293,20 @@ def test_the_public_names_exist() -> None:
                 assert getattr(part, "__module__", "").partition(".")[0] != "fmcae" or part.__name__ in fmcae.__all__
     with pytest.raises(AttributeError, match="nonsense"):
         fmcae.nonsense  # noqa: B018
+
+
+@given(count=st.integers(0, 70))
+@settings(deadline=None, max_examples=30)
+def test_on_cuda_batches_are_filled_up_so_that_their_size_changes_less_often(count: int) -> None:
+    model, sizes = fmcae.load(), list[int]()
+    on_cpu = model.session("classifier")
+    x = np.random.default_rng(count).random((count, 1, 28, 28), dtype=np.float32)
+
+    def run(batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        sizes.append(len(batch))
+        return on_cpu.run(batch)
+
+    expected = model.classify(x)
+    model._sessions["classifier"] = SimpleNamespace(provider="cuda", run=run)  # type: ignore[assignment]
+    np.testing.assert_allclose(model.classify(x), expected, rtol=1e-4, atol=1e-4)
+    assert sizes == [0 if count == 0 else 2 ** math.ceil(math.log2(count))]
