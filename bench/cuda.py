@@ -124,12 +124,15 @@ def main() -> None:
 
 @cache
 def machine(device: str) -> dict[str, Any]:
-    import torch
-
     from fmcae.runtime.machine import describe_machine
 
-    facts = describe_machine() | {"torch": torch.__version__}
-    if device == "cpu":
+    facts = describe_machine()
+    try:
+        import torch
+    except ImportError:  # half of the steps fail without it, and say so
+        return facts
+    facts |= {"torch": torch.__version__}
+    if device == "cpu" or not torch.cuda.is_available():
         return facts
     cudnn: int = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
     return facts | {"cuda": torch.version.cuda, "cudnn": cudnn, "gpu": torch.cuda.get_device_name()}
