@@ -3,6 +3,7 @@
 A metric over a split is the mean over its images; the paper's mean over batches equals it if they are of one size.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,8 @@ from fmcae.errors import UsageError
 
 FloatArray = NDArray[np.floating[Any]]
 IntArray = NDArray[np.integer[Any]]
+Z_95 = 1.959963984540054  # 95% of a normal distribution lie within so many standard deviations of its mean
+CALIBRATION_BINS = 15
 
 
 def mse(x: FloatArray, x_hat: FloatArray) -> float:
@@ -48,9 +51,51 @@ def accuracy(logits: FloatArray, labels: IntArray) -> float:
 
 def confusion(logits: FloatArray, labels: IntArray) -> NDArray[np.int64]:
     """The counts (K, K) int64: row = true class, column = predicted class. Source: the paper's Figure 6."""
-    class_count = logits.shape[1]
-    pairs = labels.astype(np.int64) * class_count + logits.argmax(axis=1)
+    return confusion_of(logits.argmax(axis=1), labels, logits.shape[1])
+
+
+def confusion_of(predicted: IntArray, labels: IntArray, class_count: int) -> NDArray[np.int64]:
+    """The counts (K, K) int64 of :func:`confusion`, from predicted and true class indices, both (N,)."""
+    pairs = labels.astype(np.int64) * class_count + predicted
     return np.bincount(pairs, minlength=class_count**2).reshape(class_count, class_count)
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """How well each class is told from the others: three arrays (K,) float64 in [0, 1], NaN where nothing defines it.
+
+    ``recall`` is the share of a class's images that get its label, ``precision`` the share of the images with its label
+    that are of the class, and ``f1`` their harmonic mean.
+    """
+
+    recall: NDArray[np.float64]
+    precision: NDArray[np.float64]
+    f1: NDArray[np.float64]
+
+
+def class_scores(counts: IntArray) -> ClassScores:
+    """Compute the scores of each class from the counts (K, K) of :func:`confusion`."""
+    right, images, predicted = np.diag(counts).astype(np.float64), counts.sum(axis=1), counts.sum(axis=0)
+    with np.errstate(invalid="ignore"):  # 0/0, of a class without images or one that nothing is taken for
+        return ClassScores(right / images, right / predicted, 2 * right / (images + predicted))
+
+
+def wilson_interval(right: int, count: int) -> tuple[float, float]:
+    """The 95% interval in [0, 1] of a share that was seen as ``right`` out of ``count`` independent images.
+
+    Unlike the share plus and minus two standard errors it also holds for few images and for shares close to 0 or 1.
+    Source: Wilson 1927, Probable inference, the law of succession, and statistical inference.
+
+    Raises:
+        UsageError: ``count`` is less than 1, or ``right`` is not between 0 and it.
+    """
+    if count < 1 or not 0 <= right <= count:
+        raise UsageError(f"right (={right}) must be from 0 to count (={count}), which must be at least 1")
+    share, z_squared = right / count, Z_95**2
+    centre = share + z_squared / (2 * count)
+    half = Z_95 * math.sqrt(share * (1 - share) / count + z_squared / (4 * count**2))
+    low, high = ((centre + side * half) / (1 + z_squared / count) for side in (-1, 1))
+    return max(0.0, low) if right else 0.0, min(1.0, high) if right < count else 1.0
 
 
 def known_score(logits: FloatArray) -> NDArray[np.float64]:
@@ -76,7 +121,7 @@ class ReliabilityBin:
     count: int
 
 
-def reliability(probabilities: FloatArray, labels: IntArray, bins: int = 15) -> list[ReliabilityBin]:
+def reliability(probabilities: FloatArray, labels: IntArray, bins: int = CALIBRATION_BINS) -> list[ReliabilityBin]:
     """Group images by confidence, the probability of their most probable class, into ``bins`` of equal width.
 
     A reliability diagram shows them. Bins without images are left out.
@@ -92,7 +137,7 @@ def reliability(probabilities: FloatArray, labels: IntArray, bins: int = 15) -> 
     return [ReliabilityBin(float(confidence[m].mean()), float(right[m].mean()), int(m.sum())) for m in members]
 
 
-def expected_calibration_error(probabilities: FloatArray, labels: IntArray, bins: int = 15) -> float:
+def expected_calibration_error(probabilities: FloatArray, labels: IntArray, bins: int = CALIBRATION_BINS) -> float:
     """The mean gap in [0, 1] between confidence and accuracy, over the bins of :func:`reliability` by their images.
 
     Source: Guo et al. 2017, arXiv:1706.04599, equation 3.

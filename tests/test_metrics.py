@@ -25,6 +25,51 @@ def test_accuracy_and_confusion_by_hand() -> None:
     assert metrics.confusion(logits, labels).tolist() == [[1, 0], [1, 1]]
 
 
+def test_class_scores_by_hand() -> None:
+    scores = metrics.class_scores(np.array([[3, 1, 0], [2, 2, 0], [0, 0, 0]]))
+    assert scores.recall[:2].tolist() == [0.75, 0.5] and scores.precision[:2] == pytest.approx([3 / 5, 2 / 3])
+    assert scores.f1[:2] == pytest.approx([2 / 3, 4 / 7])
+    assert np.isnan([scores.recall[2], scores.precision[2], scores.f1[2]]).all()
+
+
+@given(LOGITS, LABELS)
+def test_class_scores_are_what_counting_gives(logits: NDArray[np.float32], labels: NDArray[np.uint8]) -> None:
+    scores = metrics.class_scores(metrics.confusion(logits, labels))
+    predicted = logits.argmax(axis=1)
+    for index in range(4):
+        pairs = [(int(true), int(said)) for true, said in zip(labels, predicted, strict=True) if index in (true, said)]
+        right = pairs.count((index, index))
+        for name, count in (("recall", (labels == index).sum()), ("precision", (predicted == index).sum())):
+            value = getattr(scores, name)[index]
+            assert value == right / count if count else np.isnan(value)
+        # of the pictures that are of the class or called so, those that are both count twice
+        assert (
+            scores.f1[index] == pytest.approx(2 * right / (len(pairs) + right)) if pairs else np.isnan(scores.f1[index])
+        )
+
+
+def test_wilsons_interval_is_the_textbooks() -> None:
+    assert metrics.wilson_interval(10, 100) == pytest.approx((0.05522914, 0.17436566))
+    assert metrics.wilson_interval(0, 10) == pytest.approx((0, 0.2775328))
+
+
+@given(st.integers(1, 10**6).flatmap(lambda count: st.tuples(st.integers(0, count), st.just(count))))
+def test_wilsons_interval_has_the_shares_that_the_seen_one_is_not_too_far_from(seen: tuple[int, int]) -> None:
+    right, count = seen
+    low, high = metrics.wilson_interval(right, count)
+    assert 0 <= low <= right / count <= high <= 1
+    assert metrics.wilson_interval(count - right, count) == pytest.approx((1 - high, 1 - low), abs=1e-12)
+    for end in {low, high} - {0, 1}:  # at the ends, the seen share is exactly so many standard deviations away
+        deviations = abs(right / count - end) / np.sqrt(end * (1 - end) / count)
+        assert deviations == pytest.approx(metrics.Z_95, rel=1e-6)
+
+
+@pytest.mark.parametrize(("right", "count"), [(0, 0), (-1, 3), (4, 3)])
+def test_wilsons_interval_of_nothing_is_refused(right: int, count: int) -> None:
+    with pytest.raises(UsageError, match=rf"right \(={right}\) must be from 0 to count \(={count}\)"):
+        metrics.wilson_interval(right, count)
+
+
 @given(LOGITS)
 def test_softmax_is_a_distribution_with_the_logits_order(logits: NDArray[np.float32]) -> None:
     probabilities = metrics.softmax(logits)
