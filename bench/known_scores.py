@@ -25,13 +25,14 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from pictures import UNKNOWN, name_of, read_pictures, without_places
+from pictures import name_of, read_pictures, without_places
 from preprocess_roundtrip import versions
 
 import fmcae
 from fmcae.data import Split, load_dataset
 from fmcae.metrics import auroc, known_score, softmax
 from fmcae.preprocess import scale
+from fmcae.runtime.evaluate import UNKNOWN
 from fmcae.runtime.model import FloatArray, Model
 from fmcae.train.negatives import negatives
 

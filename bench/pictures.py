@@ -16,7 +16,6 @@ AUROC is the chance that a known picture scores higher than an unknown one. It n
 """
 
 import argparse
-import csv
 import json
 import shlex
 import sys
@@ -38,9 +37,9 @@ from fmcae.images import ImageSource
 from fmcae.metrics import accuracy, auroc, known_score
 from fmcae.preprocess import scale, to_uint8
 from fmcae.runtime.contact_sheet import MAX_TILES, contact_sheet, tile
+from fmcae.runtime.evaluate import TRUTH_FILE, UNKNOWN, class_index, measure, read_truth
 from fmcae.runtime.model import Model, Prediction
 
-UNKNOWN = "unknown"
 GROUPS = {
     "top": ("T-shirt/top", "Pullover", "Coat", "Shirt"),
     "trouser": ("Trouser",),
@@ -118,11 +117,10 @@ class Picture:
 
 
 def read_pictures(folder: Path) -> list[Picture]:
-    with (folder / "truth.csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    if wrong := {row["label"] for row in rows} - {*GROUP_OF, UNKNOWN}:
-        raise SystemExit(f"{folder / 'truth.csv'}: no such label: {', '.join(sorted(wrong))}")
-    return [Picture(folder / row["file"], row["label"], to_uint8(folder / row["file"])) for row in rows]
+    rows = read_truth(folder)
+    if wrong := {label for _, label in rows} - {*GROUP_OF, UNKNOWN}:
+        raise SystemExit(f"{folder / TRUTH_FILE}: no such label: {', '.join(sorted(wrong))}")
+    return [Picture(folder / file, label, to_uint8(folder / file)) for file, label in rows]
 
 
 def answer(prediction: Prediction) -> str:
@@ -134,14 +132,17 @@ def share(flags: list[bool]) -> float | None:
     return round(sum(flags) / len(flags), 4) if flags else None
 
 
-def measure_pictures(pictures: list[Picture], predictions: list[Prediction]) -> dict[str, Any]:
+def rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
+
+
+def measure_pictures(model: Model, pictures: list[Picture], predictions: list[Prediction]) -> dict[str, Any]:
     pairs = list(zip(pictures, predictions, strict=True))
     known = [(picture, prediction) for picture, prediction in pairs if picture.truth != UNKNOWN]
     unknown = [prediction for picture, prediction in pairs if picture.truth == UNKNOWN]
-
-    def separation(score: str) -> float | None:
-        scores = [np.array([getattr(p, score) for p in side]) for side in ([p for _, p in known], unknown)]
-        return round(auroc(*scores), 4) if known and unknown else None
+    truth = [class_index(picture.truth, model.class_names) for picture in pictures]
+    scores = measure(predictions, np.array(truth), model.class_names, model.threshold)
+    probabilities = [np.array([p.probability for p in side]) for side in ([p for _, p in known], unknown)]
 
     def of(group: tuple[str, ...]) -> dict[str, Any]:
         members = [(picture.truth, p.label) for picture, p in known if picture.truth in group]
@@ -152,15 +153,15 @@ def measure_pictures(pictures: list[Picture], predictions: list[Prediction]) -> 
         }
 
     return {
-        "n_known": len(known),
-        "n_unknown": len(unknown),
-        "accuracy": of(FASHION_MNIST_CLASSES)["accuracy"],
+        "n_known": scores.images_known,
+        "n_unknown": scores.images_unknown,
+        "accuracy": rounded(scores.accuracy),
         "group_accuracy": of(FASHION_MNIST_CLASSES)["group_accuracy"],
         "groups": {name: of(labels) for name, labels in GROUPS.items()},
-        "auroc_known_score": separation("known_score"),
-        "auroc_probability": separation("probability"),
-        "known_kept": share([prediction.known for _, prediction in known]),
-        "unknown_refused": share([not prediction.known for prediction in unknown]),
+        "auroc_known_score": rounded(scores.auroc_known_score),
+        "auroc_probability": rounded(auroc(*probabilities)) if known and unknown else None,
+        "known_kept": rounded(scores.known_kept),
+        "unknown_refused": rounded(scores.unknown_refused),
         "right": share([answer(prediction) == picture.truth for picture, prediction in pairs]),
         "rows": [
             {
@@ -315,7 +316,7 @@ def main() -> None:
     results = {
         name: {
             "threshold": model.threshold,
-            "pictures": measure_pictures(pictures, predictions[name]),
+            "pictures": measure_pictures(model, pictures, predictions[name]),
             "changes": changes[name],
             "synthetic": synthetic[name],
         }

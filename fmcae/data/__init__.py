@@ -123,6 +123,11 @@ def _load_folder(folder: Path, parameter: str) -> Dataset:
     return dataset
 
 
+def holds_idx(folder: Path) -> bool:
+    """Whether the four IDX files lie in ``folder``; raise DataError if only some of them do."""
+    return bool(_find_idx(folder))
+
+
 def _find_idx(folder: Path, *, ignore_incomplete: bool = False) -> dict[str, Path]:
     """Return the four IDX files in ``folder``, or where torchvision puts them below it; empty if there are none.
 
@@ -197,12 +202,19 @@ def _as_28(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return images if images.shape[1:] == (28, 28) else np.stack([to_uint8(image) for image in images])
 
 
+def class_folders(folder: Path) -> list[Path]:
+    """The folders in ``folder`` that may each be named after a class, sorted."""
+    ignored = "__MACOSX"  # macOS's zip leaves it
+    folders = (child for child in folder.iterdir() if not child.name.startswith(".") and child.name != ignored)
+    return sorted(child for child in folders if child.is_dir())
+
+
 def _load_image_folders(folder: Path) -> Dataset | None:
     """Load one folder of images per class, None if there is none, in an order that does not depend on the file system."""
-    classes: dict[str, list[Path]] = {}
-    for child in sorted(folder.iterdir()):
-        if child.is_dir() and not child.name.startswith(".") and child.name != "__MACOSX":  # macOS's zip leaves it
-            classes[child.name] = sorted(path for path in child.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    classes = {
+        child.name: sorted(path for path in child.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+        for child in class_folders(folder)
+    }
     if not any(classes.values()):
         return None
     for name, paths in classes.items():

@@ -43,7 +43,7 @@ def find_images(names: Iterable[str]) -> Iterator[Found]:
     """
     for name in names:
         if os.path.isdir(name):
-            yield from _images_below(name) or [(name, ImageError(f"{name}: is a folder without images"))]
+            yield from images_below(name) or [(name, ImageError(f"{name}: is a folder without images"))]
         elif name != STDIN and not os.path.lexists(name) and glob.has_magic(name):
             unreadable: list[OSError] = []
             found: list[Found] = [(path, None) for path in set(_matches(name, unreadable.append)) if _may_be_read(path)]
@@ -53,7 +53,8 @@ def find_images(names: Iterable[str]) -> Iterator[Found]:
             yield name, None
 
 
-def _images_below(folder: str) -> list[Found]:
+def images_below(folder: str) -> list[Found]:
+    """Find every image below a folder, sorted; a folder in it that cannot be read comes with its error."""
     found: list[Found] = []
     folders = [str(Path(folder))]
     while folders:
@@ -120,7 +121,12 @@ def predict_images(model: Model, names: Iterable[str], stdin: bytes = b"") -> It
 
     ``names`` are those of :func:`find_images`, and ``stdin`` is the encoded image that "-" stands for.
     """
-    images = find_images(names)
+    return predict_found(model, find_images(names), stdin)
+
+
+def predict_found(model: Model, found: Iterable[Found], stdin: bytes = b"") -> Iterator[Outcome]:
+    """Predict the images at paths that were found, in order; a path with an error keeps it."""
+    images = iter(found)
     while batch := list(islice(images, BATCH_SIZE)):
         pixels: list[NDArray[np.uint8]] = []
         errors: list[ImageError | None] = []
