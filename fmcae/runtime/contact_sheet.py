@@ -1,12 +1,14 @@
 """A contact sheet for eyes: each picture, the 28×28 pixels that the model sees of it, and what the model says.
 
-Only Pillow draws, so that the light install can; its own font comes with it. ``fmcae predict --show OUT.png`` writes one.
+Only Pillow draws, so that the light install can; its own font comes with it. ``fmcae predict --show OUT.png`` writes one,
+and ``fmcae evaluate --out DIR`` one of the most confident mistakes.
 """
 
 import io
 from bisect import bisect_left
 from collections.abc import Sequence
 from functools import cache
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +18,8 @@ from fmcae.images import ImageSource, read_image
 from fmcae.preprocess import SIZE
 from fmcae.runtime.model import Prediction
 
+Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
 MAX_TILES = 200  # more than eyes look at in one picture
 COLUMNS = 6
 ZOOM = 5  # pixels of the sheet for each one that the model sees
@@ -23,6 +27,7 @@ EDGE = SIZE * ZOOM
 GAP = 4  # pixels between picture and 28×28
 MARGIN = 10  # pixels around each tile
 LINE = 18  # pixels of height
+TITLE = 30  # pixels of height
 TILE_SIZE = 2 * EDGE + GAP, EDGE + 2 * LINE
 PAPER, GROUND, CHECKER = (255, 255, 255), (236, 236, 236), (204, 204, 204)
 INK, FAINT, UNKNOWN = (20, 20, 20), (110, 110, 110), (213, 94, 0)  # the last is Okabe and Ito's vermilion
@@ -54,22 +59,30 @@ def tile(source: ImageSource, pixels: NDArray[np.uint8], prediction: Prediction,
         draw.rectangle((left, 0, left + EDGE - 1, EDGE - 1), outline=CHECKER)
     lines = ((caption(prediction), 14, INK if prediction.known else UNKNOWN), (name, 12, FAINT))
     for row, (text, size, colour) in enumerate(lines):
-        font = _font(size)
-        draw.text((0, EDGE + 2 + row * LINE), _shortened(_legible(text), font), colour, font)
+        font = font_of(size)
+        draw.text((0, EDGE + 2 + row * LINE), shortened(legible(text), font, TILE_SIZE[0]), colour, font)
     return drawn
 
 
-def contact_sheet(tiles: Sequence[Image.Image]) -> bytes:
-    """Put tiles, at least one and at most MAX_TILES, in rows of up to COLUMNS, as a PNG file."""
-    columns = min(COLUMNS, len(tiles))
+def contact_sheet(tiles: Sequence[Image.Image], title: str = "") -> bytes:
+    """Put tiles, at most MAX_TILES, in rows of up to COLUMNS below a title, if there is one, as a PNG file."""
+    columns = max(1, min(COLUMNS, len(tiles)))
     rows = -(-len(tiles) // columns)
     width, height = (edge + MARGIN for edge in TILE_SIZE)
-    sheet = Image.new("RGB", (columns * width + MARGIN, rows * height + MARGIN), PAPER)
+    top = MARGIN + (TITLE if title else 0)
+    sheet = Image.new("RGB", (columns * width + MARGIN, top + rows * height), PAPER)
+    font = font_of(16)
+    ImageDraw.Draw(sheet).text((MARGIN, MARGIN), shortened(legible(title), font, columns * width), INK, font)
     for number, drawn in enumerate(tiles):
         row, column = divmod(number, columns)
-        sheet.paste(drawn, (MARGIN + column * width, MARGIN + row * height))
+        sheet.paste(drawn, (MARGIN + column * width, top + row * height))
+    return png(sheet)
+
+
+def png(picture: Image.Image) -> bytes:
+    """The picture as a PNG file."""
     buffer = io.BytesIO()
-    sheet.save(buffer, "PNG")
+    picture.save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -96,22 +109,23 @@ def _checkerboard(size: tuple[int, int], step: int = 7) -> Image.Image:
 
 
 @cache
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def font_of(size: int) -> Font:
+    """Pillow's own font."""
     return ImageFont.load_default(size)
 
 
-def _legible(text: str) -> str:
-    """Control characters, lone surrogates and the like, which no font has, as escapes."""
+def legible(text: str) -> str:
+    """The text with control characters, lone surrogates and the like, which no font has, as escapes."""
     return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
 
 
-def _shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    """The text, or its beginning and end with dots between them, as much as a tile's width holds."""
+def shortened(text: str, font: Font, width: int) -> str:
+    """The text, or its beginning and end with dots between them, as much as ``width`` pixels hold."""
 
     def cut(kept: int) -> str:
         return f"{text[: (kept + 1) // 2]}...{text[len(text) - kept // 2 :]}"
 
-    if font.getlength(text) <= TILE_SIZE[0]:
+    if font.getlength(text) <= width:
         return text
-    kept = bisect_left(range(len(text)), True, key=lambda count: font.getlength(cut(count)) > TILE_SIZE[0]) - 1
+    kept = bisect_left(range(len(text)), True, key=lambda count: font.getlength(cut(count)) > width) - 1
     return cut(max(0, kept))

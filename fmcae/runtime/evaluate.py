@@ -43,7 +43,7 @@ SPLITS = (*DEFAULT_SPLITS, "train")
 
 @dataclass(frozen=True)
 class LabelledPictures:
-    """Pictures and what each of them shows; ``data`` is their folder, or the name of an IDX set.
+    """Pictures and what each of them shows; ``data`` is the folder that was named, or the name of an IDX set.
 
     ``truth`` (N,) int64 has a class index of the model for each path that was found, or NO_CLASS. ``images`` (N, 28, 28)
     uint8 are those of an IDX set, whose paths only number them; other pictures are read when they are predicted.
@@ -247,8 +247,8 @@ def find_pictures(
         folder, split = _split_folder(folder, split, class_names, parameter)
         parameter += f" in {split}" if split else ""
         if (folder / TRUTH_FILE).is_file():
-            return _from_truth(folder, split, class_names)
-        return _from_class_folders(folder, split, class_names, parameter)
+            return _from_truth(folder, os.fspath(data), split, class_names)
+        return _from_class_folders(folder, os.fspath(data), split, class_names, parameter)
     except OSError as error:
         raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from error
 
@@ -330,17 +330,17 @@ def _from_dataset(
     return LabelledPictures(dataset.name, split, found, truth, part.images)
 
 
-def _from_truth(folder: Path, split: str | None, class_names: tuple[str, ...]) -> LabelledPictures:
+def _from_truth(folder: Path, data: str, split: str | None, class_names: tuple[str, ...]) -> LabelledPictures:
     rows = read_truth(folder)
     indices = {label: class_index(label, class_names) for _, label in rows}
     foreign = tuple(label for label, index in indices.items() if index is None)
     found: list[Found] = [(str(folder / file), None) for file, _ in rows]
     truth = [NO_CLASS if (index := indices[label]) is None else index for _, label in rows]
-    return LabelledPictures(str(folder), split, found, np.array(truth, np.int64), foreign_labels=foreign)
+    return LabelledPictures(data, split, found, np.array(truth, np.int64), foreign_labels=foreign)
 
 
 def _from_class_folders(
-    folder: Path, split: str | None, class_names: tuple[str, ...], parameter: str
+    folder: Path, data: str, split: str | None, class_names: tuple[str, ...], parameter: str
 ) -> LabelledPictures:
     children = class_folders(folder)
     indices = _checked_indices([child.name for child in children], class_names, parameter)  # before any is searched
@@ -350,7 +350,7 @@ def _from_class_folders(
         raise UsageError(f"{parameter} must hold a folder of pictures for each class, {TRUTH_FILE}, or {idx}")
     found = [picture for pictures in folders.values() for picture in pictures]
     truth = np.repeat(np.array(indices, np.int64), [len(pictures) for pictures in folders.values()])
-    return LabelledPictures(str(folder), split, found, truth)
+    return LabelledPictures(data, split, found, truth)
 
 
 def _checked_indices(labels: Sequence[str], class_names: tuple[str, ...], parameter: str) -> list[int]:

@@ -165,7 +165,7 @@ def splits(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_test_is_taken_or_else_val_or_what_is_asked_for(splits: Path) -> None:
     def found(split: str | None = None) -> list[str]:
         pictures = find_pictures(splits, CLASSES, split)
-        assert pictures.split == split or split is None
+        assert pictures.data == str(splits) and pictures.split in (split, "test", "val")
         return [os.path.basename(path) for path, _ in pictures.found]
 
     assert [found(), found("val"), found("train")] == [["test.png"], ["val.png"], ["train.png"]]
