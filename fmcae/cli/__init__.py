@@ -17,7 +17,10 @@ from fmcae.cli.options import error_line
 from fmcae.errors import FmcaeError
 from fmcae.runtime.session import lacks_memory
 
-VERBS = ("train", "export", "parity", "verify", "info", "predict", "reconstruct", "encode", "bench", "doctor", "study")
+VERBS = (
+    "train", "export", "parity", "verify", "info", "predict", "evaluate", "reconstruct", "encode", "bench", "doctor",
+    "study",
+)  # fmt: skip
 
 
 def _print_version(wanted: bool) -> None:

@@ -1,0 +1,196 @@
+"""``fmcae evaluate``: how often a model is right on labelled pictures, how sure it is, and what it refuses."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from fmcae.cli.options import (
+    JSON_SCHEMA_VERSION,
+    MODEL_HELP,
+    SHIPPED_NAMES,
+    JsonOption,
+    ProviderOption,
+    ThreadsOption,
+    check_out_folder,
+    echo,
+    error_line,
+    json_text,
+    note,
+    print_json,
+    printable,
+)
+from fmcae.cli.predict import THRESHOLD_HELP
+from fmcae.errors import UsageError
+
+if TYPE_CHECKING:
+    from fmcae.runtime.evaluate import Evaluation, LabelledPictures, Scores
+    from fmcae.runtime.predict import Outcome
+
+DATA_HELP = """Folder with one folder of pictures per class (one called unknown for what is of none), with train, val and
+test of these, with pictures and truth.csv (columns file, label), or with four IDX files.
+[default: Fashion-MNIST, found as for fmcae train]"""
+SPLIT_HELP = "The split to evaluate, where DATA has several. [default: test, else val]"
+OUT_HELP = "Write evaluation.json, confusion.png, reliability.png and errors.png into this folder."
+PRINTED_MISTAKES = 5
+
+
+def evaluate(
+    model: Annotated[
+        str | None, typer.Argument(metavar="MODEL", help=MODEL_HELP, autocompletion=lambda: SHIPPED_NAMES)
+    ] = None,
+    data: Annotated[str | None, typer.Argument(metavar="DATA", help=DATA_HELP)] = None,
+    split: Annotated[Literal["train", "val", "test"] | None, typer.Option(help=SPLIT_HELP)] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help=OUT_HELP)] = None,
+    as_json: JsonOption = False,
+    threshold: Annotated[float | None, typer.Option(metavar="T", help=THRESHOLD_HELP)] = None,
+    provider: ProviderOption = "cpu",
+    threads: ThreadsOption = None,
+) -> None:
+    """Measure a model on labelled pictures.
+
+    One name alone is DATA, unless it is what ships, ends in .onnx or is a folder with classifier.onnx. A picture that
+    cannot be read gets its line on stderr and the rest goes on. The exit code says nothing of the accuracy.
+    """
+    from fmcae.runtime.evaluate import evaluate as evaluate_pictures
+    from fmcae.runtime.evaluate import find_pictures
+    from fmcae.runtime.model import load
+
+    if model is not None and data is None and not _is_model(model):
+        model, data = None, model
+    if out is not None:
+        _check_out(out, data)
+    loaded = load(model, provider=provider, threads=threads, only="classifier", threshold=threshold)
+    session = loaded.session("classifier")
+    pictures = find_pictures(data, loaded.class_names, split)
+    if pictures.foreign_labels:
+        labels = ", ".join(map(printable, pictures.foreign_labels))
+        note(f"counted as unknown, because the model has no such class: {labels}")
+    with _Watch(len(pictures)) as watch:
+        evaluation = evaluate_pictures(loaded, pictures, watch.see)
+    facts: dict[str, Any] = {
+        "model": str(loaded.artefacts["classifier"].path),
+        "provider": session.provider,
+        "data": pictures.data,
+        "split": pictures.split,
+    }
+    if as_json or out is not None:
+        from fmcae.runtime.charts import MISTAKES
+
+        result = {**facts, **evaluation.to_json(MISTAKES)}
+    if out is not None:
+        _write(out, pictures, evaluation, result)
+    if as_json:
+        print_json(result)
+    else:
+        _print(facts, evaluation)
+
+
+def _is_model(name: str) -> bool:
+    from fmcae.runtime.model import SHIPPED, file_name, resolve_path, shipped_folder
+
+    path = resolve_path(name)
+    is_shipped = name in SHIPPED and path == shipped_folder(name)
+    return is_shipped or path.suffix == ".onnx" or (path / file_name("classifier")).is_file()
+
+
+def _check_out(out: Path, data: str | None) -> None:
+    check_out_folder(out)
+    if data and out.resolve().is_relative_to(Path(data).expanduser().resolve()):
+        raise UsageError(f"out (={out}) must not be in DATA, where its pictures would be evaluated next time")
+
+
+class _Watch:
+    """A line on stderr for each picture that cannot be read, and on a terminal a bar that goes at the end."""
+
+    def __init__(self, count: int) -> None:
+        self.bar: Any = None
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import Progress
+
+            self.bar = Progress(console=Console(stderr=True), transient=True)
+            self.bar.add_task("pictures", total=count)
+
+    def __enter__(self) -> "_Watch":
+        if self.bar is not None:
+            self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def see(self, outcome: "Outcome") -> None:
+        if outcome.error is not None:
+            error_line(str(outcome.error))
+        if self.bar is not None:
+            self.bar.advance(self.bar.task_ids[0])
+
+
+def _write(out: Path, pictures: "LabelledPictures", evaluation: "Evaluation", result: dict[str, Any]) -> None:
+    from fmcae.files import write_all_atomic
+    from fmcae.runtime.charts import confusion_png, mistakes_png, reliability_png
+
+    out.mkdir(parents=True, exist_ok=True)
+    text = json_text({"schema_version": JSON_SCHEMA_VERSION, **result}, indent=2)
+    write_all_atomic(
+        {
+            out / "evaluation.json": text + "\n",
+            out / "confusion.png": confusion_png(evaluation.scores),
+            out / "reliability.png": reliability_png(evaluation.scores),
+            out / "errors.png": mistakes_png(pictures, evaluation),
+        }
+    )
+
+
+def _print(facts: dict[str, Any], evaluation: "Evaluation") -> None:
+    scores = evaluation.scores
+    split = f", {facts['split']}" if facts["split"] else ""
+    counts = f"{scores.images_known:,} of its classes, {scores.images_unknown:,} unknown"
+    counts += f", {len(evaluation.unreadable):,} unreadable" if evaluation.unreadable else ""
+    echo(f"model              {printable(facts['model'])} on {facts['provider']}")
+    echo(f"pictures           {printable(facts['data'])}{split}: {counts}")
+    echo("\n".join(_summary(scores)))
+    echo("\n" + "\n".join(_table(scores)))
+    if evaluation.mistakes:
+        count = len(evaluation.mistakes)
+        echo(f"\n{count:,} mistake{'s' * (count > 1)}; the most confident")
+        for mistake in evaluation.mistakes[:PRINTED_MISTAKES]:
+            prediction = mistake.prediction
+            said = f"{printable(prediction.label)} {prediction.probability:.4f}"
+            said = said if prediction.known else f"unknown (nearest: {said})"
+            echo(f"  {printable(mistake.path)}: {said}, is {printable(mistake.truth)}")
+
+
+def _summary(scores: "Scores") -> list[str]:
+    lines = []
+    if scores.accuracy is not None and scores.accuracy_interval_95 is not None:
+        low, high = scores.accuracy_interval_95
+        seen = f"{scores.images_right:,} of {scores.images_known:,}"
+        lines += [
+            f"accuracy           {scores.accuracy:.2%}, 95% interval {low:.2%} to {high:.2%} (Wilson): {seen}",
+            f"calibration error  {scores.expected_calibration_error:.4f}: the mean gap between probability and accuracy",
+            f"known kept         {scores.known_kept:.2%} at the threshold {scores.threshold:.4f}",
+        ]
+    if scores.unknown_refused is not None:
+        lines.append(f"unknown refused    {scores.unknown_refused:.2%} at the threshold {scores.threshold:.4f}")
+    if scores.auroc_known_score is not None:
+        lines.append(f"AUROC              {scores.auroc_known_score:.4f} of the known score, known from unknown")
+    return lines
+
+
+def _table(scores: "Scores") -> list[str]:
+    names = [printable(row.label) for row in scores.classes]
+    width = max(map(len, names))
+    lines = [f"{'':{width}}  pictures  recognized  precision      F1  refused"]
+    for name, row in zip(names, scores.classes, strict=True):
+        refused = row.images_refused / row.images if row.images else None
+        shares = f"{_percent(row.recall):>12}{_percent(row.precision):>11}{_percent(row.f1):>8}{_percent(refused):>9}"
+        lines.append(f"{name:{width}}{row.images:10,}{shares}")
+    return lines
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"
