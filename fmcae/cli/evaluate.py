@@ -25,6 +25,7 @@ from fmcae.cli.predict import THRESHOLD_HELP
 from fmcae.errors import UsageError
 
 if TYPE_CHECKING:
+    from fmcae.card import Card
     from fmcae.runtime.evaluate import Evaluation, LabelledPictures, Scores
     from fmcae.runtime.predict import Outcome
 
@@ -67,6 +68,8 @@ def evaluate(
     if pictures.foreign_labels:
         labels = ", ".join(map(printable, pictures.foreign_labels))
         note(f"counted as unknown, because the model has no such class: {labels}")
+    if _seems_trained_on(pictures, loaded.artefacts["classifier"].card):
+        note("by name and number, these are the pictures that the model was trained on: new ones may do worse")
     with _Watch(len(pictures)) as watch:
         evaluation = evaluate_pictures(loaded, pictures, watch.see)
     facts: dict[str, Any] = {
@@ -93,6 +96,14 @@ def _is_model(name: str) -> bool:
     path = resolve_path(name)
     is_shipped = name in SHIPPED and path == shipped_folder(name)
     return is_shipped or path.suffix == ".onnx" or (path / file_name("classifier")).is_file()
+
+
+def _seems_trained_on(pictures: "LabelledPictures", card: "Card") -> bool:
+    """Whether the folder has the name and the number of pictures of the one that was split for the training."""
+    trained_on = card.training["data"]
+    is_whole_folder = pictures.images is None and pictures.split is None
+    same_name = Path(pictures.data).resolve().name == trained_on["name"]
+    return is_whole_folder and same_name and len(pictures) == sum(trained_on["counts"].values())
 
 
 def _check_out(out: Path, data: str | None) -> None:

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,6 +116,18 @@ def test_a_label_of_a_truth_file_that_is_no_class_is_named(cli: "Cli", pictures:
     result = cli("evaluate", pictures)
     assert result.stderr == "counted as unknown, because the model has no such class: Teapot\\x1b[2J\n"
     assert result.exit_code == 0 and ": 1 of its classes, 2 unknown" in result.stdout
+
+
+def test_the_folder_that_was_trained_on_is_noticed(
+    cli: "Cli", pictures: Path, shipped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artefact = read_artefact(shipped / "classifier.onnx")
+    data = {**artefact.card.training["data"], "name": "pictures", "counts": {"train": 9, "val": 2, "test": 2}}
+    card = replace(artefact.card, training={**artefact.card.training, "data": data})
+    monkeypatch.setattr("fmcae.runtime.model.read_artefact", lambda _: replace(artefact, card=card))
+    assert "the pictures that the model was trained on" in cli("evaluate", pictures).stderr
+    (pictures / "coat" / "b.png").unlink()
+    assert cli("evaluate", pictures).stderr == ""
 
 
 def test_without_mistakes_the_sheet_says_so(cli: "Cli", pictures: Path, tmp_path: Path) -> None:
