@@ -337,10 +337,15 @@ def test_foreign_text_does_not_steer_the_terminal(cli: "Cli", shipped: Path, tmp
     onnx.save(model, folder / "classifier.onnx")
     shutil.copy(image, folder / f"{hostile}.png")
     (folder / f"{hostile}2.png").write_bytes(b"x")
+    shutil.copytree(folder, tmp_path / "data" / f"{hostile}0")
+    shutil.copytree(folder, tmp_path / "other" / f"{hostile}z")
     for arguments in (
         ("predict", folder, "--model", folder),
         ("predict", folder, "--model", folder, "--csv", "--top-k", "2"),
         ("predict", folder, "--model", folder, "--json"),
+        ("evaluate", folder, tmp_path / "data", "--out", tmp_path / hostile / "out"),
+        ("evaluate", folder, tmp_path / "data", "--json"),
+        ("evaluate", folder, tmp_path / "other"),
         ("info", folder),
         ("verify", folder),
         ("info", folder / f"{hostile}2.png"),

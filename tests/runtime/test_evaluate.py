@@ -1,5 +1,6 @@
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -236,6 +237,14 @@ def test_a_damaged_truth_file_is_named(
     with pytest.raises(DataError, match="truth.csv: ") as error:
         read_truth(folder)
     assert message in str(error.value)
+
+
+@given(st.one_of(st.binary(max_size=60), st.text('file,label"\n\r\0x', max_size=60).map(str.encode)))
+def test_any_truth_file_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    path = tmp_path_factory.getbasetemp() / "truth.csv"
+    path.write_bytes(content)
+    with suppress(DataError):
+        assert all(file and label for file, label in read_truth(path.parent))
 
 
 def test_what_is_no_data_is_refused(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
