@@ -78,14 +78,10 @@ def evaluate(
         "data": pictures.data,
         "split": pictures.split,
     }
-    if as_json or out is not None:
-        from fmcae.runtime.charts import MISTAKES
-
-        result = {**facts, **evaluation.to_json(MISTAKES)}
     if out is not None:
-        _write(out, pictures, evaluation, result)
+        _write(out, facts, pictures, evaluation)
     if as_json:
-        print_json(result)
+        print_json({**facts, **evaluation.to_json()})
     else:
         _print(facts, evaluation)
 
@@ -140,15 +136,15 @@ class _Watch:
             self.bar.advance(self.bar.task_ids[0])
 
 
-def _write(out: Path, pictures: "LabelledPictures", evaluation: "Evaluation", result: dict[str, Any]) -> None:
+def _write(out: Path, facts: dict[str, Any], pictures: "LabelledPictures", evaluation: "Evaluation") -> None:
     from fmcae.files import write_all_atomic
     from fmcae.runtime.charts import confusion_png, mistakes_png, reliability_png
 
     out.mkdir(parents=True, exist_ok=True)
-    text = json_text({"schema_version": JSON_SCHEMA_VERSION, **result}, indent=2)
+    result = {"schema_version": JSON_SCHEMA_VERSION, **facts, **evaluation.to_json()}
     write_all_atomic(
         {
-            out / "evaluation.json": text + "\n",
+            out / "evaluation.json": json_text(result, indent=2) + "\n",
             out / "confusion.png": confusion_png(evaluation.scores),
             out / "reliability.png": reliability_png(evaluation.scores),
             out / "errors.png": mistakes_png(pictures, evaluation),
@@ -177,8 +173,8 @@ def _print(facts: dict[str, Any], evaluation: "Evaluation") -> None:
 
 def _summary(scores: "Scores") -> list[str]:
     lines = []
-    if scores.accuracy is not None and scores.accuracy_interval_95 is not None:
-        low, high = scores.accuracy_interval_95
+    if scores.accuracy is not None and scores.accuracy_wilson_interval_95 is not None:
+        low, high = scores.accuracy_wilson_interval_95
         seen = f"{scores.images_right:,} of {scores.images_known:,}"
         lines += [
             f"accuracy           {scores.accuracy:.2%}, 95% interval {low:.2%} to {high:.2%} (Wilson): {seen}",

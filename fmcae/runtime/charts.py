@@ -18,6 +18,7 @@ from fmcae.runtime.contact_sheet import (
     INK,
     LINE,
     PAPER,
+    Font,
     contact_sheet,
     font_of,
     legible,
@@ -25,7 +26,7 @@ from fmcae.runtime.contact_sheet import (
     shortened,
     tile,
 )
-from fmcae.runtime.evaluate import UNKNOWN, Evaluation, LabelledPictures, Scores
+from fmcae.runtime.evaluate import SHOWN_MISTAKES, UNKNOWN, Evaluation, LabelledPictures, Scores
 from fmcae.runtime.predict import read_pixels
 
 Colour = tuple[int, int, int]
@@ -36,7 +37,6 @@ MATRIX = 920  # pixels of an edge that a matrix of many classes has
 LARGEST_CELL, NUMBERED_CELL = 46, 34  # pixels; a smaller one than the latter has no room for its number
 LABEL_WIDTH = 200  # pixels, of a class's name
 PLOT, HISTOGRAM = 420, 110  # pixels: an edge of the reliability diagram, and the height of the bars below
-MISTAKES = 24  # on the contact sheet
 
 
 def confusion_png(scores: Scores) -> bytes:
@@ -57,7 +57,7 @@ def confusion_png(scores: Scores) -> bytes:
     slant = round(max(font.getlength(name) for name in (*names, "pictures")) * math.sqrt(0.5)) + LINE
     left, top = MARGIN + labels_width + 8, MARGIN + LINE * (len(text) + 1) + slant
     aside = left + cell * len(names) + gap  # where the two columns on the right begin, which always have numbers
-    width = max(aside + 2 * LARGEST_CELL + slant, MARGIN + round(max(map(_text_width, text)))) + MARGIN
+    width = max(aside + 2 * LARGEST_CELL + slant, MARGIN + _text_width(text)) + MARGIN
     drawn = Image.new("RGB", (width, top + cell * len(counts) + gap + MARGIN), PAPER)
     draw = ImageDraw.Draw(drawn)
     _draw_text(draw, text)
@@ -130,7 +130,7 @@ def reliability_png(scores: Scores) -> bytes:
 def mistakes_png(pictures: LabelledPictures, evaluation: Evaluation) -> bytes:
     """Draw a contact sheet of the most confident mistakes; one that can no longer be read is left out."""
     tiles = []
-    for mistake in evaluation.mistakes[:MISTAKES]:
+    for mistake in evaluation.mistakes[:SHOWN_MISTAKES]:
         path = mistake.path
         try:
             pixels = read_pixels(path) if pictures.images is None else pictures.images[mistake.index]
@@ -150,21 +150,24 @@ def short_count(count: int) -> str:
 
 
 def _accuracy_text(scores: Scores) -> str:
-    if scores.accuracy is None or scores.accuracy_interval_95 is None:
+    if scores.accuracy is None or scores.accuracy_wilson_interval_95 is None:
         return "No picture of a class of the model"
-    low, high = scores.accuracy_interval_95
+    low, high = scores.accuracy_wilson_interval_95
     seen = f"{scores.images_right:,} of {scores.images_known:,} pictures"
     return f"Accuracy {scores.accuracy:.2%} (95% interval {low:.2%} to {high:.2%}): {seen}"
 
 
-def _text_width(text: str) -> float:
-    return font_of(TITLE_SIZE if text.startswith("Accuracy") else TEXT_SIZE).getlength(text)
+def _text_fonts(lines: Sequence[str]) -> list[Font]:
+    return [font_of(TEXT_SIZE if row else TITLE_SIZE) for row in range(len(lines))]
+
+
+def _text_width(lines: Sequence[str]) -> int:
+    return math.ceil(max(font.getlength(text) for text, font in zip(lines, _text_fonts(lines), strict=True)))
 
 
 def _draw_text(draw: ImageDraw.ImageDraw, lines: Sequence[str]) -> None:
     """A title and faint lines below it, in the picture's upper left corner."""
-    for row, text in enumerate(lines):
-        font = font_of(TEXT_SIZE if row else TITLE_SIZE)
+    for row, (text, font) in enumerate(zip(lines, _text_fonts(lines), strict=True)):
         draw.text((MARGIN, MARGIN + row * LINE + (8 if row else 0)), text, FAINT if row else INK, font)
 
 

@@ -39,6 +39,7 @@ TRUTH_FILE = "truth.csv"
 MAX_TRUTH_BYTES = 64 * 2**20
 DEFAULT_SPLITS = ("test", "val")  # the first that is there is taken
 SPLITS = (*DEFAULT_SPLITS, "train")
+SHOWN_MISTAKES = 24  # in JSON and on the contact sheet
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,10 @@ class LabelledPictures:
 
 @dataclass(frozen=True)
 class ClassRow:
-    """One class: its pictures, how many the threshold refuses, and its scores in [0, 1], None where undefined."""
+    """One class: its pictures, how many the threshold refuses, and its scores in [0, 1] or None where undefined.
+
+    Unknown pictures that get its label do not lower its precision, which is among the pictures of classes.
+    """
 
     label: str
     images: int
@@ -86,7 +90,7 @@ class Scores:
     images_unknown: int
     images_right: int
     accuracy: float | None
-    accuracy_interval_95: tuple[float, float] | None  # Wilson's
+    accuracy_wilson_interval_95: tuple[float, float] | None
     expected_calibration_error: float | None
     reliability: list[ReliabilityBin]
     threshold: float
@@ -116,15 +120,15 @@ class Evaluation:
     mistakes: list[Mistake]
     unreadable: list[Outcome]
 
-    def to_json(self, max_mistakes: int) -> dict[str, Any]:
-        """Return everything as JSON's types, with the most confident mistakes only; numbers that JSON lacks are None."""
+    def to_json(self) -> dict[str, Any]:
+        """Return everything as JSON's types, but of the mistakes only the most confident."""
         mistakes = [
             {
                 "path": mistake.path,
                 "truth": mistake.truth,
                 **{key: getattr(mistake.prediction, key) for key in ("label", "probability", "known", "known_score")},
             }
-            for mistake in self.mistakes[:max_mistakes]
+            for mistake in self.mistakes[:SHOWN_MISTAKES]
         ]
         unreadable = [{"path": outcome.path, "error": str(outcome.error)} for outcome in self.unreadable]
         counts = {"images_unreadable": len(unreadable), "mistakes_count": len(self.mistakes)}
@@ -171,6 +175,7 @@ def measure(
     predicted = np.array([prediction.index for prediction in predictions], np.int64)
     kept = np.array([prediction.known for prediction in predictions], bool)
     known_scores = np.array([prediction.known_score for prediction in predictions])
+    sides = known_scores[is_known], known_scores[~is_known]
     class_count, known_count = len(class_names), len(labels)
     confusion = confusion_of(predicted[is_known], labels, class_count)
     right = int(np.trace(confusion))
@@ -183,15 +188,13 @@ def measure(
         images_unknown=len(truth) - known_count,
         images_right=right,
         accuracy=_share(right, known_count),
-        accuracy_interval_95=wilson_interval(right, known_count) if known_count else None,
+        accuracy_wilson_interval_95=wilson_interval(right, known_count) if known_count else None,
         expected_calibration_error=expected_calibration_error(probabilities, labels) if known_count else None,
         reliability=reliability(probabilities, labels) if known_count else [],
         threshold=threshold,
         known_kept=_share(int(kept[is_known].sum()), known_count),
         unknown_refused=_share(int((~kept)[~is_known].sum()), len(truth) - known_count),
-        auroc_known_score=auroc(known_scores[is_known], known_scores[~is_known])
-        if 0 < known_count < len(truth)
-        else None,
+        auroc_known_score=auroc(*sides) if all(map(len, sides)) else None,
         classes=[
             ClassRow(name, int(images), int(images_refused), *(None if np.isnan(x) else float(x) for x in values))
             for name, images, images_refused, *values in zip(class_names, *rows, strict=True)
@@ -275,8 +278,7 @@ def read_truth(folder: Path) -> list[tuple[str, str]]:
     """Read the columns ``file`` and ``label`` of a folder's ``truth.csv``.
 
     Raises:
-        DataError: it is not CSV in UTF-8, lacks a column or a value, or has no rows.
-        OSError: it cannot be read.
+        DataError: it cannot be read, is not CSV in UTF-8, lacks a column or a value, or has no rows.
     """
     path = folder / TRUTH_FILE
     try:
@@ -291,6 +293,8 @@ def read_truth(folder: Path) -> list[tuple[str, str]]:
             if not row["file"] or not row["label"]:
                 raise DataError(f"{path}: must have a file and a label in every line; line {reader.line_num} lacks one")
             rows.append((row["file"], row["label"]))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: is not text in UTF-8: {error.reason} at byte {error.start}") from error
     except csv.Error as error:
@@ -323,6 +327,8 @@ def _from_dataset(
     dataset: Dataset, split: str | None, class_names: tuple[str, ...], parameter: str
 ) -> LabelledPictures:
     split = split or DEFAULT_SPLITS[0]
+    if split not in SPLITS:
+        raise UsageError(f"split (={split}) must be one of {', '.join(SPLITS)}")
     part = {"train": dataset.train, "val": dataset.val, "test": dataset.test}[split]
     indices = _checked_indices(dataset.class_names, class_names, parameter)
     found: list[Found] = [(f"{split}[{index}]", None) for index in range(len(part))]

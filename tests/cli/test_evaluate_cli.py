@@ -60,7 +60,7 @@ def test_json_has_every_number_and_out_writes_it_beside_pictures(cli: "Cli", pic
     assert next(iter(values)) == "schema_version" and values["provider"] == "cpu" and values["split"] is None
     counts = [values[f"images_{name}"] for name in ("known", "unknown", "right", "unreadable")]
     assert counts == [12, 1, 11, 1] and values["mistakes_count"] == 1
-    assert values["accuracy"] == pytest.approx(11 / 12) and len(values["accuracy_interval_95"]) == 2
+    assert values["accuracy"] == pytest.approx(11 / 12) and len(values["accuracy_wilson_interval_95"]) == 2
     assert [row["label"] for row in values["classes"]] == list(FASHION_MNIST_CLASSES)
     assert [sum(row) for row in values["confusion"]] == [row["images"] for row in values["classes"]]
     assert (values["mistakes"][0]["label"], values["mistakes"][0]["truth"]) == ("Bag", "Coat")
@@ -75,7 +75,7 @@ def test_the_card_is_confirmed_on_its_own_data(cli: "Cli", sample: Path, shipped
     values = json.loads(cli("evaluate", sample, "--json").stdout)
     assert (values["data"], values["split"], values["images_known"]) == (sample.name, "test", 400)
     card = read_artefact(shipped / "classifier.onnx").card
-    low, high = values["accuracy_interval_95"]
+    low, high = values["accuracy_wilson_interval_95"]
     assert low < card.metrics["test_accuracy"] < high
 
 

@@ -7,9 +7,9 @@ from PIL import Image
 
 from fmcae import Model, Prediction
 from fmcae.runtime import charts
-from fmcae.runtime.charts import BLUE, MISTAKES, VERMILION, confusion_png, mistakes_png, reliability_png, short_count
+from fmcae.runtime.charts import BLUE, VERMILION, confusion_png, mistakes_png, reliability_png, short_count
 from fmcae.runtime.contact_sheet import LINE, MARGIN, TILE_SIZE, TITLE
-from fmcae.runtime.evaluate import NO_CLASS, Scores, evaluate, find_pictures, measure
+from fmcae.runtime.evaluate import NO_CLASS, SHOWN_MISTAKES, Scores, evaluate, find_pictures, measure
 
 
 def drawn(content: bytes) -> Image.Image:
@@ -69,7 +69,7 @@ def test_none_one_and_many_pictures_are_drawn(truth: list[int]) -> None:
 def test_the_most_confident_mistakes_are_on_the_sheet(model: Model, sample: Path, tmp_path: Path) -> None:
     pictures = find_pictures(sample, model.class_names)
     evaluation = evaluate(model, pictures)
-    assert len(evaluation.mistakes) > MISTAKES and pictures.images is not None
+    assert len(evaluation.mistakes) > SHOWN_MISTAKES and pictures.images is not None
     sheet = drawn(mistakes_png(pictures, evaluation))
     assert sheet.height == MARGIN + TITLE + 4 * (TILE_SIZE[1] + MARGIN)
     edge = 28 * 5

@@ -61,7 +61,7 @@ def test_an_idx_set_gives_the_numbers_of_the_metrics(model: Model, sample: Path)
     assert (pictures.split, scores.images_known, scores.images_unknown) == ("test", 400, 0)
     assert scores.accuracy == metrics.accuracy(logits, test.labels)
     assert scores.confusion == metrics.confusion(logits, test.labels).tolist()
-    assert scores.accuracy_interval_95 == metrics.wilson_interval(scores.images_right, 400)
+    assert scores.accuracy_wilson_interval_95 == metrics.wilson_interval(scores.images_right, 400)
     assert scores.expected_calibration_error == pytest.approx(
         metrics.expected_calibration_error(probabilities, test.labels), abs=1e-6
     )
@@ -79,6 +79,8 @@ def test_other_splits_of_an_idx_set(sample: Path) -> None:
         pictures = find_pictures(sample, CLASSES, split)
         assert pictures.images is not None and np.array_equal(pictures.images, part.images)
         assert pictures.split == split and pictures.truth.tolist() == part.labels.tolist()
+    with pytest.raises(UsageError, match=r"split \(=all\) must be one of test, val, train"):
+        find_pictures(sample, CLASSES, "all")
 
 
 def test_no_data_is_that_of_training(sample: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,7 +125,11 @@ def test_of_unknown_pictures_alone_there_is_no_accuracy(model: Model, folder: Pa
     (folder / "only").mkdir()
     (folder / "Unknown").rename(folder / "only" / UNKNOWN)
     scores = evaluate(model, find_pictures(folder / "only", model.class_names)).scores
-    assert scores.accuracy is None and scores.accuracy_interval_95 is None and scores.expected_calibration_error is None
+    assert (
+        scores.accuracy is None
+        and scores.accuracy_wilson_interval_95 is None
+        and scores.expected_calibration_error is None
+    )
     assert (scores.known_kept, scores.unknown_refused, scores.reliability) == (None, 1, [])
 
 
@@ -245,6 +251,14 @@ def test_any_truth_file_is_read_or_refused(tmp_path_factory: pytest.TempPathFact
     path.write_bytes(content)
     with suppress(DataError):
         assert all(file and label for file, label in read_truth(path.parent))
+
+
+def test_a_truth_file_that_is_too_long_is_named(
+    truth: Callable[[str | bytes], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fmcae.runtime.evaluate.MAX_TRUTH_BYTES", 2**20)
+    with pytest.raises(DataError, match="truth.csv: cannot be read: it has more than 1 MiB"):
+        read_truth(truth(bytes(2**20 + 1)))
 
 
 def test_what_is_no_data_is_refused(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
