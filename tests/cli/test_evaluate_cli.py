@@ -151,7 +151,11 @@ def test_without_mistakes_the_sheet_says_so(cli: "Cli", pictures: Path, tmp_path
         ),
         (["pictures", "--threshold", "2"], 2, "threshold (=2.0) must be a number from 0 to 1"),
         (["pictures", "--out", "file"], 2, "out (=file) must be a folder; it is a file"),
-        (["pictures", "--out", "pictures/out"], 2, "out (=pictures/out) must not be in DATA"),
+        (
+            ["pictures", "--out", "pictures/out"],
+            2,
+            "must not be in DATA, where its pictures would be evaluated next time",
+        ),
         (
             ["fashion-mnist-int8", "pictures", "--provider", "cuda"],
             4,
@@ -175,11 +179,11 @@ def test_bad_options_are_named_in_one_line(
 
 
 def test_a_folder_that_is_no_class_is_refused_with_the_classes(cli: "Cli", pictures: Path) -> None:
-    (pictures / "tea\x1bpot").mkdir()
+    (pictures / "tea\u202epot").mkdir()
     result = cli("evaluate", pictures)
     assert (result.exit_code, result.stdout) == (2, "")
     classes = ", ".join(FASHION_MNIST_CLASSES)
-    assert result.stderr.endswith(f"must hold the model's classes or unknown; tea\\x1bpot is none of: {classes}\n")
+    assert result.stderr.endswith(f"must hold the model's classes or unknown; tea\\u202epot is none of: {classes}\n")
 
 
 def test_only_a_classifier_is_evaluated(cli: "Cli", pictures: Path, shipped: Path) -> None:

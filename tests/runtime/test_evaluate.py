@@ -217,11 +217,11 @@ def test_a_truth_file_names_pictures_and_labels(truth: Callable[[str | bytes], P
 def test_a_picture_of_a_truth_file_that_is_missing_or_none_is_one_that_cannot_be_read(
     model: Model, truth: Callable[[str | bytes], Path]
 ) -> None:
-    names = ("Bag/b.png", "[ab]*.png", "-", "Bag", "no\0.png")
-    pictures = find_pictures(truth("file,label\n" + "".join(f'"{name}",Bag\n' for name in names[:4])), CLASSES)
+    names = ("Bag/b.png", "[ab]*.png", "-", "Bag")
+    pictures = find_pictures(truth("file,label\n" + "".join(f'"{name}",Bag\n' for name in names)), CLASSES)
     evaluation = evaluate(model, pictures)
     assert evaluation.scores.images_known == 1
-    assert [os.path.basename(outcome.path) for outcome in evaluation.unreadable] == list(names[1:4])
+    assert [os.path.basename(outcome.path) for outcome in evaluation.unreadable] == list(names[1:])
 
 
 @pytest.mark.parametrize(
