@@ -18,7 +18,7 @@ from fmcae.runtime.session import MAX_THREADS
 
 JSON_SCHEMA_VERSION = 1
 
-DATA_HELP = """Folder with four IDX files, or one folder of images per class.
+DATA_HELP = """Folder with four IDX files, or one folder of images per class, also in train, val and test.
 [default: Fashion-MNIST from $FMCAE_DATA, the cache, Debian's package or a download]"""
 DataOption = Annotated[str | None, typer.Option(metavar="DIR", help=DATA_HELP)]
 ProviderOption = Annotated[Provider, typer.Option(help="What ONNX Runtime runs on; there is no fallback.")]
