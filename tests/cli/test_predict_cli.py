@@ -54,6 +54,7 @@ def test_json_has_the_promised_keys(cli: "Cli", image: Path, shipped: Path) -> N
     values = json.loads(result.stdout)
     assert values["schema_version"] == 1
     first = values["predictions"][0]
+    assert values["class_names"][first["index"]] == first["label"]
     assert set(first) == {
         "path", "label", "index", "probability", "known", "known_score", "probabilities", "provider", "model", "top_k",
     }  # fmt: skip
@@ -62,6 +63,15 @@ def test_json_has_the_promised_keys(cli: "Cli", image: Path, shipped: Path) -> N
     assert (first["provider"], first["model"]) == ("cpu", str(shipped / "classifier.onnx"))
     assert [item["probability"] for item in first["top_k"]] == sorted(first["probabilities"], reverse=True)[:3]
     assert len(values["predictions"]) == 2
+
+
+def test_json_lines_are_the_predictions_one_a_line(cli: "Cli", image: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_bytes(b"")
+    arguments = ("--top-k", "3", image, tmp_path / "bad.png")
+    lines = cli("predict", "--jsonl", *arguments).stdout.splitlines()
+    assert [json.loads(line) for line in lines] == json.loads(cli("predict", "--json", *arguments).stdout)[
+        "predictions"
+    ]
 
 
 def test_csv(cli: "Cli", image: Path, tmp_path: Path) -> None:
@@ -211,6 +221,7 @@ def test_an_empty_path_is_named(cli: "Cli", image: Path) -> None:
     [
         (["--top-k", "11"], 2, "top_k (=11)"),
         (["--json", "--csv"], 2, "json (=True) must not come with csv"),
+        (["--csv", "--jsonl"], 2, "jsonl (=True) must not come with csv"),
         (["--threshold", "2"], 2, "threshold (=2.0) must be a number from 0 to 1; 0 turns it off"),
         (["--threshold", "nan"], 2, "threshold (=nan) must be a number from 0 to 1"),
         (["--show", "sheet.jpg"], 2, "show (=sheet.jpg) must end in .png"),
