@@ -1,6 +1,7 @@
 """The commands and the Python of README.md and docs/, with as little data and work as they allow."""
 
 import glob
+import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -48,6 +49,13 @@ def test_what_a_page_says_to_run_works(
     parsers: list[Any] = [CodeBlockParser(language="sh", evaluator=run), PythonCodeBlockParser()]
     for example in Sybil(parsers=parsers).parse(page).examples():
         example.evaluate()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_page_links_to_exists(page: Path) -> None:
+    links = re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8"))
+    places = [page.parent / link.split("#")[0] for link in links if "://" not in link and not link.startswith("#")]
+    assert [place for place in places if not place.exists()] == []
 
 
 def run_line(line: str, cli: Callable[..., Any], data: Path) -> None:
