@@ -153,7 +153,8 @@ def _write_lines(rows: "Iterable[Row]", top_k: int, facts: dict[str, str]) -> No
         if ranked:
             labels = "  ".join(f"{printable(item['label'])} {item['probability']:.4f}" for item in ranked)
             if outcome.prediction and not outcome.prediction.known:
-                labels = f"unknown (nearest: {labels})"
+                is_blank = outcome.pixels is not None and not outcome.pixels.any()
+                labels = f"unknown ({'blank; ' if is_blank else ''}nearest: {labels})"
             print(f"{printable(outcome.path)}: {labels}")  # typer.echo would flush each line
 
 

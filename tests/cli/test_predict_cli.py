@@ -119,6 +119,13 @@ def test_programs_read_that_it_is_unknown(cli: "Cli", image: Path, unknown: Pred
         assert float(row["known_score"]) == values["known_score"]
 
 
+def test_a_blank_picture_is_said_to_be_blank(cli: "Cli", tmp_path: Path) -> None:
+    Image.new("RGB", (200, 100), "ivory").save(tmp_path / "blank.png")
+    assert cli("predict", tmp_path / "blank.png").stdout.startswith(
+        f"{tmp_path / 'blank.png'}: unknown (blank; nearest: "
+    )
+
+
 @pytest.mark.parametrize("output", [(), ("--json",), ("--csv", "--top-k", "3")])
 def test_show_draws_what_can_be_read_beside_any_output(
     cli: "Cli", image: Path, tmp_path: Path, output: tuple[str, ...]
