@@ -17,8 +17,9 @@ Every input follows from its kind and its number, so ``--kind pictures --first 1
 be read or refused with one of fmcae's own errors. Anything else is a defect: another exception, a crash of the process, a
 line on stderr, more than LIMIT_SECONDS of CPU time, more than LIMIT_BYTES of memory, other bits, or a leftover file.
 
-``--guided card`` (or ``metadata``, ``idx``) lets Atheris search for inputs by the code that they reach. Where a result
-file is there, the kinds that were run are replaced in it, so that kinds and versions can be run one after the other.
+``--guided card`` (or ``metadata``, ``idx``) lets Atheris search for inputs by the code that they reach. The result file is
+written after each kind, which replaces only its own numbers there: kinds and versions can be run one after the other, and
+what is done stays when a run is stopped.
 """
 
 import argparse
@@ -69,6 +70,7 @@ from fmcae.card import (
 )
 from fmcae.data import idx
 from fmcae.errors import FmcaeError
+from fmcae.files import write_atomic
 from fmcae.images import MAX_PIXELS
 from fmcae.preprocess import to_uint8
 from fmcae.runtime.machine import describe_hardware
@@ -774,6 +776,11 @@ def main() -> None:
     if args.call:
         call_parser(args.call, rest)
         return
+    if rest:
+        parser.error(f"unrecognized arguments: {shlex.join(rest)}")
+    for name, least in (("minutes", 0), ("first", 0), ("count", 1), ("jobs", 1)):
+        if (value := getattr(args, name)) is not None and value < least:
+            parser.error(f"{name} (={value}) must be at least {least}")
     kinds = args.kind if args.kind is not None else [kind for kind in KINDS if kind not in NEEDS_TORCH or _has_torch()]
     left, found = args.minutes * 60, {}
     parts = {**{kind: SHARES[kind] for kind in kinds}, **dict.fromkeys((f"guided {name}" for name in args.guided), 3)}
@@ -788,21 +795,23 @@ def main() -> None:
         left -= time.monotonic() - started
         found[name]["wall_seconds"] = round(time.monotonic() - started, 1)
         print(name, json.dumps(found[name])[:1000], flush=True)
-    if args.out:
-        before: dict[str, Any] = (
-            json.loads(args.out.read_text()) if args.out.is_file() else {"schema_version": 1, "tried": {}}
-        )
-        entry = before["tried"].setdefault(args.name, {"kinds": {}})
-        entry["kinds"] |= found
-        entry |= {
-            "versions": _versions(),
-            "machine": describe_hardware(),
-            "date": datetime.now(timezone.utc).isoformat("T", "seconds"),
-        }
-        entry["command"] = shlex.join(["python", "bench/faults.py", *sys.argv[1:]])
-        before["limits"] = {"seconds": LIMIT_SECONDS, "bytes": LIMIT_BYTES}
-        args.out.write_text(json.dumps(before, indent=1) + "\n")
+        if args.out:  # after each kind: a run of an hour may be stopped
+            _write(args.out, args.name, name, found[name])
     raise SystemExit(1 if any(item["defects"] for item in found.values()) else 0)
+
+
+def _write(file: Path, versions_name: str, kind: str, tally: dict[str, Any]) -> None:
+    content: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {"schema_version": 1, "tried": {}}
+    entry = content["tried"].setdefault(versions_name, {"kinds": {}})
+    entry["kinds"][kind] = tally
+    entry |= {
+        "versions": _versions(),
+        "machine": describe_hardware(),
+        "date": datetime.now(timezone.utc).isoformat("T", "seconds"),
+        "command": shlex.join(["python", "bench/faults.py", *sys.argv[1:]]),
+    }
+    content["limits"] = {"seconds": LIMIT_SECONDS, "bytes": LIMIT_BYTES}
+    write_atomic(file, json.dumps(content, indent=1) + "\n")
 
 
 def _has_torch() -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fmcae.cli.options import JsonOption, ModelOption, ProviderOption, ThreadsOption, check_out, note, print_json
-from fmcae.errors import FmcaeError, UsageError, require_train_extra
+from fmcae.errors import FmcaeError, UsageError, require_extra
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -98,7 +98,7 @@ def _batch_sizes(text: str) -> list[int]:
 
 
 def _check_plot(path: Path) -> None:
-    require_train_extra("matplotlib")
+    require_extra("plot", "matplotlib")
     if path.suffix.lower() not in PLOT_SUFFIXES:
         raise UsageError(f"plot (={path}) must end in one of {', '.join(PLOT_SUFFIXES)}")
     check_out(path, "plot")

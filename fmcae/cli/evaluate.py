@@ -51,8 +51,8 @@ def evaluate(
 ) -> None:
     """Measure a model on labelled pictures.
 
-    One name alone is DATA, unless it is what ships, ends in .onnx or is a folder with classifier.onnx. A picture that
-    cannot be read gets its line on stderr and the rest goes on. The exit code says nothing of the accuracy.
+    One name alone is DATA, unless it is what ships, ends in .onnx, or is a run or a folder with classifier.onnx. A
+    picture that cannot be read gets its line on stderr and the rest goes on. The exit code says nothing of the accuracy.
     """
     from fmcae.runtime.evaluate import evaluate as evaluate_pictures
     from fmcae.runtime.evaluate import find_pictures
@@ -65,9 +65,8 @@ def evaluate(
     loaded = load(model, provider=provider, threads=threads, only="classifier", threshold=threshold)
     session = loaded.session("classifier")
     pictures = find_pictures(data, loaded.class_names, split)
-    if pictures.foreign_labels:
-        labels = ", ".join(map(printable, pictures.foreign_labels))
-        note(f"counted as unknown, because the model has no such class: {labels}")
+    for text in pictures.notes:
+        note(printable(text))
     if _seems_trained_on(pictures, loaded.artefacts["classifier"].card):
         note("by name and number, these are the pictures that the model was trained on: new ones may do worse")
     with _Watch(len(pictures)) as watch:
@@ -162,13 +161,12 @@ def _print(facts: dict[str, Any], evaluation: "Evaluation") -> None:
     echo("\n".join(_summary(scores)))
     echo("\n" + "\n".join(_table(scores)))
     if evaluation.mistakes:
+        from fmcae.runtime.contact_sheet import caption
+
         count = len(evaluation.mistakes)
         echo(f"\n{count:,} mistake{'s' * (count > 1)}; the most confident")
         for mistake in evaluation.mistakes[:PRINTED_MISTAKES]:
-            prediction = mistake.prediction
-            said = f"{printable(prediction.label)} {prediction.probability:.4f}"
-            said = said if prediction.known else f"unknown (nearest: {said})"
-            echo(f"  {printable(mistake.path)}: {said}, is {printable(mistake.truth)}")
+            echo(printable(f"  {mistake.path}: {caption(mistake.prediction)}, is {mistake.truth}"))
 
 
 def _summary(scores: "Scores") -> list[str]:

@@ -93,9 +93,10 @@ def _tradeoff_lines(tradeoff: "Tradeoff") -> str:
         f"{ratio.median:.2f} times as fast at batch {size} ({ratio.low:.2f} to {ratio.high:.2f})"
         for size, ratio in tradeoff.speedup.items()
     )
+    verb = "loses" if tradeoff.lost_points > 0 else "gains"
     return (
         f"  accuracy {tradeoff.accuracy:.4f}, {tradeoff.fp32_accuracy:.4f} in float32: "
-        f"{tradeoff.lost_points:+.2f} points lost of {tradeoff.budget_points:g} allowed; "
+        f"{verb} {abs(tradeoff.lost_points):.2f} points, may lose {tradeoff.budget_points:g}; "
         f"{tradeoff.label_agreement:.2%} of {tradeoff.images:,} labels agree\n"
         f"  size {tradeoff.size_bytes:,} bytes, {tradeoff.size_bytes / tradeoff.fp32_size_bytes:.2f} of float32's\n"
         f"  {speed}, on {tradeoff.where} with {tradeoff.threads} thread"

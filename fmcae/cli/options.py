@@ -18,14 +18,14 @@ from fmcae.runtime.session import MAX_THREADS
 
 JSON_SCHEMA_VERSION = 1
 
-DATA_HELP = """Folder with four IDX files, or one folder of images per class.
+DATA_HELP = """Folder with four IDX files, or one folder of images per class, also in train, val and test.
 [default: Fashion-MNIST from $FMCAE_DATA, the cache, Debian's package or a download]"""
 DataOption = Annotated[str | None, typer.Option(metavar="DIR", help=DATA_HELP)]
 ProviderOption = Annotated[Provider, typer.Option(help="What ONNX Runtime runs on; there is no fallback.")]
 THREADS_HELP = "CPU threads. [default: all that this process may use]"
 ThreadsOption = Annotated[int | None, typer.Option(metavar="N", min=1, max=MAX_THREADS, help=THREADS_HELP)]
 SHIPPED_NAMES = ["fashion-mnist", "fashion-mnist-int8", "fashion-mnist-large", "fashion-mnist-paper"]  # without numpy
-MODEL_HELP = f"""An exported file or a folder of them, or what ships: {", ".join(SHIPPED_NAMES[1:])}.
+MODEL_HELP = f"""An exported file, a folder of them, a run that is exported, or what ships: {", ".join(SHIPPED_NAMES[1:])}.
 [default: fashion-mnist, which ships too]"""
 ModelOption = Annotated[
     str | None,

@@ -48,6 +48,9 @@ def predict(
     threshold: Annotated[float | None, typer.Option(metavar="T", help=THRESHOLD_HELP)] = None,
     show: Annotated[Path | None, typer.Option(metavar="OUT.png", help=SHOW_HELP)] = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV with a header.")] = False,
+    as_jsonl: Annotated[
+        bool, typer.Option("--jsonl", help="Print a line of JSON for each image, as it comes.")
+    ] = False,
     provider: ProviderOption = "cpu",
     threads: ThreadsOption = None,
 ) -> None:
@@ -60,8 +63,9 @@ def predict(
     from fmcae.runtime.model import load
     from fmcae.runtime.predict import predict_images
 
-    if as_json and as_csv:
-        raise UsageError("json (=True) must not come with csv: choose one")
+    formats = [name for name, chosen in (("json", as_json), ("jsonl", as_jsonl), ("csv", as_csv)) if chosen]
+    if len(formats) > 1:
+        raise UsageError(f"{formats[0]} (=True) must not come with {formats[1]}: choose one")
     if show is not None:
         _check_show(show, paths)
     loaded = load(model, provider=provider, threads=threads, only="classifier", threshold=threshold)
@@ -83,8 +87,11 @@ def predict(
                 sheet.add(outcome)
             yield outcome, _ranked(outcome.prediction, class_names, top_k) if outcome.prediction else []
 
-    write = _write_json if as_json else _write_csv if as_csv else _write_lines
-    write(rows(), top_k, facts)
+    if as_json:
+        _write_json(rows(), top_k, facts, class_names)
+    else:
+        write = _write_jsonl if as_jsonl else _write_csv if as_csv else _write_lines
+        write(rows(), top_k, facts)
     if show is not None:
         sheet.write(show)
     if failed:
@@ -146,7 +153,8 @@ def _write_lines(rows: "Iterable[Row]", top_k: int, facts: dict[str, str]) -> No
         if ranked:
             labels = "  ".join(f"{printable(item['label'])} {item['probability']:.4f}" for item in ranked)
             if outcome.prediction and not outcome.prediction.known:
-                labels = f"unknown (nearest: {labels})"
+                is_blank = outcome.pixels is not None and not outcome.pixels.any()
+                labels = f"unknown ({'blank; ' if is_blank else ''}nearest: {labels})"
             print(f"{printable(outcome.path)}: {labels}")  # typer.echo would flush each line
 
 
@@ -165,19 +173,27 @@ def _write_csv(rows: "Iterable[Row]", top_k: int, facts: dict[str, str]) -> None
         writer.writerow([printable(str(cell)) for cell in (outcome.path, *cells, outcome.error or "")])
 
 
-def _write_json(rows: "Iterable[Row]", top_k: int, facts: dict[str, str]) -> None:
+def _write_json(rows: "Iterable[Row]", top_k: int, facts: dict[str, str], class_names: tuple[str, ...]) -> None:
     """One object per image, written as it comes, so that memory stays flat over any number of images."""
+    names = json_text(list(class_names))
+    print(f'{{"schema_version": {JSON_SCHEMA_VERSION}, "class_names": {names}, "predictions": [', end="")
     separator = "\n"
-    print(f'{{"schema_version": {JSON_SCHEMA_VERSION}, "predictions": [', end="")
     for outcome, ranked in rows:
-        values: dict[str, Any] = {"path": outcome.path}
-        if outcome.prediction is None:
-            values["error"] = str(outcome.error)
-        else:
-            known = {name: getattr(outcome.prediction, name) for name in KNOWN_COLUMNS}
-            probabilities = outcome.prediction.probabilities.tolist()
-            values |= {**ranked[0], **known, "probabilities": probabilities, **facts}
-            values |= {"top_k": ranked} if top_k > 1 else {}
-        print(f"{separator}  {json_text(values)}", end="")
+        print(f"{separator}  {json_text(_values(outcome, ranked, top_k, facts))}", end="")
         separator = ",\n"
     print("\n]}")
+
+
+def _write_jsonl(rows: "Iterable[Row]", top_k: int, facts: dict[str, str]) -> None:
+    for outcome, ranked in rows:
+        # at once, because another program may wait for each line
+        print(json_text(_values(outcome, ranked, top_k, facts)), flush=True)
+
+
+def _values(outcome: "Outcome", ranked: list[dict[str, Any]], top_k: int, facts: dict[str, str]) -> dict[str, Any]:
+    if outcome.prediction is None:
+        return {"path": outcome.path, "error": str(outcome.error)}
+    known = {name: getattr(outcome.prediction, name) for name in KNOWN_COLUMNS}
+    probabilities = outcome.prediction.probabilities.tolist()
+    values = {"path": outcome.path, **ranked[0], **known, "probabilities": probabilities, **facts}
+    return values | ({"top_k": ranked} if top_k > 1 else {})

@@ -82,10 +82,20 @@ class Bar(Lines):
 
 
 def record_line(record: dict[str, Any], epochs: int) -> str:
-    """One line of text for a record of ``metrics.jsonl``."""
-    measured = {name: value for name, value in record.items() if isinstance(value, float) and name != "seconds"}
-    values = "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in measured.items())
+    """One line of text, of at most 80 columns, for a record of ``metrics.jsonl``."""
+
+    def shown(*names: str) -> str:
+        return ", ".join(
+            f"{label} {record[name]:.4f}" for name, label in zip(names[::2], names[1::2], strict=True) if name in record
+        )
+
     if "epoch" not in record:
-        return f"{record['stage']} test: {values}"
-    speed = f"{record['seconds']:.1f} s  {record['images_per_second']:,} images/s"
-    return f"{record['stage']} epoch {record['epoch']}/{epochs}: {values}  {speed}"
+        tested = shown("test_mse", "mse", "test_cross_entropy", "cross entropy", "test_accuracy", "accuracy")
+        return f"{record['stage']} test: {tested}"
+    parts = (
+        shown("train_mse", "mse", "val_mse", "val"),
+        shown("train_loss", "loss", "train_cross_entropy", "loss", "val_cross_entropy", "val"),
+        shown("train_accuracy", "accuracy", "val_accuracy", "val" if "train_accuracy" in record else "val accuracy"),
+        f"{record['seconds']:.1f} s",
+    )
+    return f"{record['stage']} {record['epoch']}/{epochs}: {'  '.join(part for part in parts if part)}"

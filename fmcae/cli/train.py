@@ -120,6 +120,8 @@ def train(
         threads_text = "1 thread" if run.config.threads == 1 else f"{run.config.threads} threads"
         counts = f"{len(dataset.train):,} train, {len(dataset.val):,} val, {len(dataset.test):,} test images"
         note(f"{printable(dataset.name)}: {counts}; {run.config.device}, {threads_text}; run folder {run.folder}")
+        for sentence in dataset.notes:
+            note(f"note: {printable(sentence)}")
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
             signal.signal(
                 signal.SIGINT, signal.default_int_handler

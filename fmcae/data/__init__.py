@@ -1,4 +1,4 @@
-"""Image data sets as uint8 arrays: Fashion-MNIST, other IDX sets of its layout, and folders of images.
+"""Image data sets as uint8 arrays: Fashion-MNIST, other IDX sets of its layout, and folders of images by class.
 
 ``load_dataset`` finds a set, checks it and splits it. The first of these places that is given or exists is used:
 
@@ -16,17 +16,22 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from fmcae.data import idx
 from fmcae.data.download import download as download_fashion_mnist
-from fmcae.data.split import split_val, split_val_test
+from fmcae.data.split import split_by_class, split_val
 from fmcae.errors import INSTALL_TRAIN, DataError, UsageError
-from fmcae.images import IMAGE_SUFFIXES
+from fmcae.images import IMAGE_SUFFIXES, read_image
 from fmcae.preprocess import to_uint8
 
 ENVIRONMENT_VARIABLE = "FMCAE_DATA"
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 CLASS_NAMES_FILE = "class_names.txt"
+SPLIT_FOLDERS = ("train", "val", "test")
+# Above what a split tells by mere chance; colours that say nothing stay below it with 30 images or more.
+TELLING = 0.25
+FEWEST_TO_TELL = 30
 
 FASHION_MNIST_CLASSES: tuple[str, ...] = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
@@ -55,13 +60,17 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set in its three splits; a class index points into ``class_names``."""
+    """A data set in its three splits; a class index points into ``class_names``.
+
+    ``notes`` are sentences about it that whoever trains on it should read.
+    """
 
     name: str
     class_names: tuple[str, ...]
     train: Split
     val: Split
     test: Split
+    notes: tuple[str, ...] = ()
 
     @property
     def fingerprint(self) -> str:
@@ -77,8 +86,8 @@ def load_dataset(data: str | os.PathLike[str] | None = None) -> Dataset:
     """Find, check and split a data set.
 
     Args:
-        data: a folder that holds four IDX files (gzipped or plain) or one folder of images per class; None looks
-            through the places that this module's docstring lists.
+        data: a folder that holds four IDX files (gzipped or plain), or one folder of images for each class, or such
+            folders in ``train``, ``val`` and ``test``; None looks through the places that this module's docstring lists.
 
     Raises:
         UsageError: ``data`` or FMCAE_DATA names a place without a data set.
@@ -119,6 +128,7 @@ def _load_folder(folder: Path, parameter: str) -> Dataset:
         raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from error
     if dataset is None:
         rule = f"the four IDX files ({', '.join(IDX_NAMES)}, plain or .gz) or one folder of images per class"
+        rule += ", which may lie in train, val and test"
         raise UsageError(f"{parameter} must hold {rule}")
     return dataset
 
@@ -152,7 +162,7 @@ def _find_idx(folder: Path, *, ignore_incomplete: bool = False) -> dict[str, Pat
 def _load_idx(files: dict[str, Path], *, must_be_fashion_mnist: bool = False) -> Dataset:
     contents = {name: idx.read_bytes(path) for name, path in files.items()}
     wrong = [name for name, digest in FASHION_MNIST_SHA256.items() if sha256(contents[name]).hexdigest() != digest]
-    if wrong and (must_be_fashion_mnist or len(wrong) < len(files)):  # if some are its files, the others are damaged
+    if wrong and must_be_fashion_mnist:
         raise DataError(f"{files[wrong[0]]}: is damaged: its SHA-256 is not that of Fashion-MNIST's {wrong[0]}")
     parsed = (idx.parse(contents[name], str(files[name])) for name in IDX_NAMES)
     train_images, train_labels, test_images, test_labels = parsed
@@ -167,13 +177,20 @@ def _load_idx(files: dict[str, Path], *, must_be_fashion_mnist: bool = False) ->
     if len(train_labels) < 6 or len(test_labels) < 1:
         counts = f"{len(train_labels)} training and {len(test_labels)} test images"
         raise DataError(f"{folder}: holds {counts}; at least 6 and 1 are needed")
-    name, class_names = "Fashion-MNIST", FASHION_MNIST_CLASSES
+    name, class_names, notes = "Fashion-MNIST", FASHION_MNIST_CLASSES, tuple[str, ...]()
     if wrong:
         name = folder.resolve().name
         class_names = _class_names(folder, {files[IDX_NAMES[1]]: train_labels, files[IDX_NAMES[3]]: test_labels})
+    if 0 < len(wrong) < len(files):  # with own changes, or damaged
+        own = ", ".join(files[name].name for name in wrong)
+        notes = (f"{folder}: is Fashion-MNIST but for {own}: it is used as a set of its own, called {name}",)
+        if not (folder / CLASS_NAMES_FILE).is_file() and len(class_names) <= len(FASHION_MNIST_CLASSES):
+            class_names = FASHION_MNIST_CLASSES
     train_images, test = _as_28(train_images), Split(_as_28(test_images), test_labels)
     train, val = (Split(train_images[part], train_labels[part]) for part in split_val(len(train_labels)))
-    return Dataset(name, class_names, train, val, test)
+    if wrong:
+        notes += _duplicates(train, val, test)
+    return Dataset(name, class_names, train, val, test, notes)
 
 
 def _class_names(folder: Path, labels: dict[Path, NDArray[np.uint8]]) -> tuple[str, ...]:
@@ -202,6 +219,59 @@ def _as_28(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return images if images.shape[1:] == (28, 28) else np.stack([to_uint8(image) for image in images])
 
 
+def _load_image_folders(folder: Path) -> Dataset | None:
+    """Load one folder of images per class, None if there is none, in an order that does not depend on the file system.
+
+    Where ``train`` and ``val`` or ``test`` hold the class folders, they are the splits. One that is missing is drawn: val is
+    a sixth of train, and test is half of val.
+    """
+    places = [folder / name for name in SPLIT_FOLDERS if (folder / name).is_dir()]
+    if folder / "train" in places and len(places) > 1 and any(_pictures_by_class(folder / "train").values()):
+        return _load_split_folders(folder, places)
+    classes = _pictures_by_class(folder)
+    if not any(classes.values()):
+        return None
+    _check_classes(folder, classes)
+    count = sum(map(len, classes.values()))
+    if count < 7:
+        raise DataError(f"{folder}: holds {count} images; at least 7 are needed to split 5 : 1 : 1")
+    pictures = _read(classes, tuple(classes))
+    return _from_pictures(folder, tuple(classes), [pictures.part(i) for i in split_by_class(pictures.labels, 7, 2)])
+
+
+def _load_split_folders(folder: Path, places: list[Path]) -> Dataset:
+    found = {place.name: _pictures_by_class(place) for place in places}
+    names = tuple(found["train"])
+    for name, classes in found.items():
+        _check_classes(folder / name, classes, fewest=2 if name == "train" else 1)
+        if strange := sorted(set(classes) - set(names)):
+            raise DataError(f"{folder / name / strange[0]}: must be a class of {folder / 'train'}: {', '.join(names)}")
+    splits = {name: _read(classes, names) for name, classes in found.items()}
+    notes = []
+    if "val" not in splits:
+        splits["train"], splits["val"] = (splits["train"].part(i) for i in split_by_class(splits["train"].labels, 6, 1))
+        notes.append(f"{folder}: has no val: a sixth of train is taken for it")
+    if "test" not in splits:
+        splits["val"], splits["test"] = (splits["val"].part(i) for i in split_by_class(splits["val"].labels, 2, 1))
+        notes.append(f"{folder}: has no test: half of val is taken for it")
+    for name, pictures in splits.items():
+        if not len(pictures.labels):
+            raise DataError(f"{folder / name}: holds too few images to take test or val from them")
+    return _from_pictures(folder, names, [splits[name] for name in SPLIT_FOLDERS], tuple(notes))
+
+
+@dataclass(frozen=True)
+class _Pictures:
+    """Pictures of classes: images (N, 28, 28) and labels (N,) uint8, and the mean colours (N, 3) of the files."""
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.uint8]
+    colours: NDArray[np.float64]
+
+    def part(self, indices: NDArray[np.int64]) -> "_Pictures":
+        return _Pictures(self.images[indices], self.labels[indices], self.colours[indices])
+
+
 def class_folders(folder: Path) -> list[Path]:
     """The folders in ``folder`` that may each be named after a class, sorted."""
     ignored = "__MACOSX"  # macOS's zip leaves it
@@ -209,14 +279,15 @@ def class_folders(folder: Path) -> list[Path]:
     return sorted(child for child in folders if child.is_dir())
 
 
-def _load_image_folders(folder: Path) -> Dataset | None:
-    """Load one folder of images per class, None if there is none, in an order that does not depend on the file system."""
-    classes = {
+def _pictures_by_class(folder: Path) -> dict[str, list[Path]]:
+    """The images in each folder in ``folder``, by the folder's name, both sorted."""
+    return {
         child.name: sorted(path for path in child.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
         for child in class_folders(folder)
     }
-    if not any(classes.values()):
-        return None
+
+
+def _check_classes(folder: Path, classes: dict[str, list[Path]], fewest: int = 2) -> None:
     for name, paths in classes.items():
         if not paths:
             raise DataError(
@@ -224,12 +295,54 @@ def _load_image_folders(folder: Path) -> Dataset | None:
             )
         if name != name.encode(errors="replace").decode():  # a byte that is not UTF-8 is a lone surrogate
             raise DataError(f"{folder / name}: must have a name in UTF-8, because it is the name of a class")
-    if not 2 <= len(classes) <= 256:
-        raise DataError(f"{folder}: must hold 2 to 256 class folders with images; it holds {len(classes)}")
-    count = sum(map(len, classes.values()))
-    if count < 7:
-        raise DataError(f"{folder}: holds {count} images; at least 7 are needed to split 5 : 1 : 1")
-    images = np.stack([to_uint8(path) for paths in classes.values() for path in paths])
-    labels = np.repeat(np.arange(len(classes), dtype=np.uint8), [len(paths) for paths in classes.values()])
-    train, val, test = (Split(images[part], labels[part]) for part in split_val_test(count))
-    return Dataset(folder.resolve().name, tuple(classes), train, val, test)
+    if not fewest <= len(classes) <= 256:
+        raise DataError(f"{folder}: must hold {fewest} to 256 class folders with images; it holds {len(classes)}")
+
+
+def _read(classes: dict[str, list[Path]], names: tuple[str, ...]) -> _Pictures:
+    images, labels, colours = [], [], []
+    for name, paths in classes.items():
+        for path in paths:
+            picture = read_image(path)
+            images.append(to_uint8(picture))
+            labels.append(names.index(name))
+            colours.append(np.asarray(picture.convert("RGB").resize((1, 1), Image.Resampling.BOX), np.float64)[0, 0])
+    return _Pictures(np.stack(images), np.array(labels, np.uint8), np.stack(colours))
+
+
+def _from_pictures(
+    folder: Path, class_names: tuple[str, ...], parts: list[_Pictures], notes: tuple[str, ...] = ()
+) -> Dataset:
+    train, val, test = (Split(part.images, part.labels) for part in parts)
+    notes += _duplicates(train, val, test) + _colours_that_tell(parts)
+    return Dataset(folder.resolve().name, class_names, train, val, test, notes)
+
+
+def _duplicates(train: Split, val: Split, test: Split) -> tuple[str, ...]:
+    """A note on images of val and test that are in another split too, pixel for pixel."""
+    notes, seen = [], {image.tobytes() for image in train.images}
+    for name, split, before in (("val", val, "train"), ("test", test, "train or val")):
+        own = [image.tobytes() for image in split.images]
+        if count := sum(image in seen for image in own):
+            notes.append(f"{count:,} of {len(own):,} images of {name} are in {before} too, so they prove little")
+        seen.update(own)
+    return tuple(notes)
+
+
+def _colours_that_tell(parts: list[_Pictures]) -> tuple[str, ...]:
+    """A note if the class with the nearest mean colour is mostly right on val and test: preprocessing drops colours."""
+    train, held_back = parts[0], parts[1:]
+    labels = np.concatenate([part.labels for part in held_back])
+    if len(labels) < FEWEST_TO_TELL:
+        return ()
+    present = np.unique(train.labels)
+    means = np.stack([train.colours[train.labels == label].mean(0) for label in present])
+    colours = np.concatenate([part.colours for part in held_back])
+    nearest = present[((colours[:, None] - means) ** 2).sum(2).argmin(1)]
+    told, chance = float((nearest == labels).mean()), float(np.bincount(labels).max() / len(labels))
+    if told < chance + TELLING:
+        return ()
+    return (
+        f"the mean colour of a picture alone tells {told:.0%} of the classes of val and test: "
+        "fmcae drops colour, and sees shape and shading only",
+    )

@@ -16,11 +16,16 @@ def split_val(count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return np.sort(order[val_count:]), np.sort(order[:val_count])
 
 
-def split_val_test(count: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Return indices (train, val, test) into ``count`` images without a test set: one seventh each is val and test."""
-    order = _permutation(count)
-    share = count // 7
-    return np.sort(order[2 * share :]), np.sort(order[:share]), np.sort(order[share : 2 * share])
+def split_by_class(labels: NDArray[np.uint8], parts: int, apart: int) -> list[NDArray[np.int64]]:
+    """Return the indices of labels (N,) in ``apart`` + 1 splits: each after the first has one of ``parts`` of every class.
+
+    A class whose size is no multiple of ``parts`` gets one image more or less into a split.
+    """
+    order = _permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]
+    place = np.arange(len(labels)) % parts  # in every run of so many images, nearly all of one class
+    taken = [np.sort(order[place == parts - 1 - number]) for number in range(apart)]
+    return [np.sort(order[place < parts - apart]), *taken]
 
 
 def draw_labels(labels: NDArray[np.uint8], count: int, seed: int) -> NDArray[np.int64]:

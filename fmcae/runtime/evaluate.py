@@ -48,7 +48,7 @@ class LabelledPictures:
 
     ``truth`` (N,) int64 has a class index of the model for each path that was found, or NO_CLASS. ``images`` (N, 28, 28)
     uint8 are those of an IDX set, whose paths only number them; other pictures are read when they are predicted.
-    ``foreign_labels`` are no class of the model and count as unknown.
+    ``notes`` are sentences about them that whoever reads the numbers should know.
     """
 
     data: str
@@ -56,7 +56,7 @@ class LabelledPictures:
     found: list[Found]
     truth: NDArray[np.int64]
     images: NDArray[np.uint8] | None = None
-    foreign_labels: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.found)
@@ -333,16 +333,17 @@ def _from_dataset(
     indices = _checked_indices(dataset.class_names, class_names, parameter)
     found: list[Found] = [(f"{split}[{index}]", None) for index in range(len(part))]
     truth = np.array(indices, np.int64)[part.labels]
-    return LabelledPictures(dataset.name, split, found, truth, part.images)
+    return LabelledPictures(dataset.name, split, found, truth, part.images, dataset.notes)
 
 
 def _from_truth(folder: Path, data: str, split: str | None, class_names: tuple[str, ...]) -> LabelledPictures:
     rows = read_truth(folder)
     indices = {label: class_index(label, class_names) for _, label in rows}
-    foreign = tuple(label for label, index in indices.items() if index is None)
+    foreign = ", ".join(label for label, index in indices.items() if index is None)
+    notes = (f"counted as unknown, because the model has no such class: {foreign}",) if foreign else ()
     found: list[Found] = [(str(folder / file), None) for file, _ in rows]
     truth = [NO_CLASS if (index := indices[label]) is None else index for _, label in rows]
-    return LabelledPictures(data, split, found, np.array(truth, np.int64), foreign_labels=foreign)
+    return LabelledPictures(data, split, found, np.array(truth, np.int64), notes=notes)
 
 
 def _from_class_folders(

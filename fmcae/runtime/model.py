@@ -162,10 +162,16 @@ def read_artefacts(path: PathName | None = None, only: Kind | None = None) -> di
 
 
 def resolve_path(path: PathName) -> Path:
-    """Return ``path``, or what ships under that name if nothing here has it; raise UsageError if it is empty."""
+    """Return ``path``, or what ships under that name if nothing here has it; raise UsageError if it is empty.
+
+    Of a run folder it is the folder into which its run is exported, if that is there.
+    """
     if path == "":  # which Path takes for the current folder
         raise UsageError("path (=) must not be empty")
-    return shipped_folder(str(path)) if str(path) in SHIPPED and not os.path.exists(path) else Path(path)
+    if str(path) in SHIPPED and not os.path.exists(path):
+        return shipped_folder(str(path))
+    exported = Path(path, "onnx")
+    return exported if exported.is_dir() and Path(path, "config.json").is_file() else Path(path)
 
 
 class Model:

@@ -157,7 +157,7 @@ def test_without_matplotlib_the_plot_is_refused_with_the_command(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     result = cli("bench", "--plot", tmp_path / "bench.png")
     assert (result.exit_code, result.stdout) == (3, "")
-    assert "matplotlib" in result.stderr and "pip install '.[train]'" in result.stderr
+    assert "matplotlib" in result.stderr and "pip install '.[plot]'" in result.stderr
 
 
 @pytest.mark.train

@@ -54,6 +54,7 @@ def test_json_has_the_promised_keys(cli: "Cli", image: Path, shipped: Path) -> N
     values = json.loads(result.stdout)
     assert values["schema_version"] == 1
     first = values["predictions"][0]
+    assert values["class_names"][first["index"]] == first["label"]
     assert set(first) == {
         "path", "label", "index", "probability", "known", "known_score", "probabilities", "provider", "model", "top_k",
     }  # fmt: skip
@@ -62,6 +63,15 @@ def test_json_has_the_promised_keys(cli: "Cli", image: Path, shipped: Path) -> N
     assert (first["provider"], first["model"]) == ("cpu", str(shipped / "classifier.onnx"))
     assert [item["probability"] for item in first["top_k"]] == sorted(first["probabilities"], reverse=True)[:3]
     assert len(values["predictions"]) == 2
+
+
+def test_json_lines_are_the_predictions_one_a_line(cli: "Cli", image: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_bytes(b"")
+    arguments = ("--top-k", "3", image, tmp_path / "bad.png")
+    lines = cli("predict", "--jsonl", *arguments).stdout.splitlines()
+    assert [json.loads(line) for line in lines] == json.loads(cli("predict", "--json", *arguments).stdout)[
+        "predictions"
+    ]
 
 
 def test_csv(cli: "Cli", image: Path, tmp_path: Path) -> None:
@@ -107,6 +117,13 @@ def test_programs_read_that_it_is_unknown(cli: "Cli", image: Path, unknown: Pred
         (row,) = csv.DictReader(io.StringIO(cli("predict", "--csv", image, *threshold).stdout))
         assert (row["known"], row["label"]) == (str(known).lower(), unknown.label)
         assert float(row["known_score"]) == values["known_score"]
+
+
+def test_a_blank_picture_is_said_to_be_blank(cli: "Cli", tmp_path: Path) -> None:
+    Image.new("RGB", (200, 100), "ivory").save(tmp_path / "blank.png")
+    assert cli("predict", tmp_path / "blank.png").stdout.startswith(
+        f"{tmp_path / 'blank.png'}: unknown (blank; nearest: "
+    )
 
 
 @pytest.mark.parametrize("output", [(), ("--json",), ("--csv", "--top-k", "3")])
@@ -211,6 +228,7 @@ def test_an_empty_path_is_named(cli: "Cli", image: Path) -> None:
     [
         (["--top-k", "11"], 2, "top_k (=11)"),
         (["--json", "--csv"], 2, "json (=True) must not come with csv"),
+        (["--csv", "--jsonl"], 2, "jsonl (=True) must not come with csv"),
         (["--threshold", "2"], 2, "threshold (=2.0) must be a number from 0 to 1; 0 turns it off"),
         (["--threshold", "nan"], 2, "threshold (=nan) must be a number from 0 to 1"),
         (["--show", "sheet.jpg"], 2, "show (=sheet.jpg) must end in .png"),
@@ -314,7 +332,7 @@ def test_noise_a_blank_picture_and_a_page_of_text_are_unknown(cli: "Cli", tmp_pa
     ImageDraw.Draw(page).multiline_text((20, 20), lines, 0, ImageFont.load_default(16))
     page.save(tmp_path / "text.png")
     lines_out = cli("predict", tmp_path).stdout.splitlines()
-    assert len(lines_out) == 3 and all(": unknown (nearest: " in line for line in lines_out)
+    assert len(lines_out) == 3 and all(re.search(r": unknown \((blank; )?nearest: ", line) for line in lines_out)
 
 
 @pytest.mark.train

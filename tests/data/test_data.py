@@ -2,6 +2,7 @@ import gzip
 import os
 import shutil
 import sys
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -68,21 +69,17 @@ def test_the_cache_comes_before_debians_files(sample: Path, tmp_path: Path, monk
         load_dataset()  # a place for Fashion-MNIST must hold Fashion-MNIST
 
 
-def test_one_changed_byte_of_a_known_set_is_found(
-    sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shutil.copytree(sample, tmp_path / "set")
+def test_one_changed_byte_where_fashion_mnist_must_be_is_found(sample: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(sample, fmcae.data.cache_folder())
     contents = {name: idx.read_bytes(sample / f"{name}.gz") for name in IDX_NAMES}
-    import hashlib
-
-    digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+    digests = {name: sha256(content).hexdigest() for name, content in contents.items()}
     monkeypatch.setattr(fmcae.data, "FASHION_MNIST_SHA256", digests)
-    assert load_dataset(tmp_path / "set").name == "Fashion-MNIST"
+    assert load_dataset().name == "Fashion-MNIST"
     damaged = bytearray(contents["train-images-idx3-ubyte"])
     damaged[5000] ^= 1
-    (tmp_path / "set" / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(bytes(damaged)))
+    (fmcae.data.cache_folder() / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(bytes(damaged)))
     with pytest.raises(DataError, match=r"train-images-idx3-ubyte\.gz: is damaged"):
-        load_dataset(tmp_path / "set")
+        load_dataset()
 
 
 def test_an_incomplete_folder_names_what_is_missing(sample: Path, tmp_path: Path) -> None:
@@ -184,3 +181,88 @@ def test_an_unreadable_image_in_a_folder_is_named(tmp_path: Path) -> None:
             (tmp_path / name / f"{number}.png").write_bytes(b"not a picture")
     with pytest.raises(fmcae.ImageError, match=r"a/0\.png"):
         load_dataset(tmp_path)
+
+
+def _save(images: NDArray[np.uint8], folder: Path, first: int = 0, suffix: str = ".png") -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, image in enumerate(images, first):
+        Image.fromarray(image).save(folder / f"{number:03}{suffix}")
+
+
+def test_folders_for_the_splits_are_kept_apart(tmp_path: Path, test_images: NDArray[np.uint8]) -> None:
+    for split, first, count in (("train", 0, 6), ("val", 20, 2), ("test", 30, 3)):
+        _save(test_images[first : first + count], tmp_path / split / "boot", suffix=".webp")
+        _save(test_images[first + 100 : first + 100 + count], tmp_path / split / "coat", suffix=".jpg")
+    dataset = load_dataset(tmp_path)
+    assert dataset.class_names == ("boot", "coat") and dataset.notes == ()
+    assert [len(split) for split in (dataset.train, dataset.val, dataset.test)] == [12, 4, 6]
+    assert dataset.test.labels.tolist() == [0, 0, 0, 1, 1, 1]
+
+    _save(test_images[:2], tmp_path / "val" / "bag")
+    with pytest.raises(DataError, match=r"val/bag: must be a class of .*train: boot, coat"):
+        load_dataset(tmp_path)
+
+
+def test_a_split_without_a_folder_is_drawn_and_said(tmp_path: Path, test_images: NDArray[np.uint8]) -> None:
+    for split, first, count in (("train", 0, 12), ("val", 40, 4)):
+        _save(test_images[first : first + count], tmp_path / split / "boot")
+        _save(test_images[first + 100 : first + 100 + count], tmp_path / split / "coat")
+    dataset = load_dataset(tmp_path)
+    assert [len(split) for split in (dataset.train, dataset.val, dataset.test)] == [24, 4, 4]
+    assert dataset.test.labels.tolist() == dataset.val.labels.tolist() == [0, 0, 1, 1]
+    assert dataset.notes == (f"{tmp_path}: has no test: half of val is taken for it",)
+
+    (tmp_path / "val").rename(tmp_path / "test")
+    dataset = load_dataset(tmp_path)
+    assert [len(split) for split in (dataset.train, dataset.val, dataset.test)] == [20, 4, 8]
+    assert dataset.notes == (f"{tmp_path}: has no val: a sixth of train is taken for it",)
+
+
+def test_a_small_class_is_in_every_split(tmp_path: Path, test_images: NDArray[np.uint8]) -> None:
+    _save(test_images[:98], tmp_path / "boot")
+    _save(test_images[100:107], tmp_path / "coat")
+    dataset = load_dataset(tmp_path)
+    assert [np.bincount(s.labels).tolist() for s in (dataset.train, dataset.val, dataset.test)] == [
+        [70, 5],
+        [14, 1],
+        [14, 1],
+    ]
+
+
+def test_images_in_two_splits_are_said(tmp_path: Path, test_images: NDArray[np.uint8]) -> None:
+    for name in ("boot", "coat"):
+        _save(test_images[:7], tmp_path / name)  # the same pictures under two names
+    (note,) = load_dataset(tmp_path).notes[:1]
+    assert "are in train too, so they prove little" in note
+
+
+def test_colours_that_tell_the_classes_are_said(tmp_path: Path, test_images: NDArray[np.uint8]) -> None:
+    generator = np.random.default_rng(0)
+    for name, colour in (("blue", (20, 60, 220)), ("green", (20, 200, 60)), ("red", (220, 40, 30))):
+        discs = np.full((40, 60, 60, 3), 255, np.uint8)
+        y, x = np.mgrid[:60, :60]
+        for disc in discs:
+            radius = generator.integers(15, 28)
+            disc[(y - 30) ** 2 + (x - 30) ** 2 < radius**2] = colour
+        _save(discs, tmp_path / "discs" / name)
+        _save(generator.choice(test_images, 40), tmp_path / "grey" / name)
+    assert any("the mean colour of a picture alone tells" in note for note in load_dataset(tmp_path / "discs").notes)
+    assert not any("the mean colour" in note for note in load_dataset(tmp_path / "grey").notes)
+
+
+def test_fashion_mnist_with_own_labels_is_a_set_of_its_own(
+    sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "relabelled"
+    shutil.copytree(sample, folder)
+    (folder / "class_names.txt").unlink()
+    contents = {name: idx.read_bytes(sample / f"{name}.gz") for name in IDX_NAMES}
+    digests = {name: sha256(content).hexdigest() for name, content in contents.items()}
+    monkeypatch.setattr(fmcae.data, "FASHION_MNIST_SHA256", digests)
+    labels = idx.parse(contents[IDX_NAMES[1]], "labels").copy()
+    labels[:10] = 0
+    idx.write(folder / f"{IDX_NAMES[1]}.gz", labels)
+    dataset = load_dataset(folder)
+    assert (dataset.name, dataset.class_names) == ("relabelled", FASHION_MNIST_CLASSES)
+    expected = "is Fashion-MNIST but for train-labels-idx1-ubyte.gz: it is used as a set of its own, called relabelled"
+    assert expected in dataset.notes[0]

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fmcae.data.split import draw_labels, split_val, split_val_test
+from fmcae.data.split import draw_labels, split_by_class, split_val
 
 
 def test_the_papers_split_is_the_same_everywhere() -> None:
@@ -14,11 +14,16 @@ def test_the_papers_split_is_the_same_everywhere() -> None:
     assert digest == "81c4c9d2b059488b3071ab155bf992306ffa3149c2df116ff1577083e93529eb"
 
 
-@given(st.integers(7, 500))
-def test_splits_are_disjoint_and_whole(count: int) -> None:
-    for parts in (split_val(count), split_val_test(count)):
-        assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(count))
+@given(st.lists(st.integers(0, 4), min_size=7, max_size=500))
+def test_splits_are_disjoint_and_whole_and_have_all_classes_alike(values: list[int]) -> None:
+    labels = np.array(values, np.uint8)
+    by_class = split_by_class(labels, 7, 2)
+    for parts in ([*split_val(len(labels))], by_class):
+        assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(len(labels)))
         assert all(len(part) > 0 for part in parts)
+    counts = np.bincount(labels, minlength=5)
+    for part in by_class[1:]:
+        assert (np.abs(np.bincount(labels[part], minlength=5) - counts / 7) < 1).all()
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=200), st.data())

@@ -31,6 +31,45 @@ def test_an_attack_on_training_finds_nothing(faults: ModuleType, kind: str) -> N
     check(faults, kind)
 
 
+def test_a_run_that_is_stopped_keeps_the_kinds_that_are_done(
+    faults: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def attack(kind: str, *_: object) -> object:
+        if kind == "idx":
+            raise KeyboardInterrupt
+        return faults.Tally(tried=7)
+
+    file = tmp_path / "faults.json"
+    monkeypatch.setattr(faults, "attack_in_processes", attack)
+    monkeypatch.setattr(sys, "argv", ["faults.py", "--kind", "pictures", "idx", "--out", str(file)])
+    with pytest.raises(KeyboardInterrupt):
+        faults.main()
+    kinds = json.loads(file.read_text())["tried"]["newest"]["kinds"]
+    assert list(kinds) == ["pictures"] and kinds["pictures"]["tried"] == 7
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--jobs", "0"], "jobs (=0) must be at least 1"),
+        (["--count", "0"], "count (=0) must be at least 1"),
+        (["--minutes", "-1"], "minutes (=-1.0) must be at least 0"),
+        (["--minuts=5"], "unrecognized arguments: --minuts=5"),
+    ],
+)
+def test_a_bad_option_is_named(
+    faults: ModuleType,
+    option: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["faults.py", *option])
+    with pytest.raises(SystemExit) as ended:
+        faults.main()
+    assert ended.value.code == 2 and message in capsys.readouterr().err
+
+
 @pytest.mark.train
 def test_kills_cost_nothing() -> None:
     # a process of its own: one that has threads, as pytest's may, must not be forked

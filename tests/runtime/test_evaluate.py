@@ -211,7 +211,7 @@ def test_a_truth_file_names_pictures_and_labels(truth: Callable[[str | bytes], P
         str(folder / name) for name in ("Bag/b.png", "Unknown/0.png", "Unknown/1.png", "missing.png")
     ]
     assert pictures.truth.tolist() == [8, NO_CLASS, NO_CLASS, 4]
-    assert pictures.foreign_labels == ("Spaceship",)
+    assert pictures.notes == ("counted as unknown, because the model has no such class: Spaceship",)
 
 
 def test_a_picture_of_a_truth_file_that_is_missing_or_none_is_one_that_cannot_be_read(

@@ -170,6 +170,15 @@ def test_one_file_runs_alone_and_says_what_it_lacks(shipped: Path, x: NDArray[np
         model.encode(x)
 
 
+def test_a_run_folder_stands_for_its_export(shipped: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(shipped, run / "onnx")
+    with pytest.raises(ArtefactError, match="run: holds none of encoder.onnx, decoder.onnx, classifier.onnx"):
+        fmcae.load(run)
+    (run / "config.json").touch()
+    assert fmcae.load(run).artefacts["classifier"].path == run / "onnx" / "classifier.onnx"
+
+
 def test_one_of_a_folder_runs_whatever_the_others_are(shipped: Path, x: NDArray[np.float32], tmp_path: Path) -> None:
     shutil.copy(shipped / "classifier.onnx", tmp_path)
     (tmp_path / "encoder.onnx").write_text("damaged")

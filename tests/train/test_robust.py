@@ -25,8 +25,9 @@ STAGES = ("autoencoder", "teacher", "classifier")
 @pytest.fixture(scope="module")
 def dataset(sample: Path) -> Dataset:
     whole = load_dataset(sample)
-    parts = (Split(split.images[:200], split.labels[:200]) for split in (whole.train, whole.val, whole.test))
-    return Dataset(whole.name, whole.class_names, *parts)
+    splits = (whole.train, whole.val, whole.test)
+    train, val, test = (Split(split.images[:200], split.labels[:200]) for split in splits)
+    return Dataset(whole.name, whole.class_names, train, val, test)
 
 
 @pytest.fixture(scope="module")
