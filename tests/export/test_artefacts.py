@@ -126,6 +126,9 @@ def test_the_card_for_people_agrees_with_the_cards(exported: Path) -> None:
     text = (exported / "MODEL_CARD.md").read_text()
     card = read_artefact(exported / "classifier.onnx").card
     assert f"test_accuracy: {card.metrics['test_accuracy']:.4f}" in text
+    header = text.split("---\n")[1]  # YAML, which model hubs read
+    assert "pipeline_tag: image-classification" in header and f'name: "{card.name}"' in header
+    assert f"- type: accuracy\n            value: {card.metrics['test_accuracy']:.4f}" in header
     assert "labels agree 100.00%" in text and "Ankle boot" in text
     assert f"{(exported / 'encoder.onnx').stat().st_size:,}" in text
 
