@@ -31,8 +31,9 @@ def softmax(logits: FloatArray, temperature: float = 1) -> NDArray[np.float32]:
     Logits are divided by the temperature first: above 1 it makes every image less certain and changes no label.
     Source: Guo et al. 2017, arXiv:1706.04599, section 4.2.
     """
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    shifted = np.exp(shifted if temperature == 1 else shifted / temperature, dtype=np.float64)
+    with np.errstate(over="ignore"):  # to minus infinity, whose exponential is right
+        shifted = logits - logits.max(axis=-1, keepdims=True)
+        shifted = np.exp(shifted if temperature == 1 else shifted / temperature, dtype=np.float64)
     probabilities: NDArray[np.float32] = (shifted / shifted.sum(axis=-1, keepdims=True)).astype(np.float32)
     return probabilities
 

@@ -266,9 +266,16 @@ class Model:
         return self.predict_inputs(preprocess(images)[np.newaxis])[0]
 
     def predict_inputs(self, x: FloatArray) -> list[Prediction]:
-        """Return a Prediction for each of x (N, 1, 28, 28) float32; errors as for classify."""
+        """Return a Prediction for each of x (N, 1, 28, 28) float32; errors as for classify.
+
+        Raises:
+            ArtefactError: the classifier gives logits that are not finite.
+        """
         logits = self.classify(x)
         card = self.artefacts["classifier"].card
+        if not np.isfinite(logits).all():
+            path = self.artefacts["classifier"].path
+            raise ArtefactError(f"{path}: gives logits that are not finite: its weights or the input are damaged")
         scores = known_score(logits)
         columns = (
             logits.argmax(axis=1).tolist(),

@@ -319,3 +319,16 @@ def test_on_cuda_batches_are_filled_up_so_that_their_size_changes_less_often(cou
     model._sessions["classifier"] = SimpleNamespace(provider="cuda", run=run)  # type: ignore[assignment]
     np.testing.assert_allclose(model.classify(x), expected, rtol=1e-4, atol=1e-4)
     assert sizes == [0 if count == 0 else 2 ** math.ceil(math.log2(count))]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_logits_that_are_not_finite_are_an_error_and_huge_ones_are_not(value: float) -> None:
+    model, logits = fmcae.load(), np.full((1, 10), -3e38, np.float32)
+    logits[0, 3] = 3e38
+    model._sessions["classifier"] = SimpleNamespace(provider="cpu", run=lambda x: logits)  # type: ignore[assignment]
+    x = np.zeros((1, 1, 28, 28), np.float32)
+    (prediction,) = model.predict_inputs(x)
+    assert (prediction.index, prediction.probability, prediction.known_score) == (3, 1, 1)
+    logits[0, 4] = value
+    with pytest.raises(ArtefactError, match=r"classifier\.onnx: gives logits that are not finite"):
+        model.predict_inputs(x)
