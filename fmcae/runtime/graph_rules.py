@@ -30,6 +30,7 @@ _TENSOR = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14, 16}
 _NODES, _INITIALIZERS, _INPUT, _OUTPUT = 1, 5, 11, 12  # of a graph
 _OPERATOR, _DOMAIN, _ATTRIBUTES, _INT, _INTS, _DATA_TYPE, _DATA_LOCATION = 4, 7, 5, 3, 8, 2, 14
 _FLOAT16 = 10  # a tensor's data type
+_NODE_NAMES, _TENSOR_NAME = (1, 2, 3), 8  # of inputs, of outputs, and a node's own; a tensor's
 
 
 def check_graph(model: bytes) -> None:
@@ -84,7 +85,11 @@ def has_half_weights(model: bytes) -> bool:
 
 def _check_node(node: bytes) -> tuple[str, str]:
     fields = dict.fromkeys((_OPERATOR, _DOMAIN), b"")
-    fields |= {number: content for number, content, _ in protobuf_fields(node) if number in fields}
+    for number, content, _ in protobuf_fields(node):
+        if number in fields:
+            fields[number] = content
+        elif number in _NODE_NAMES:
+            content.decode()  # ONNX Runtime 1.19 prints to stdout where it cannot
     operator = fields[_DOMAIN].decode(), fields[_OPERATOR].decode()
     if operator not in OPERATORS:
         raise ArtefactError(f"is no artefact of fmcae: its graph has the operator {'.'.join(filter(None, operator))!a}")
@@ -96,8 +101,10 @@ def _check_node(node: bytes) -> tuple[str, str]:
 
 
 def _check_tensor(tensor: bytes) -> None:
-    for _, raw in _fields(tensor, "a tensor", _TENSOR, (_DATA_LOCATION,)):
-        if raw[-1] != 0:  # EXTERNAL
+    for content, raw in _fields(tensor, "a tensor", _TENSOR, (_DATA_LOCATION, _TENSOR_NAME)):
+        if raw[0] >> 3 == _TENSOR_NAME:
+            content.decode()
+        elif raw[-1] != 0:  # EXTERNAL
             raise ArtefactError("is no artefact of fmcae: it keeps a tensor in another file")
 
 

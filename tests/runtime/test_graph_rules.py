@@ -81,6 +81,8 @@ def test_input_and_output_are_those_of_the_card(
         (model(node(b"Relu") * (MAX_NODES + 1)), "more nodes than an export"),
         (model(node(b"ConvTranspose") * 5), "more nodes than an export"),
         (model(node(b"\xff")), "is not an ONNX model"),
+        (model(field(1, field(4, b"Relu") + field(1, b"x\xff"))), "is not an ONNX model"),  # a node's input
+        (model(field(5, field(8, b"\x80"))), "is not an ONNX model"),  # a tensor's name
     ],
 )
 def test_what_no_export_has_is_named(content: bytes, reason: str) -> None:
