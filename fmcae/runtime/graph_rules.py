@@ -19,6 +19,7 @@ OPERATORS = {("", name) for name in _CORE} | {("com.microsoft", name) for name i
 MAX_NODES = 64
 MAX_ENLARGING = 4  # transposed convolutions, each of which may multiply both edges by MAX_INTEGER
 MAX_INTEGER = 16  # of an attribute: strides, paddings, kernel sizes, axes, types
+FROM_ONE = (b"strides", b"dilations", b"kernel_shape", b"group")  # ONNX Runtime 1.19 divides by them unseen
 
 # Left out are functions and training (of a model), sparse weights (of a graph), subgraphs, tensors and references to a
 # function's arguments (of an attribute), and data elsewhere (of a tensor).
@@ -94,9 +95,13 @@ def _check_node(node: bytes) -> tuple[str, str]:
     if operator not in OPERATORS:
         raise ArtefactError(f"is no artefact of fmcae: its graph has the operator {'.'.join(filter(None, operator))!a}")
     for attribute in _children(node, f"a {operator[1]}", _NODE, _ATTRIBUTES):
+        name = {number: content for number, content, _ in protobuf_fields(attribute)}.get(1, b"")
         for content, raw in _fields(attribute, "an attribute", _ATTRIBUTE, (_INT, _INTS)):
-            if any(abs(number) > MAX_INTEGER for number in _integers(content, raw)):
+            numbers = list(_integers(content, raw))
+            if any(abs(number) > MAX_INTEGER for number in numbers):
                 raise ArtefactError(f"is no artefact of fmcae: an attribute of {operator[1]} is above {MAX_INTEGER}")
+            if name in FROM_ONE and any(number < 1 for number in numbers):
+                raise ArtefactError(f"is no artefact of fmcae: {name.decode()} of {operator[1]} is below 1")
     return operator
 
 

@@ -80,6 +80,7 @@ def test_input_and_output_are_those_of_the_card(
         (model(node(b"Conv", field(8, bytes([1, 1, 17])))), "an attribute of Conv is above 16"),
         (model(node(b"Relu") * (MAX_NODES + 1)), "more nodes than an export"),
         (model(node(b"ConvTranspose") * 5), "more nodes than an export"),
+        (model(node(b"MaxPool", field(1, b"strides") + field(8, bytes([2, 0])))), "strides of MaxPool is below 1"),
         (model(node(b"\xff")), "is not an ONNX model"),
         (model(field(1, field(4, b"Relu") + field(1, b"x\xff"))), "is not an ONNX model"),  # a node's input
         (model(field(5, field(8, b"\x80"))), "is not an ONNX model"),  # a tensor's name
