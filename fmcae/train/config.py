@@ -59,7 +59,8 @@ class NetworkConfig:
 class RobustConfig:
     """How the robust recipe trains a teacher and then the classifier, after the paper's autoencoder.
 
-    Both see the training images and negatives, mirrored or not, a share of them changed strongly.
+    Both see the training images and negatives, mirrored or not, a share of them changed strongly, and half of the others
+    tilted and stretched a little.
     """
 
     teacher_epochs: int = 40

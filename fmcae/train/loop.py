@@ -208,11 +208,8 @@ def _deterministic(device: torch.device) -> Iterator[None]:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may vary between runs
     settings: list[tuple[Any, str, Any]] = [
         (torch.utils.deterministic, "fill_uninitialized_memory", False),  # a kernel for every new tensor
-        (
-            torch.backends.cuda.matmul,
-            "fp32_precision",
-            "ieee",
-        ),  # TF32, PyTorch's default for convolutions, keeps 10 bits
+        # PyTorch's default for convolutions is TF32, which keeps 10 bits
+        (torch.backends.cuda.matmul, "fp32_precision", "ieee"),
         (torch.backends.cudnn.conv, "fp32_precision", "ieee"),  # type: ignore[attr-defined]
     ]
     before = [getattr(owner, name) for owner, name, _ in settings]
