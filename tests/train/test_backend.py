@@ -27,7 +27,9 @@ def test_no_thread_is_left_and_pytorch_has_its_number_again(fails: bool, pooling
     try:
         with backend_for(network, CPU, 3) as backend:
             backend.outputs(torch.zeros(3, 1, 28, 28))
-            assert len(set(threading.enumerate()) - before) == (2 if pooling else 0)
+            started = len(set(threading.enumerate()) - before)
+            # A pool starts its second thread only where the first one has not finished yet.
+            assert started in (1, 2) if pooling else started == 0
             if fails:
                 raise KeyboardInterrupt
     except KeyboardInterrupt:
