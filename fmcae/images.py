@@ -41,6 +41,7 @@ TURNS: dict[object, Transpose] = {  # that undo it
     6: Transpose.ROTATE_270, 7: Transpose.TRANSVERSE, 8: Transpose.ROTATE_90,
 }  # fmt: skip
 DRAFT_SIZE = 1344  # pixels of an edge that a JPEG is not decoded below: four times what preprocessing works at
+LARGE_PIXELS = 2**22
 STRIP_PIXELS = 2**16  # that are computed with at once: few enough for the processor's cache
 
 
@@ -220,6 +221,19 @@ def _scaled(values: NDArray[np.float64], factor: float) -> NDArray[np.uint8]:
     values.clip(0, out=values)
     values *= factor
     return np.rint(values, out=values).astype(np.uint8)
+
+
+def pixels_of(image: Image.Image) -> NDArray[np.uint8]:
+    """The pixels (H, W) or (H, W, C) uint8 of an image as :func:`read_image` gives it."""
+    if image.width * image.height < LARGE_PIXELS:
+        return np.asarray(image)
+    # Pillow holds all that it copies twice for a moment, so a large picture is copied in parts.
+    pixels = np.empty((image.height, image.width, *[len(image.mode)] * (image.mode != "L")), np.uint8)
+    row = 0
+    for strip in strips(image):
+        pixels[row : row + strip.height] = np.asarray(strip)
+        row += strip.height
+    return pixels
 
 
 def strips(image: Image.Image) -> Iterator[Image.Image]:

@@ -36,9 +36,8 @@ def encode(
 
     from fmcae.errors import UsageError
     from fmcae.files import write_atomic
-    from fmcae.preprocess import scale
     from fmcae.runtime.model import load
-    from fmcae.runtime.predict import BATCH_SIZE, find_images, read_pixels
+    from fmcae.runtime.predict import BATCH_SIZE, find_images, read_input
 
     if out.suffix != ".npy":
         raise UsageError(f"out (={out}) must end in .npy")
@@ -54,8 +53,8 @@ def encode(
     check_is_no_input(out, names)
     latents = []
     for start in range(0, len(names), BATCH_SIZE):
-        pixels = [read_pixels(name, stdin) for name in names[start : start + BATCH_SIZE]]
-        latents.append(loaded.encode(scale(np.stack(pixels))))
+        x = [read_input(name, stdin) for name in names[start : start + BATCH_SIZE]]
+        latents.append(loaded.encode(np.stack(x)))
     z = np.concatenate(latents)
     buffer = io.BytesIO()
     np.save(buffer, z, allow_pickle=False)

@@ -39,9 +39,8 @@ def reconstruct(
 
     from fmcae.files import write_atomic
     from fmcae.metrics import mse
-    from fmcae.preprocess import scale
     from fmcae.runtime.model import load
-    from fmcae.runtime.predict import read_pixels
+    from fmcae.runtime.predict import read_input
 
     Image.init()
     picture_format = Image.EXTENSION.get(out.suffix.lower())
@@ -50,7 +49,7 @@ def reconstruct(
     check_out(out)
     check_is_no_input(out, [image])
     loaded = load(model, provider=provider, threads=threads)
-    x = scale(read_pixels(image, read_stdin([image])))
+    x = read_input(image, read_stdin([image]))
     x_hat = loaded.reconstruct(x)
     gap = np.ones((28, GAP), np.float32)
     pair = np.concatenate([x[0], gap, x_hat[0]], axis=1)  # (28, 57)

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 
 from fmcae.errors import ImageError
 from fmcae.metrics import CALIBRATION_BINS, wilson_interval
+from fmcae.preprocess import to_uint8
 from fmcae.runtime.contact_sheet import (
     CHECKER,
     FAINT,
@@ -27,7 +28,6 @@ from fmcae.runtime.contact_sheet import (
     tile,
 )
 from fmcae.runtime.evaluate import SHOWN_MISTAKES, UNKNOWN, Evaluation, LabelledPictures, Scores
-from fmcae.runtime.predict import read_pixels
 
 Colour = tuple[int, int, int]
 BLUE, VERMILION = (0, 114, 178), (213, 94, 0)
@@ -133,7 +133,7 @@ def mistakes_png(pictures: LabelledPictures, evaluation: Evaluation) -> bytes:
     for mistake in evaluation.mistakes[:SHOWN_MISTAKES]:
         path = mistake.path
         try:
-            pixels = read_pixels(path) if pictures.images is None else pictures.images[mistake.index]
+            pixels = to_uint8(path) if pictures.images is None else pictures.images[mistake.index]
             source = path if pictures.images is None else Image.fromarray(np.asarray(pixels))
             name = f"is {mistake.truth}: {os.path.basename(path)}"
             tiles.append(tile(source, pixels, mistake.prediction, name))

@@ -1,9 +1,11 @@
-"""Predict whatever a user names (files, folders, globs, stdin), in batches and flat memory."""
+"""Predict whatever a user names (files, folders, globs, stdin), in batches, on all CPUs and in flat memory."""
 
 import glob
 import os
 import re
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from operator import itemgetter
@@ -13,13 +15,14 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from fmcae.errors import FmcaeError, ImageError
+from fmcae.errors import FmcaeError, ImageError, UsageError
 from fmcae.images import IMAGE_SUFFIXES
-from fmcae.preprocess import scale, to_uint8
+from fmcae.preprocess import Floats, as_bytes, preprocess
+from fmcae.runtime.machine import available_cpus
 from fmcae.runtime.model import Model, Prediction
 
 STDIN = "-"
-BATCH_SIZE = 64  # images
+BATCH_SIZE = 16  # images; small enough that a folder of a few dozen keeps all CPUs busy
 _SEPARATOR = f"[{re.escape(os.sep + (os.altsep or ''))}]"
 _RECURSIVE = rf"(?:^|(?<={_SEPARATOR}))\*\*(?:{_SEPARATOR}\*\*)*(?:{_SEPARATOR}|$)"  # ** as the whole name of a folder
 Found: TypeAlias = tuple[str, ImageError | None]
@@ -27,7 +30,10 @@ Found: TypeAlias = tuple[str, ImageError | None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """The prediction of one image and the pixels (28, 28) uint8 that the model saw, or the error that it raised."""
+    """The prediction of one image and the pixels (28, 28) uint8 that the model saw, or the error that it raised.
+
+    The pixels are rounded, for eyes.
+    """
 
     path: str
     prediction: Prediction | None
@@ -97,48 +103,85 @@ def _unreadable(folder: str, error: OSError) -> ImageError:
     return ImageError(f"{folder}: cannot be read: {error.strerror}")
 
 
-def read_pixels(path: str, stdin: bytes = b"") -> NDArray[np.uint8]:
-    """Read the image at ``path``, or the encoded image ``stdin`` if that is "-", in Fashion-MNIST's form (28, 28) uint8.
+def read_input(path: str, stdin: bytes = b"") -> Floats:
+    """Read the image at ``path``, or the encoded image ``stdin`` if that is "-", as a model's input (1, 28, 28) float32.
 
     Raises:
         ImageError: it cannot be read or preprocessed; the message names the path.
     """
     try:
-        return to_uint8(stdin if path == STDIN else path)
+        return preprocess(stdin if path == STDIN else path)
     except MemoryError:
         raise
     except ImageError as error:
         if path != STDIN:
             raise
         raise ImageError(f"stdin{str(error).removeprefix('image bytes')}") from error
+    except FmcaeError:  # ONNX Runtime is broken, which no picture mends
+        raise
     except Exception as error:  # one odd picture among thousands must not stop the others
         name = "stdin" if path == STDIN else path
         raise ImageError(f"{name}: cannot be preprocessed: {type(error).__name__}: {error}") from error
 
 
-def predict_images(model: Model, names: Iterable[str], stdin: bytes = b"") -> Iterator[Outcome]:
+def predict_images(
+    model: Model, names: Iterable[str], stdin: bytes = b"", jobs: int | None = None
+) -> Iterator[Outcome]:
     """Predict every image that ``names`` stand for, in order; one that cannot be read does not stop the rest.
 
-    ``names`` are those of :func:`find_images`, and ``stdin`` is the encoded image that "-" stands for.
+    Args:
+        names: those of :func:`find_images`.
+        stdin: the encoded image that "-" stands for.
+        jobs: as for :func:`predict_found`.
     """
-    return predict_found(model, find_images(names), stdin)
+    return predict_found(model, find_images(names), stdin, jobs)
 
 
-def predict_found(model: Model, found: Iterable[Found], stdin: bytes = b"") -> Iterator[Outcome]:
-    """Predict the images at paths that were found, in order; a path with an error keeps it."""
-    images = iter(found)
-    while batch := list(islice(images, BATCH_SIZE)):
-        pixels: list[NDArray[np.uint8]] = []
-        errors: list[ImageError | None] = []
-        for path, error in batch:
-            try:
-                if error is None:
-                    pixels.append(read_pixels(path, stdin))
-            except ImageError as unreadable:
-                error = unreadable
-            errors.append(error)
-        predictions = model.predict_inputs(scale(np.stack(pixels))) if pixels else []
-        predicted = zip(predictions, pixels, strict=True)
-        for (path, _), error in zip(batch, errors, strict=True):
-            prediction, seen = next(predicted) if error is None else (None, None)
-            yield Outcome(path, prediction, error, seen)
+def predict_found(
+    model: Model, found: Iterable[Found], stdin: bytes = b"", jobs: int | None = None
+) -> Iterator[Outcome]:
+    """Predict the images at paths that were found, in order; a path with an error keeps it.
+
+    Args:
+        jobs: how many threads read pictures and predict; None for one on each CPU.
+
+    Raises:
+        UsageError: ``jobs`` is less than 1.
+    """
+    if jobs is not None and jobs < 1:
+        raise UsageError(f"jobs (={jobs}) must be at least 1")
+    jobs, images = jobs or available_cpus(), iter(found)
+    batches = iter(lambda: list(islice(images, BATCH_SIZE)), [])
+    if jobs == 1:
+        for batch in batches:
+            yield from _predict_batch(model, batch, stdin)
+        return
+    pool = ThreadPoolExecutor(jobs)
+    running: deque[Future[list[Outcome]]] = deque()
+    try:
+        for batch in batches:
+            running.append(pool.submit(_predict_batch, model, batch, stdin))
+            if len(running) > 2 * jobs:  # so that memory stays flat where the outcomes are taken slowly
+                yield from running.popleft().result()
+        while running:
+            yield from running.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _predict_batch(model: Model, batch: list[Found], stdin: bytes) -> list[Outcome]:
+    x: list[Floats] = []
+    errors: list[ImageError | None] = []
+    for path, error in batch:
+        try:
+            if error is None:
+                x.append(read_input(path, stdin))
+        except ImageError as unreadable:
+            error = unreadable
+        errors.append(error)
+    predicted = zip(model.predict_inputs(np.stack(x)) if x else [], x, strict=True)
+    outcomes = []
+    for (path, _), error in zip(batch, errors, strict=True):
+        prediction, seen = next(predicted) if error is None else (None, None)
+        outcomes.append(Outcome(path, prediction, error, None if seen is None else as_bytes(seen)))
+    return outcomes

@@ -1,4 +1,5 @@
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fmcae import Model
-from fmcae.errors import ImageError
-from fmcae.preprocess import scale, to_uint8
+from fmcae.errors import ImageError, UsageError
+from fmcae.preprocess import preprocess, scale, to_uint8
 from fmcae.runtime import predict
-from fmcae.runtime.predict import find_images, predict_images, read_pixels
+from fmcae.runtime.predict import find_images, predict_images, read_input
 
 
 @pytest.fixture
@@ -87,22 +88,46 @@ def test_one_bad_image_does_not_stop_the_rest(model: Model, folder: Path) -> Non
 
 
 def test_nor_does_one_that_breaks_preprocessing(model: Model, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(source: str) -> NDArray[np.uint8]:
+    def fail(source: str) -> NDArray[np.float32]:
         if source == str(folder / "a.PNG"):
             raise ZeroDivisionError("division by zero")
-        return to_uint8(source)
+        return preprocess(source)
 
-    monkeypatch.setattr(predict, "to_uint8", fail)
+    monkeypatch.setattr(predict, "preprocess", fail)
     first, second, third = predict_images(model, [str(folder)])
     assert isinstance(first.error, ImageError) and second.prediction is not None and third.prediction is not None
     assert str(first.error) == f"{folder}/a.PNG: cannot be preprocessed: ZeroDivisionError: division by zero"
+
+
+@pytest.mark.parametrize("jobs", [1, 2, 7])
+def test_many_pictures_keep_their_order_on_any_number_of_threads(
+    model: Model, encoded: Callable[..., bytes], tmp_path: Path, jobs: int
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (100, 28, 28), dtype=np.uint8)
+    for index, image in enumerate(pixels):
+        (tmp_path / f"{index:03}.png").write_bytes(b"" if index == 50 else encoded(Image.fromarray(image)))
+    threads = set(threading.enumerate())
+    outcomes = list(predict_images(model, [str(tmp_path)], jobs=jobs))
+    assert [Path(outcome.path).name for outcome in outcomes] == [f"{index:03}.png" for index in range(100)]
+    seen = [outcome.pixels for outcome in outcomes if outcome.pixels is not None]
+    assert np.array_equal(seen, np.delete(pixels, 50, 0)) and str(outcomes[50].error).endswith("is empty")
+    assert set(threading.enumerate()) <= threads
+    first = predict_images(model, [str(tmp_path)], jobs=jobs)
+    next(first)
+    del first  # as where the output breaks off
+    assert set(threading.enumerate()) <= threads
+
+
+def test_jobs_are_at_least_1(model: Model) -> None:
+    with pytest.raises(UsageError, match=r"jobs \(=0\) must be at least 1"):
+        list(predict_images(model, [], jobs=0))
 
 
 def test_memory_that_is_gone_stops_it(model: Model, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: str) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(predict, "to_uint8", fail)
+    monkeypatch.setattr(predict, "preprocess", fail)
     with pytest.raises(MemoryError):
         list(predict_images(model, [str(folder)]))
 
@@ -147,9 +172,9 @@ def test_what_is_no_file_is_left_out_and_a_broken_link_is_not(folder: Path) -> N
 
 def test_stdin_is_named() -> None:
     with pytest.raises(ImageError, match="^stdin: is empty$"):
-        read_pixels("-", b"")
+        read_input("-", b"")
     with pytest.raises(ImageError, match="^stdin: is not an image"):
-        read_pixels("-", b"hello")
+        read_input("-", b"hello")
 
 
 def test_stdin(model: Model, folder: Path) -> None:
