@@ -65,7 +65,7 @@ def predict(
 
     formats = [name for name, chosen in (("json", as_json), ("jsonl", as_jsonl), ("csv", as_csv)) if chosen]
     if len(formats) > 1:
-        raise UsageError(f"{formats[0]} (=True) must not come with {formats[1]}: choose one")
+        raise UsageError(f"--{formats[0]} must not come with --{formats[1]}: choose one")
     if show is not None:
         _check_show(show, paths)
     loaded = load(model, provider=provider, threads=threads, only="classifier", threshold=threshold)
@@ -149,12 +149,13 @@ def _ranked(prediction: "Prediction", class_names: tuple[str, ...], top_k: int) 
 
 
 def _write_lines(rows: "Iterable[Row]", top_k: int, facts: dict[str, str]) -> None:
+    from fmcae.runtime.predict import unknown_text
+
     for outcome, ranked in rows:
         if ranked:
             labels = "  ".join(f"{printable(item['label'])} {item['probability']:.4f}" for item in ranked)
             if outcome.prediction and not outcome.prediction.known:
-                is_blank = outcome.pixels is not None and not outcome.pixels.any()
-                labels = f"unknown ({'blank; ' if is_blank else ''}nearest: {labels})"
+                labels = unknown_text(labels, outcome.pixels)
             print(f"{printable(outcome.path)}: {labels}")  # typer.echo would flush each line
 
 
@@ -170,6 +171,7 @@ def _write_csv(rows: "Iterable[Row]", top_k: int, facts: dict[str, str]) -> None
         if prediction := outcome.prediction:
             cells = [value for item in ranked for value in item.values()]
             cells += ["true" if prediction.known else "false", prediction.known_score, *facts.values()]
+            cells = [f"{cell:.6f}" if isinstance(cell, float) else cell for cell in cells]
         writer.writerow([printable(str(cell)) for cell in (outcome.path, *cells, outcome.error or "")])
 
 
