@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
+from fmcae.cli.help import in_flags
 from fmcae.cli.options import (
     JSON_SCHEMA_VERSION,
     JsonOption,
@@ -41,6 +42,7 @@ SHOW_HELP = "Write a contact sheet: each picture, the 28x28 that the model sees,
 
 
 def predict(
+    context: typer.Context,
     paths: PathsArgument,
     model: ModelOption = None,
     top_k: Annotated[int, typer.Option(metavar="K", min=1, help="Print the K most probable labels.")] = 1,
@@ -80,8 +82,8 @@ def predict(
 
     def rows() -> "Iterator[Row]":
         for outcome in predict_images(loaded, paths, stdin):
-            if outcome.prediction is None:
-                error_line(str(outcome.error))
+            if outcome.error is not None:
+                error_line(in_flags(outcome.error, context))
                 failed.append(outcome.path)
             elif show is not None:
                 sheet.add(outcome)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import typer
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fmcae.cli import VERBS, app_for
 from fmcae.cli.help import EXAMPLES, in_flags
@@ -89,6 +91,13 @@ def test_an_error_of_the_library_names_the_flags(
     verb: str, arguments: list[str], error: FmcaeError, shown: str
 ) -> None:
     assert in_flags(error, command_of(verb).make_context(verb, arguments)) == shown
+
+
+@given(st.text().filter(lambda text: ")" not in text))
+def test_any_value_stands_in_an_error_as_a_shell_takes_it(value: str) -> None:
+    context = command_of("predict").make_context("predict", ["a.png"])
+    shown = in_flags(UsageError(f"show (={value}) must end in .png"), context)
+    assert shown == f"--show {shlex.quote(value)} must end in .png" or value == "None"
 
 
 def test_numbers_for_people_have_five_digits() -> None:

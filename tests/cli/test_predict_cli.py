@@ -219,7 +219,7 @@ def test_any_name_can_be_printed_in_any_encoding(image: Path, tmp_path: Path, en
 
 def test_an_empty_path_is_named(cli: "Cli", image: Path) -> None:
     result = cli("predict", "", image)
-    assert (result.exit_code, result.stderr) == (1, "error: path (=) must not be empty\n")
+    assert (result.exit_code, result.stderr) == (1, "error: PATH '' must not be empty\n")
     assert result.stdout.startswith(str(image))
 
 
