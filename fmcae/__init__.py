@@ -18,7 +18,7 @@ Nothing heavy is imported before it is used, and torch never.
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from fmcae.card import Card

@@ -2,7 +2,11 @@
 
     fmcae.card    the card: JSON, readable by people
     fmcae.golden  golden vectors: images, the outputs that PyTorch gave for them, and what a classifier makes of these
-    fmcae.seal    SHA-256 digests of the model without its metadata, of the card and of the golden vectors
+    fmcae.seal    SHA-256 digests of the model without its metadata, of the card, of the golden vectors and of names
+    names         of a classifier, the class names as a Python dict {0: 'T-shirt/top', ...}, for other tools
+
+Other tools also show the model's description (ONNX's doc_string) and its version, which the seal covers as parts of the
+model. Files that were exported before version 0.2 have none of the three.
 
 The seal finds damage, not forgery: whoever can rewrite a file can seal it again.
 """
@@ -27,7 +31,7 @@ from fmcae.errors import ArtefactError
 from fmcae.precision import PRECISION_PROVIDERS
 
 SCHEMA_VERSION = 1
-CARD_KEY, GOLDEN_KEY, SEAL_KEY = "fmcae.card", "fmcae.golden", "fmcae.seal"
+CARD_KEY, GOLDEN_KEY, SEAL_KEY, NAMES_KEY = "fmcae.card", "fmcae.golden", "fmcae.seal", "names"
 Kind = Literal["encoder", "decoder", "classifier"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 TENSORS: dict[Kind, tuple[str, str]] = {  # the names of input and output
@@ -301,10 +305,12 @@ def parity_lines(evidence: Mapping[str, Any]) -> str:
     return "\n".join([*lines, f"parity {result} on {evidence['images']:,} images, provider {evidence['provider']}"])
 
 
-def seal(model: bytes, card: str, golden: str) -> str:
-    """The seal of an ONNX file's bytes with its card and golden vectors: JSON of three SHA-256 digests."""
+def seal(model: bytes, card: str, golden: str, names: str | None = None) -> str:
+    """The seal of an ONNX file's bytes with its card, golden vectors and names: JSON of a SHA-256 digest of each."""
     graph = b"".join(raw for number, _, raw in protobuf_fields(model) if number != METADATA_FIELD)
     parts = {"graph": graph, "card": card.encode(), "golden": golden.encode()}
+    if names is not None:
+        parts["names"] = names.encode()
     return json.dumps({name: hashlib.sha256(content).hexdigest() for name, content in parts.items()})
 
 
@@ -321,13 +327,14 @@ def check_seal(model: bytes, metadata: Mapping[str, str]) -> None:
             raise ArtefactError(f"is damaged: its metadata entry {key} is missing")
     try:
         expected = json.loads(metadata[SEAL_KEY])
-        digests = json.loads(seal(model, metadata[CARD_KEY], metadata[GOLDEN_KEY]))
+        digests = json.loads(seal(model, metadata[CARD_KEY], metadata[GOLDEN_KEY], metadata.get(NAMES_KEY, "")))
     except (ValueError, RecursionError) as error:
         raise ArtefactError(f"is damaged: its seal cannot be read: {error}") from error
-    if not isinstance(expected, dict) or expected.keys() != digests.keys():
-        raise ArtefactError("is damaged: its seal is no JSON object of three digests")
+    if not isinstance(expected, dict) or expected.keys() | {"names"} != digests.keys():
+        raise ArtefactError("is damaged: its seal is no JSON object of three or four digests")
     parts = {"graph": "its graph or weights", "card": "its card (labels, metrics, ...)", "golden": "its golden vectors"}
-    changed = [part for name, part in parts.items() if digests[name] != expected[name]]
+    parts["names"] = "its names"
+    changed = [parts[name] for name in expected if digests[name] != expected[name]]
     if changed:
         raise ArtefactError(f"is not the file that was exported: {' and '.join(changed)} changed since")
 

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from fmcae import __version__
+from fmcae.cli.help import Verb, Verbs
 from fmcae.cli.options import error_line
 from fmcae.errors import FmcaeError
 from fmcae.runtime.session import lacks_memory
@@ -41,6 +42,7 @@ def _root(
 def app_for(arguments: list[str]) -> typer.Typer:
     """Build the command with every verb, or only with the one that ``arguments`` name: importing all takes 10 ms."""
     app = typer.Typer(
+        cls=Verbs,
         no_args_is_help=True,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,  # plain help: it starts faster, wraps better and can be piped
@@ -54,7 +56,7 @@ def app_for(arguments: list[str]) -> typer.Typer:
         if isinstance(command, typer.Typer):
             app.add_typer(command, name=verb)
         else:
-            app.command()(command)
+            app.command(cls=Verb)(command)
     return app
 
 

@@ -9,11 +9,11 @@ import typer
 from fmcae.cli.options import (
     JSON_SCHEMA_VERSION,
     MODEL_HELP,
-    SHIPPED_NAMES,
     JsonOption,
     ProviderOption,
     ThreadsOption,
     check_out_folder,
+    complete_model,
     echo,
     error_line,
     json_text,
@@ -39,7 +39,7 @@ PRINTED_MISTAKES = 5
 
 def evaluate(
     model: Annotated[
-        str | None, typer.Argument(metavar="MODEL", help=MODEL_HELP, autocompletion=lambda: SHIPPED_NAMES)
+        str | None, typer.Argument(metavar="MODEL", help=MODEL_HELP, autocompletion=complete_model)
     ] = None,
     data: Annotated[str | None, typer.Argument(metavar="DATA", help=DATA_HELP)] = None,
     split: Annotated[Literal["train", "val", "test"] | None, typer.Option(help=SPLIT_HELP)] = None,

@@ -5,7 +5,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fmcae.cli.options import RUNS_FOLDER, DataOption, ProviderOption, check_out_folder, echo, status
+from fmcae.cli.options import (
+    RUNS_FOLDER,
+    DataOption,
+    ProviderOption,
+    check_out_folder,
+    complete_run,
+    echo,
+    echo_parity,
+    echo_verdict,
+    status,
+)
 from fmcae.errors import RunError, UsageError, require_train_extra
 from fmcae.precision import Precision
 
@@ -14,14 +24,14 @@ if TYPE_CHECKING:
     from fmcae.train.run import Run
 
 RUN_HELP = "A run folder. [default: the newest finished one in runs/]"
-OUT_HELP = "[default: RUN/onnx, or RUN/onnx-int8, RUN/onnx-fp16, RUN/onnx-teacher]"
+OUT_HELP = "The folder to write. [default: RUN/onnx, or RUN/onnx-int8, RUN/onnx-fp16, RUN/onnx-teacher]"
 PRECISION_HELP = "int8 (for the CPU) and fp16 (for CUDA) export the classifier alone."
 TEACHER_HELP = "Export the robust recipe's larger network as the classifier, alone."
 BUDGET_HELP = "Accuracy that int8 or fp16 may lose, in points."
 
 
 def export(
-    run: Annotated[Path | None, typer.Argument(metavar="RUN", help=RUN_HELP)] = None,
+    run: Annotated[Path | None, typer.Argument(metavar="RUN", help=RUN_HELP, autocompletion=complete_run)] = None,
     onnx: Annotated[bool, typer.Option("--onnx/--no-onnx", help="Write ONNX, the one format there is.")] = True,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help=OUT_HELP)] = None,
     data: DataOption = None,
@@ -36,10 +46,10 @@ def export(
     the whole test split (exit code 5).
 
     In int8 or fp16 the classifier is compared with float32, on all of test and on the provider: nothing is written if
-    it loses more accuracy than the budget, or is neither smaller nor faster (exit code 5).
+    it loses more accuracy than the budget, if int8 is neither smaller nor faster, or if fp16 is slower (exit code 5).
     """
     if not onnx:
-        raise UsageError("onnx (=False) must be on: it is the one format that fmcae exports")
+        raise UsageError("--no-onnx must not be given: ONNX is the one format that fmcae exports")
     if precision == "fp32" and provider != "cpu":
         advice = f"fmcae verify --provider {provider} checks the files"
         raise UsageError(f"provider (={provider}) must be cpu for fp32: {advice}")
@@ -48,7 +58,6 @@ def export(
     if out is not None:
         check_out_folder(out)
     require_train_extra()
-    from fmcae.card import parity_lines
     from fmcae.data import load_dataset
     from fmcae.export.artefacts import export_run, export_smaller
     from fmcae.train.run import open_run
@@ -59,12 +68,12 @@ def export(
         with status(f"exporting {opened.folder}, with parity on all of test ..."):
             folder = out or opened.folder / ("onnx-teacher" if teacher else "onnx")
             files, evidence = export_run(opened, dataset, folder, teacher)
-        echo(parity_lines(evidence.to_json()))
+        echo_parity(evidence.to_json())
     else:
         with status(f"exporting {opened.folder} in {precision}, compared with float32 on all of test ..."):
             folder = out or opened.folder / f"onnx-{precision}"
             files, tradeoff = export_smaller(opened, dataset, folder, precision, budget, provider)
-        echo(_tradeoff_lines(tradeoff))
+        _echo_tradeoff(tradeoff)
     _echo_files(files)
 
 
@@ -88,16 +97,12 @@ def _echo_files(files: list[Path]) -> None:
     echo(f"      fmcae bench --model {folder}")
 
 
-def _tradeoff_lines(tradeoff: "Tradeoff") -> str:
-    speed = ", ".join(
-        f"{ratio.median:.2f} times as fast at batch {size} ({ratio.low:.2f} to {ratio.high:.2f})"
-        for size, ratio in tradeoff.speedup.items()
-    )
-    verb = "loses" if tradeoff.lost_points > 0 else "gains"
-    return (
-        f"  accuracy {tradeoff.accuracy:.4f}, {tradeoff.fp32_accuracy:.4f} in float32: "
-        f"{verb} {abs(tradeoff.lost_points):.2f} points, may lose {tradeoff.budget_points:g}; "
+def _echo_tradeoff(tradeoff: "Tradeoff") -> None:
+    size = f"{tradeoff.size_bytes:,} bytes, {tradeoff.size_bytes / tradeoff.fp32_size_bytes:.2f} of float32's"
+    echo(
+        f"  {tradeoff.accuracy_text}, and may lose {tradeoff.budget_points:g} points; "
         f"{tradeoff.label_agreement:.2%} of {tradeoff.images:,} labels agree\n"
-        f"  size {tradeoff.size_bytes:,} bytes, {tradeoff.size_bytes / tradeoff.fp32_size_bytes:.2f} of float32's\n"
-        f"  {speed}, on {tradeoff.where} with {tradeoff.threads} thread"
+        f"  size {size}\n"
+        f"  {tradeoff.speed_text}, with {tradeoff.threads} thread"
     )
+    echo_verdict(True, f"{tradeoff.precision} is worth keeping")

@@ -4,13 +4,14 @@ from typing import Annotated
 
 import typer
 
-from fmcae.cli.options import JsonOption, echo, print_json, printable
+from fmcae.cli.options import JsonOption, complete_model, echo, echo_parity, print_json, printable, rounded
 
 FILE_HELP = "An exported file, or a folder with one. [default: the shipped classifier]"
 
 
 def info(
-    file: Annotated[str | None, typer.Argument(metavar="FILE", help=FILE_HELP)] = None, as_json: JsonOption = False
+    file: Annotated[str | None, typer.Argument(metavar="FILE", help=FILE_HELP, autocompletion=complete_model)] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Print what an exported file says of itself.
 
@@ -18,7 +19,6 @@ def info(
     """
     from dataclasses import asdict
 
-    from fmcae.card import parity_lines
     from fmcae.runtime.model import file_name, read_artefact, resolve_path, shipped_folder
 
     path = shipped_folder() if file is None else resolve_path(file)
@@ -36,7 +36,7 @@ def info(
     confusion, parity = card["metrics"].pop("confusion", None), card.pop("parity")
     _echo({"made for": facts["made_for"], **card}, indent=0)
     if parity:
-        echo(parity_lines(parity))
+        echo_parity(parity)
     if confusion:
         echo("confusion (rows: true class, columns: predicted)")
         class_names = [printable(name) for name in card["class_names"]]
@@ -51,5 +51,9 @@ def _echo(values: dict[str, object], indent: int) -> None:
             echo(f"{' ' * indent}{printable(key)}")
             _echo(value, indent + 2)
         else:
-            text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
-            echo(f"{' ' * indent}{printable(key)}: {printable(str(text))}")
+            text = ", ".join(map(_text, value)) if isinstance(value, list | tuple) else _text(value)
+            echo(f"{' ' * indent}{printable(key)}: {printable(text)}")
+
+
+def _text(value: object) -> str:
+    return rounded(value) if isinstance(value, float) else str(value)

@@ -5,7 +5,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,12 +27,21 @@ ThreadsOption = Annotated[int | None, typer.Option(metavar="N", min=1, max=MAX_T
 SHIPPED_NAMES = ["fashion-mnist", "fashion-mnist-int8", "fashion-mnist-large", "fashion-mnist-paper"]  # without numpy
 MODEL_HELP = f"""An exported file, a folder of them, a run that is exported, or what ships: {", ".join(SHIPPED_NAMES[1:])}.
 [default: fashion-mnist, which ships too]"""
-ModelOption = Annotated[
-    str | None,
-    typer.Option(metavar="PATH", help=MODEL_HELP, autocompletion=lambda: SHIPPED_NAMES),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 RUNS_FOLDER = Path("runs")
+
+
+def complete_run() -> list[str]:
+    """The run folders in runs/, for a shell's completion."""
+    return sorted(str(config.parent) for config in RUNS_FOLDER.glob("*/config.json"))
+
+
+def complete_model() -> list[str]:
+    """What ships and the runs that are exported, for a shell's completion."""
+    return [*SHIPPED_NAMES, *(run for run in complete_run() if Path(run, "onnx").is_dir())]
+
+
+ModelOption = Annotated[str | None, typer.Option(metavar="PATH", help=MODEL_HELP, autocompletion=complete_model)]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 _NOT_PRINTABLE = "[\0-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 
 
@@ -64,6 +73,32 @@ def echo(text: str, err: bool = False) -> None:
     typer.echo("\n".join(map(printable, text.split("\n"))), err=err)
 
 
+def echo_verdict(passed: bool, verdict: str, rest: str = "") -> None:
+    """Print a line to stdout whose beginning is green or red on a terminal, by whether something passed or failed."""
+    colour = ("green" if passed else "red") if shows_colours() else None
+    typer.echo(typer.style(printable(verdict), fg=colour) + printable(rest) if colour else printable(verdict + rest))
+
+
+def echo_parity(evidence: Mapping[str, Any]) -> None:
+    """Print the parity evidence of a card: the numbers, then whether it holds."""
+    from fmcae.card import parity_lines
+
+    *lines, verdict = parity_lines(evidence).split("\n")
+    echo("\n".join(lines))
+    echo_verdict(evidence["passed"], verdict)
+
+
+def shows_colours(err: bool = False) -> bool:
+    """Whether stdout or stderr is a terminal that shows colours, and NO_COLOR is not set."""
+    stream = sys.stderr if err else sys.stdout
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def rounded(value: float) -> str:
+    """A number for people, with five digits; JSON has all of them."""
+    return f"{value:.5g}"
+
+
 def note(text: str) -> None:
     """Print a line of progress or advice to stderr."""
     echo(text, err=True)
@@ -79,8 +114,7 @@ def status(text: str) -> AbstractContextManager[object]:
 def error_line(text: str) -> None:
     """Print one error as one line on stderr, red on a terminal unless NO_COLOR is set."""
     line = printable(text.strip())
-    colour = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
-    print(f"\033[31merror:\033[0m {line}" if colour else f"error: {line}", file=sys.stderr)
+    print(f"\033[31merror:\033[0m {line}" if shows_colours(err=True) else f"error: {line}", file=sys.stderr)
 
 
 def printable(text: str) -> str:

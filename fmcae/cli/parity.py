@@ -5,13 +5,26 @@ from typing import Annotated
 
 import typer
 
-from fmcae.cli.options import DataOption, JsonOption, ProviderOption, ThreadsOption, echo, print_json, status
+from fmcae.cli.options import (
+    DataOption,
+    JsonOption,
+    ProviderOption,
+    ThreadsOption,
+    complete_model,
+    complete_run,
+    echo_parity,
+    print_json,
+    status,
+)
 from fmcae.errors import GateError, UsageError, require_train_extra
+
+RUN_HELP = "The run folder with PyTorch's weights."
+EXPORT_HELP = "An exported file, a folder of them, or a run that is exported."
 
 
 def parity(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder with PyTorch's weights.")],
-    export: Annotated[Path, typer.Argument(metavar="EXPORT", help="An exported file, or a folder of them.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help=RUN_HELP, autocompletion=complete_run)],
+    export: Annotated[Path, typer.Argument(metavar="EXPORT", help=EXPORT_HELP, autocompletion=complete_model)],
     provider: ProviderOption = "cpu",
     threads: ThreadsOption = None,
     data: DataOption = None,
@@ -22,7 +35,6 @@ def parity(
     Labels must agree on every image and every difference be within the tolerance, or the exit code is 5.
     """
     require_train_extra()
-    from fmcae.card import parity_lines
     from fmcae.data import load_dataset
     from fmcae.export.artefacts import trained_networks
     from fmcae.export.parity import measure_parity
@@ -47,6 +59,6 @@ def parity(
     if as_json:
         print_json(evidence.to_json())
     else:
-        echo(parity_lines(evidence.to_json()))
+        echo_parity(evidence.to_json())
     if not evidence.passed:
         raise GateError(f"parity does not hold: {evidence.failure}")

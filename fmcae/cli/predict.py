@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
+from fmcae.cli.help import in_flags
 from fmcae.cli.options import (
     JSON_SCHEMA_VERSION,
     JsonOption,
@@ -41,6 +42,7 @@ SHOW_HELP = "Write a contact sheet: each picture, the 28x28 that the model sees,
 
 
 def predict(
+    context: typer.Context,
     paths: PathsArgument,
     model: ModelOption = None,
     top_k: Annotated[int, typer.Option(metavar="K", min=1, help="Print the K most probable labels.")] = 1,
@@ -65,7 +67,7 @@ def predict(
 
     formats = [name for name, chosen in (("json", as_json), ("jsonl", as_jsonl), ("csv", as_csv)) if chosen]
     if len(formats) > 1:
-        raise UsageError(f"{formats[0]} (=True) must not come with {formats[1]}: choose one")
+        raise UsageError(f"--{formats[0]} must not come with --{formats[1]}: choose one")
     if show is not None:
         _check_show(show, paths)
     loaded = load(model, provider=provider, threads=threads, only="classifier", threshold=threshold)
@@ -80,8 +82,8 @@ def predict(
 
     def rows() -> "Iterator[Row]":
         for outcome in predict_images(loaded, paths, stdin):
-            if outcome.prediction is None:
-                error_line(str(outcome.error))
+            if outcome.error is not None:
+                error_line(in_flags(outcome.error, context))
                 failed.append(outcome.path)
             elif show is not None:
                 sheet.add(outcome)
@@ -149,12 +151,13 @@ def _ranked(prediction: "Prediction", class_names: tuple[str, ...], top_k: int) 
 
 
 def _write_lines(rows: "Iterable[Row]", top_k: int, facts: dict[str, str]) -> None:
+    from fmcae.runtime.predict import unknown_text
+
     for outcome, ranked in rows:
         if ranked:
             labels = "  ".join(f"{printable(item['label'])} {item['probability']:.4f}" for item in ranked)
             if outcome.prediction and not outcome.prediction.known:
-                is_blank = outcome.pixels is not None and not outcome.pixels.any()
-                labels = f"unknown ({'blank; ' if is_blank else ''}nearest: {labels})"
+                labels = unknown_text(labels, outcome.pixels)
             print(f"{printable(outcome.path)}: {labels}")  # typer.echo would flush each line
 
 
@@ -170,6 +173,7 @@ def _write_csv(rows: "Iterable[Row]", top_k: int, facts: dict[str, str]) -> None
         if prediction := outcome.prediction:
             cells = [value for item in ranked for value in item.values()]
             cells += ["true" if prediction.known else "false", prediction.known_score, *facts.values()]
+            cells = [f"{cell:.6f}" if isinstance(cell, float) else cell for cell in cells]
         writer.writerow([printable(str(cell)) for cell in (outcome.path, *cells, outcome.error or "")])
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fmcae.cli.help import Verb, Verbs
 from fmcae.cli.options import RUNS_FOLDER, DataOption, check_out_folder, echo, error_line, note, printable
 from fmcae.errors import require_extra, require_train_extra
 from fmcae.study.grid import EPOCHS, PARTS, SEEDS, TRAIN_IMAGES, work
@@ -18,12 +19,15 @@ from fmcae.train.config import DeviceChoice
 if TYPE_CHECKING:
     from fmcae.study.runner import StudyProgress
 
-study = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Reproduce the study: plan, run and report.")
+HELP = "Reproduce the study: plan, run and report."
+study = typer.Typer(cls=Verbs, no_args_is_help=True, rich_markup_mode=None, help=HELP)
 NEEDED = ("torch", "safetensors", "numba", "filelock", "matplotlib", "scipy", "jinja2")
 STUDY_FOLDER = RUNS_FOLDER / "study"
 
 PARTS_HELP = "A part of the paper, such as table-2; repeat it for more. [default: all; fmcae study plan names them]"
-OnlyOption = Annotated[list[str] | None, typer.Option(metavar="PART", help=PARTS_HELP)]
+OnlyOption = Annotated[
+    list[str] | None, typer.Option(metavar="PART", help=PARTS_HELP, autocompletion=lambda: list(PARTS))
+]
 SeedsOption = Annotated[int, typer.Option(min=1, metavar="N", help="Train with the seeds 0 to N-1.")]
 EpochsOption = Annotated[int, typer.Option(min=1, metavar="N", help="Epochs of every run.")]
 WorkersOption = Annotated[
@@ -32,7 +36,7 @@ WorkersOption = Annotated[
 OutOption = Annotated[Path, typer.Option(metavar="DIR", help="The study's folder.")]
 
 
-@study.command()
+@study.command(cls=Verb)
 def plan(
     only: OnlyOption = None,
     seeds: SeedsOption = SEEDS,
@@ -70,7 +74,7 @@ def plan(
         note(f"parts: {', '.join(PARTS)}")
 
 
-@study.command()
+@study.command(cls=Verb)
 def run(  # long for its options
     only: OnlyOption = None,
     seeds: SeedsOption = SEEDS,
@@ -133,7 +137,7 @@ def run(  # long for its options
         raise typer.Exit(1)
 
 
-@study.command()
+@study.command(cls=Verb)
 def report(
     folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="The study's folder.")] = STUDY_FOLDER,
     epochs: Annotated[

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Option
 
-from fmcae.cli.options import RUNS_FOLDER, DataOption, ThreadsOption, check_out_folder, echo, note, printable
+from fmcae.cli.options import (
+    RUNS_FOLDER,
+    DataOption,
+    ThreadsOption,
+    check_out_folder,
+    complete_run,
+    echo,
+    note,
+    printable,
+)
 from fmcae.cli.progress import watch_training
 from fmcae.errors import RunError, UsageError, require_train_extra
 from fmcae.train.config import (
@@ -58,7 +67,13 @@ def train(
         Stage | None, Option(help="What to train. [default: both; classifier with --from or --encoder random]")
     ] = None,
     autoencoder_from: Annotated[
-        Path | None, Option("--from", metavar="RUN", help="Start the classifier from this run's autoencoder.")
+        Path | None,
+        Option(
+            "--from",
+            metavar="RUN",
+            help="Start the classifier from this run's autoencoder.",
+            autocompletion=complete_run,
+        ),
     ] = None,
     latent_dim: Annotated[int, _integer("latent_dim", "The size of z, the paper's n.")] = NETWORK.latent_dim,
     dropout: Annotated[float, Option(metavar="P", help="The dropout probability, the paper's p.")] = NETWORK.dropout,

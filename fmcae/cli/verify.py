@@ -5,14 +5,16 @@ from typing import Annotated, Any
 
 import typer
 
-from fmcae.cli.options import JsonOption, ProviderOption, ThreadsOption, echo, print_json, printable
+from fmcae.cli.options import JsonOption, ProviderOption, ThreadsOption, complete_model, echo_verdict, print_json
 from fmcae.errors import ArtefactError, GateError
 
 FILES_HELP = "Exported files, or folders of them. [default: those that ship and are made for the provider]"
 
 
 def verify(
-    files: Annotated[list[str] | None, typer.Argument(metavar="PATH", help=FILES_HELP)] = None,
+    files: Annotated[
+        list[str] | None, typer.Argument(metavar="PATH", help=FILES_HELP, autocompletion=complete_model)
+    ] = None,
     provider: ProviderOption = "cpu",
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
@@ -38,7 +40,7 @@ def verify(
         print_json({"results": results})
     else:
         for result in results:
-            echo(_line(result))
+            echo_verdict(result["passed"], "pass" if result["passed"] else "FAIL", _rest_of_line(result))
     failed = [result for result in results if not result["passed"]]
     if failed:
         count = f"{len(failed)} of {len(results)} files failed"
@@ -60,11 +62,11 @@ def _failed(file: str, error: ArtefactError) -> dict[str, Any]:
     return {"file": file, "passed": False, "failure": str(error).removeprefix(f"{Path(file)}: ")}
 
 
-def _line(result: dict[str, Any]) -> str:
-    line = f"{'pass' if result['passed'] else 'FAIL'}  {printable(result['file'])}"
+def _rest_of_line(result: dict[str, Any]) -> str:
+    line = f"  {result['file']}"
     if "kind" in result:
         line += (
             f": {result['kind']} on {result['provider']}, {result['vectors']} golden vectors, largest difference "
-            f"{result['max_abs']:.2e} absolute, {result['max_rel']:.2e} relative"
+            f"{result['max_abs']:.2g} absolute, {result['max_rel']:.2g} relative"
         )
-    return line + (f": {printable(result['failure'])}" if result["failure"] else "")
+    return line + (f": {result['failure']}" if result["failure"] else "")

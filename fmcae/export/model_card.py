@@ -6,6 +6,7 @@ from typing import Any
 
 from fmcae.card import Kind, parity_lines
 from fmcae.export.markdown import render
+from fmcae.export.tradeoff import Tradeoff
 from fmcae.runtime.model import Artefact
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
@@ -22,6 +23,7 @@ def model_card(artefacts: Mapping[Kind, Artefact]) -> str:
         measured={name: value for card in cards for name, value in card.metrics.items() if name != "confusion"},
         confusion=next((card.metrics["confusion"] for card in cards if "confusion" in card.metrics), None),
         calibration=next((card.calibration for card in cards if card.calibration), None),
+        tradeoff=Tradeoff.from_json(cards[0].precision["tradeoff"]) if "tradeoff" in cards[0].precision else None,
         parity_lines=parity_lines(cards[0].parity) if cards[0].parity else None,
         has_grey_edge="decoder" in artefacts and cards[0].training["config"]["network"]["pooling"],
     )

@@ -1,5 +1,10 @@
-"""A smaller classifier beside the float32 one: what it costs in accuracy, and what it gains in size and time."""
+"""A smaller classifier beside the float32 one: what it costs in accuracy, and what it gains in size and time.
 
+Times are taken in turns, in rounds, and compared by the spread of the rounds: a classifier is faster or slower at a batch
+size only if it is so in every round.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +38,7 @@ class Tradeoff:
         speedup: fp32's latency over this one's, by batch size; above 1 this one is faster.
         machine, gpu: what the times were taken on. gpu has name and driver, and is None on the CPU or if it cannot be had.
         budget_points: the loss of accuracy that was allowed, in hundredths.
+        precision: "int8" or "fp16". int8 may be slower if it is smaller; fp16, which is for speed, may not.
     """
 
     images: int
@@ -48,6 +54,7 @@ class Tradeoff:
     machine: dict[str, Any]
     budget_points: float
     gpu: dict[str, str] | None = None
+    precision: SmallerPrecision = "int8"
 
     @property
     def where(self) -> str:
@@ -60,16 +67,52 @@ class Tradeoff:
         return 100 * (self.fp32_accuracy - self.accuracy)
 
     @property
+    def accuracy_text(self) -> str:
+        """What the accuracy gains or loses, in words."""
+        verb = "gains" if self.lost_points < 0 else "loses"
+        points = f"{abs(self.lost_points):.2f}"
+        change = "keeps the accuracy" if points == "0.00" else f"{verb} {points} points of accuracy"
+        return f"{change} ({self.accuracy:.4f}, float32 has {self.fp32_accuracy:.4f})"
+
+    @property
+    def is_faster(self) -> bool:
+        """Whether it is faster than float32 in every round at a batch size."""
+        return any(ratio.low > 1 for ratio in self.speedup.values())
+
+    @property
+    def is_slower(self) -> bool:
+        """Whether it is slower than float32 in every round at a batch size, and faster at none."""
+        return not self.is_faster and any(ratio.high < 1 for ratio in self.speedup.values())
+
+    @property
+    def speed_verdict(self) -> str:
+        """Whether it is faster or slower than float32, in words."""
+        return f"{'faster than' if self.is_faster else 'slower than' if self.is_slower else 'as fast as'} float32"
+
+    @property
+    def speed_text(self) -> str:
+        """The same, where, and by how much, with the range of the rounds."""
+        ratios = ", ".join(
+            f"{ratio.median:.2f} times as fast at batch {size} ({ratio.low:.2f} to {ratio.high:.2f})"
+            for size, ratio in self.speedup.items()
+        )
+        return f"{self.speed_verdict} on {self.where}: {ratios}"
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Tradeoff":
+        """The tradeoff that a card carries."""
+        return cls(**{**values, "speedup": {size: Ratio(**ratio) for size, ratio in values["speedup"].items()}})
+
+    @property
     def failure(self) -> str | None:
         """Why the file is not worth keeping; None if it is."""
         if not self.lost_points <= self.budget_points + _ROUNDING:
-            return (
-                f"accuracy falls from {self.fp32_accuracy:.4f} to {self.accuracy:.4f} on {self.images:,} test images, "
-                f"by {self.lost_points:.2f} points, more than the budget of {self.budget_points:g}"
-            )
-        speed = self.speedup["1"].median
-        if self.size_bytes >= self.fp32_size_bytes and speed <= 1:
-            return f"it is neither smaller ({self.size_bytes:,} bytes) nor faster ({speed:.2f} times on {self.where})"
+            return f"it {self.accuracy_text} on {self.images:,} test images, and may lose {self.budget_points:g} points"
+        if self.is_slower and self.precision == "fp16":
+            advice = "; fp16 is for CUDA: --provider cuda" if self.provider == "cpu" else ""
+            return f"it is {self.speed_text}{advice}"
+        if self.size_bytes >= self.fp32_size_bytes and not self.is_faster:
+            return f"it is not smaller ({self.size_bytes:,} bytes), and {self.speed_text}"
         return None
 
 
@@ -105,4 +148,5 @@ def measure_tradeoff(
         machine=describe_machine(),
         budget_points=budget_points,
         gpu={key: gpu[key] for key in ("name", "driver")} if gpu else None,
+        precision=precision,
     )

@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from fmcae.images import ImageSource, read_image
 from fmcae.preprocess import SIZE
 from fmcae.runtime.model import Prediction
+from fmcae.runtime.predict import unknown_text
 
 Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
@@ -33,10 +34,13 @@ PAPER, GROUND, CHECKER = (255, 255, 255), (236, 236, 236), (204, 204, 204)
 INK, FAINT, UNKNOWN = (20, 20, 20), (110, 110, 110), (213, 94, 0)  # the last is Okabe and Ito's vermilion
 
 
-def caption(prediction: Prediction) -> str:
-    """What a prediction says in one line: its label and probability, or that it is unknown and what is nearest."""
+def caption(prediction: Prediction, pixels: NDArray[np.uint8] | None = None) -> str:
+    """What a prediction says in one line, as ``fmcae predict`` prints it.
+
+    It has the label and its probability, or that the picture is unknown, what is nearest, and whether it is blank.
+    """
     nearest = f"{prediction.label} {prediction.probability:.4f}"
-    return nearest if prediction.known else f"unknown (nearest: {nearest})"
+    return nearest if prediction.known else unknown_text(nearest, pixels)
 
 
 def tile(source: ImageSource, pixels: NDArray[np.uint8], prediction: Prediction, name: str) -> Image.Image:
@@ -57,7 +61,7 @@ def tile(source: ImageSource, pixels: NDArray[np.uint8], prediction: Prediction,
     draw = ImageDraw.Draw(drawn)
     for left in (0, EDGE + GAP):  # a white picture must not merge with the paper
         draw.rectangle((left, 0, left + EDGE - 1, EDGE - 1), outline=CHECKER)
-    lines = ((caption(prediction), 14, INK if prediction.known else UNKNOWN), (name, 12, FAINT))
+    lines = ((caption(prediction, pixels), 14, INK if prediction.known else UNKNOWN), (name, 12, FAINT))
     for row, (text, size, colour) in enumerate(lines):
         font = font_of(size)
         draw.text((0, EDGE + 2 + row * LINE), shortened(legible(text), font, TILE_SIZE[0]), colour, font)

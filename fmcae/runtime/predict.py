@@ -41,6 +41,12 @@ class Outcome:
     pixels: NDArray[np.uint8] | None = None
 
 
+def unknown_text(nearest: str, pixels: NDArray[np.uint8] | None) -> str:
+    """What is said of an unknown picture: the nearest label, and that it is blank if all ``pixels`` (28, 28) are 0."""
+    blank = "blank; " if pixels is not None and not pixels.any() else ""
+    return f"unknown ({blank}nearest: {nearest})"
+
+
 def find_images(names: Iterable[str]) -> Iterator[Found]:
     """Find the image files that ``names`` stand for, sorted within each name.
 

@@ -2,14 +2,16 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import fmcae
 from fmcae.cli import VERBS
-from fmcae.cli.options import print_json
+from fmcae.cli.options import SHIPPED_NAMES, print_json
 from fmcae.precision import PROVIDERS
+from fmcae.study.grid import PARTS
 
 if TYPE_CHECKING:
     from tests.conftest import Cli
@@ -30,7 +32,7 @@ def test_a_verb_imports_no_other(cli: "Cli") -> None:
     code = "import sys; sys.argv = ['fmcae', 'info', '--help']; from fmcae.cli import main\n"
     code += "try: main()\nfinally: print(sorted(n for n in sys.modules if n.startswith('fmcae.cli.')))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.stdout.splitlines()[-1] == str(["fmcae.cli.info", "fmcae.cli.options"])
+    assert result.stdout.splitlines()[-1] == str(["fmcae.cli.help", "fmcae.cli.info", "fmcae.cli.options"])
 
 
 @pytest.mark.parametrize("of", [(), ("study",)])
@@ -50,16 +52,66 @@ def test_debug_behind_two_dashes_is_a_file(cli: "Cli") -> None:
     assert (result.exit_code, result.stderr) == (1, "error: --debug: cannot be read: No such file or directory\n")
 
 
-def test_the_shell_completes_verbs_and_providers() -> None:
-    def completions(words: str) -> list[str]:
-        environment = {
-            **os.environ, "_FMCAE_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" ")),
-        }  # fmt: skip
-        result = subprocess.run([sys.executable, "-m", "fmcae"], capture_output=True, text=True, env=environment)
-        return result.stdout.split()
+def completions(words: str, folder: Path | None = None) -> list[str]:
+    """What the shell gets for the last of ``words`` from the command line itself, which must import nothing heavy for it."""
+    heavy = ("numpy", "onnxruntime", "onnx", "torch", "PIL", "rich.console")
+    code = (
+        "import sys; from fmcae.cli import main\n"
+        "try: main()\n"
+        f"finally: print('imported:', [name for name in {heavy} if name in sys.modules], file=sys.stderr)"
+    )
+    environment = {
+        **os.environ, "_FMCAE_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" ")),
+    }  # fmt: skip
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder)
+    assert result.stderr == "imported: []\n"
+    return result.stdout.split()
 
-    assert completions("fmcae re") == ["reconstruct"]
-    assert completions("fmcae predict --provider ") == list(PROVIDERS)
+
+@pytest.fixture
+def two_runs(tmp_path: Path) -> Path:
+    """A folder with runs/exported, which has an export, and runs/other, which has none."""
+    for name in ("exported", "other"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "config.json").write_text("{}")
+    (tmp_path / "runs" / "exported" / "onnx").mkdir()
+    (tmp_path / "runs" / "notes").mkdir()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("fmcae re", ["reconstruct"]),
+        ("fmcae predict --jso", ["--json", "--jsonl"]),
+        ("fmcae predict --provider ", list(PROVIDERS)),
+        ("fmcae predict --model fashion-mnist-l", ["fashion-mnist-large"]),
+        ("fmcae predict --model r", ["runs/exported"]),
+        ("fmcae predict ", []),  # files, which the shell completes itself
+        ("fmcae evaluate fashion-mnist-p", ["fashion-mnist-paper"]),
+        ("fmcae verify runs/", ["runs/exported"]),
+        ("fmcae info fashion-mnist-i", ["fashion-mnist-int8"]),
+        ("fmcae export ", ["runs/exported", "runs/other"]),
+        ("fmcae export --precision ", ["fp32", "int8", "fp16"]),
+        ("fmcae parity runs/other r", ["runs/exported"]),
+        ("fmcae train --recipe ", ["paper", "robust"]),
+        ("fmcae train --from ", ["runs/exported", "runs/other"]),
+        ("fmcae train --stage a", ["autoencoder"]),
+        ("fmcae evaluate --split ", ["train", "val", "test"]),
+        ("fmcae study p", ["plan"]),
+        ("fmcae study run --only ", list(PARTS)),
+        ("fmcae study plan --only table-1 --only table-", ["table-1", "table-2", "table-3"]),
+        ("fmcae study run --device ", ["auto", "cpu", "cuda"]),
+    ],
+)
+def test_the_shell_completes_verbs_values_models_and_runs(words: str, found: list[str], two_runs: Path) -> None:
+    assert completions(words, two_runs) == found
+
+
+def test_a_folder_without_runs_completes_to_what_ships(tmp_path: Path) -> None:
+    assert completions("fmcae bench --model ", tmp_path) == SHIPPED_NAMES
+    assert completions("fmcae export ", tmp_path) == []
 
 
 def test_debug_shows_the_traceback_on_either_side_of_the_verb() -> None:

@@ -141,16 +141,16 @@ def test_without_mistakes_the_sheet_says_so(cli: "Cli", pictures: Path, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "exit_code", "message"),
     [
-        (["nowhere"], 2, "data (=nowhere) must be an existing folder"),
-        (["", "pictures"], 2, "path (=) must not be empty"),
-        (["fashion-mnist", ""], 2, "data (=) must be an existing folder"),
+        (["nowhere"], 2, "DATA nowhere must be an existing folder"),
+        (["", "pictures"], 2, "MODEL '' must not be empty"),
+        (["fashion-mnist", ""], 2, "DATA '' must be an existing folder"),
         (
             ["pictures", "--split", "val"],
             2,
-            "split (=val) must not be given: pictures has no folders train, val or test",
+            "--split val must not be given: pictures has no folders train, val or test",
         ),
-        (["pictures", "--threshold", "2"], 2, "threshold (=2.0) must be a number from 0 to 1"),
-        (["pictures", "--out", "file"], 2, "out (=file) must be a folder; it is a file"),
+        (["pictures", "--threshold", "2"], 2, "--threshold 2.0 must be a number from 0 to 1"),
+        (["pictures", "--out", "file"], 2, "--out file must be a folder; it is a file"),
         (
             ["pictures", "--out", "pictures/out"],
             2,
@@ -159,7 +159,7 @@ def test_without_mistakes_the_sheet_says_so(cli: "Cli", pictures: Path, tmp_path
         (
             ["fashion-mnist-int8", "pictures", "--provider", "cuda"],
             4,
-            "provider (=cuda) must be cpu, which int8 is made",
+            "--provider cuda must be cpu, which int8 is made",
         ),
     ],
 )

@@ -116,7 +116,7 @@ def test_programs_read_that_it_is_unknown(cli: "Cli", image: Path, unknown: Pred
         assert values["known_score"] == pytest.approx(unknown.known_score)
         (row,) = csv.DictReader(io.StringIO(cli("predict", "--csv", image, *threshold).stdout))
         assert (row["known"], row["label"]) == (str(known).lower(), unknown.label)
-        assert float(row["known_score"]) == values["known_score"]
+        assert float(row["known_score"]) == pytest.approx(values["known_score"], abs=5e-7)
 
 
 def test_a_blank_picture_is_said_to_be_blank(cli: "Cli", tmp_path: Path) -> None:
@@ -147,10 +147,10 @@ def test_show_overwrites_no_input(cli: "Cli", image: Path, tmp_path: Path) -> No
     for source in (image, tmp_path, tmp_path / "*.png"):
         result = cli("predict", source, "--show", image)
         assert (result.exit_code, result.stdout) == (2, "")
-        assert result.stderr == f"error: show (={image}) must not be an input image\n"
+        assert result.stderr == f"error: --show {image} must not be an input image\n"
     assert image.read_bytes() == content
     result = cli("predict", image, "--show", tmp_path)
-    assert result.exit_code == 2 and result.stderr == f"error: show (={tmp_path}) must end in .png\n"
+    assert result.exit_code == 2 and result.stderr == f"error: --show {tmp_path} must end in .png\n"
 
 
 def test_show_says_what_it_leaves_out(cli: "Cli", image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,21 +219,21 @@ def test_any_name_can_be_printed_in_any_encoding(image: Path, tmp_path: Path, en
 
 def test_an_empty_path_is_named(cli: "Cli", image: Path) -> None:
     result = cli("predict", "", image)
-    assert (result.exit_code, result.stderr) == (1, "error: path (=) must not be empty\n")
+    assert (result.exit_code, result.stderr) == (1, "error: PATH '' must not be empty\n")
     assert result.stdout.startswith(str(image))
 
 
 @pytest.mark.parametrize(
     ("arguments", "exit_code", "message"),
     [
-        (["--top-k", "11"], 2, "top_k (=11)"),
-        (["--json", "--csv"], 2, "json (=True) must not come with csv"),
-        (["--csv", "--jsonl"], 2, "jsonl (=True) must not come with csv"),
-        (["--threshold", "2"], 2, "threshold (=2.0) must be a number from 0 to 1; 0 turns it off"),
-        (["--threshold", "nan"], 2, "threshold (=nan) must be a number from 0 to 1"),
-        (["--show", "sheet.jpg"], 2, "show (=sheet.jpg) must end in .png"),
-        (["--show", "nowhere/sheet.png"], 2, "show (=nowhere/sheet.png) must be a file in a folder that exists"),
-        (["--model", ""], 2, "path (=) must not be empty"),
+        (["--top-k", "11"], 2, "error: --top-k 11 must be an integer from 1 to 10, the number of classes"),
+        (["--json", "--csv"], 2, "--json must not come with --csv"),
+        (["--csv", "--jsonl"], 2, "--jsonl must not come with --csv"),
+        (["--threshold", "2"], 2, "--threshold 2.0 must be a number from 0 to 1; 0 turns it off"),
+        (["--threshold", "nan"], 2, "--threshold nan must be a number from 0 to 1"),
+        (["--show", "sheet.jpg"], 2, "--show sheet.jpg must end in .png"),
+        (["--show", "nowhere/sheet.png"], 2, "--show nowhere/sheet.png must be a file in a folder that exists"),
+        (["--model", ""], 2, "--model '' must not be empty"),
         (["--model", "missing.onnx"], 1, "missing.onnx: cannot be read: No such file"),
     ],
 )
@@ -248,7 +248,7 @@ def test_bad_options_are_named_in_one_line(
 def test_a_provider_that_the_precision_is_not_made_for_exits_4(cli: "Cli", image: Path) -> None:
     result = cli("predict", image, "--model", "fashion-mnist-int8", "--provider", "cuda")
     assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (4, "", 1)
-    assert "provider (=cuda) must be cpu, which int8 is made for" in result.stderr
+    assert "--provider cuda must be cpu, which int8 is made for" in result.stderr
 
 
 def test_cuda_without_cuda_exits_4(cli: "Cli", image: Path) -> None:
@@ -279,7 +279,7 @@ def test_the_input_is_not_overwritten(cli: "Cli", image: Path, tmp_path: Path) -
     (tmp_path / "link.png").symlink_to(image)
     for out in (image, tmp_path / "link.png"):
         result = cli("reconstruct", image, "-o", out)
-        assert (result.exit_code, result.stderr) == (2, f"error: out (={out}) must not be an input image\n")
+        assert (result.exit_code, result.stderr) == (2, f"error: --out {out} must not be an input image\n")
     array = tmp_path / "image.npy"
     array.write_bytes(content)
     assert cli("encode", image, array, "-o", array).exit_code == 2

@@ -42,9 +42,9 @@ def test_plan_run_and_report_as_a_user_would(cli: Callable[..., Any], sample: Pa
 @pytest.mark.parametrize(
     ("arguments", "exit_code", "message"),
     [
-        (("plan", "--only", "table-9"), 2, "only (=table-9) must be one of table-1, "),
-        (("run", "--only", "table-9"), 2, "only (=table-9) must be one of table-1, "),
-        (("run", "--data", "missing"), 2, "missing) must be an existing folder"),
+        (("plan", "--only", "table-9"), 2, "--only table-9 must be one of table-1, "),
+        (("run", "--only", "table-9"), 2, "--only table-9 must be one of table-1, "),
+        (("run", "--data", "missing"), 2, "missing must be an existing folder"),
         (
             ("report", "missing"),
             1,
@@ -181,7 +181,7 @@ def test_a_file_is_no_folder_for_a_study(cli: Callable[..., Any], sample: Path) 
     Path("file").write_text("mine")
     result = cli("study", "run", "--only", "table-1", "--data", sample, "--out", "file")
     assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
-    assert "file) must be a folder; it is a file" in result.stderr and Path("file").read_text() == "mine"
+    assert "--out file must be a folder; it is a file" in result.stderr and Path("file").read_text() == "mine"
 
 
 @pytest.mark.usefixtures("in_this_process")

@@ -36,10 +36,10 @@ def test_a_folder_stands_for_the_files_in_it(cli: "Cli", shipped: Path, tmp_path
     )
 
 
-@pytest.mark.parametrize("verb", ["verify", "info"])
-def test_an_empty_path_is_named(cli: "Cli", verb: str) -> None:
+@pytest.mark.parametrize(("verb", "name"), [("verify", "PATH"), ("info", "FILE")])
+def test_an_empty_path_is_named(cli: "Cli", verb: str, name: str) -> None:
     result = cli(verb, "")
-    assert (result.exit_code, result.stdout, result.stderr) == (2, "", "error: path (=) must not be empty\n")
+    assert (result.exit_code, result.stdout, result.stderr) == (2, "", f"error: {name} '' must not be empty\n")
 
 
 def test_a_flipped_weight_byte_a_foreign_file_and_a_missing_one_fail(cli: "Cli", shipped: Path, tmp_path: Path) -> None:

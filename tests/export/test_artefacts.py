@@ -1,3 +1,4 @@
+import ast
 import os
 import shutil
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from fmcae.errors import ArtefactError, GateError, RunError, UsageError
 from fmcae.export import artefacts
 from fmcae.export.artefacts import export_run, golden_vectors, trained_networks
 from fmcae.runtime.model import read_artefact, read_artefacts
+from fmcae.runtime.session import Session
 from fmcae.runtime.verify import verify
 from fmcae.train.config import NetworkConfig, TrainConfig
 from fmcae.train.loop import train
@@ -119,7 +121,41 @@ def test_a_file_is_sealed_once(
     for kind, network in networks.items():
         model = onnx.load(exported / f"{kind}.onnx")
         del model.metadata_props[:]
+        model.ClearField("doc_string")
+        model.ClearField("model_version")
         assert model.SerializeToString(deterministic=True) == to_onnx_once(network, kind, golden[kind].inputs)
+
+
+def test_other_tools_see_what_a_file_is(exported: Path, trained_run: Path) -> None:
+    """As ONNX Runtime gives it to a program, and Netron to eyes."""
+    found = {kind: Session(exported / f"{kind}.onnx").raw.get_modelmeta() for kind in KINDS}
+    run = open_run(trained_run)
+    assert {meta.version for meta in found.values()} == {int(run.started[:10].replace("-", ""))}
+    described = found["classifier"].description
+    assert described.startswith(
+        f"The classifier of run {trained_run.name}, trained on {run.data['name']} and exported by"
+    )
+    assert "x (batch, 1, 28, 28) float32 in [0, 1] -> logits (batch, 10) float32" in described
+    assert f"Test accuracy {run.metrics()[-1]['test_accuracy']:.4f}." in described
+    names = ast.literal_eval(found["classifier"].custom_metadata_map["names"])  # as Ultralytics reads it
+    assert names == dict(enumerate(run.data["class_names"]))
+    assert "The encoder of" in found["encoder"].description and "names" not in found["encoder"].custom_metadata_map
+
+
+@pytest.mark.parametrize("part", ["doc_string", "model_version", "names", "no names"])
+def test_the_seal_covers_what_other_tools_see(exported: Path, tmp_path: Path, part: str) -> None:
+    model = onnx.load(exported / "classifier.onnx")
+    names = next(entry for entry in model.metadata_props if entry.key == "names")
+    if part == "names":
+        names.value = names.value.replace("Sandal", "Sandals")
+    elif part == "no names":
+        model.metadata_props.remove(names)
+    else:
+        setattr(model, part, {"doc_string": "Another classifier.", "model_version": 1}[part])
+    onnx.save(model, tmp_path / "changed.onnx")
+    changed = "its names" if "names" in part else "its graph or weights"
+    with pytest.raises(ArtefactError, match=f"is not the file that was exported: {changed} changed since"):
+        read_artefact(tmp_path / "changed.onnx")
 
 
 def test_the_card_for_people_agrees_with_the_cards(exported: Path) -> None:

@@ -1,3 +1,4 @@
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from fmcae.export import precision
 from fmcae.export.artefacts import export_smaller
 from fmcae.export.model_card import model_card
 from fmcae.export.precision import int8_graph, latent_units
+from fmcae.export.tradeoff import Tradeoff
 from fmcae.preprocess import scale
 from fmcae.runtime.model import load, read_artefact
 from fmcae.runtime.session import Session
@@ -133,8 +135,14 @@ def test_a_dead_network_still_has_a_graph(test_images: NDArray[np.uint8]) -> Non
 
 
 def test_fp16_is_half_as_large_and_nearly_equal(
-    trained_run: Path, dataset: Dataset, exported: Path, tmp_path: Path, test_images: NDArray[np.uint8]
+    trained_run: Path,
+    dataset: Dataset,
+    exported: Path,
+    tmp_path: Path,
+    test_images: NDArray[np.uint8],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(Tradeoff, "is_slower", False)  # as on a GPU: most CPUs have no kernels for it
     files, tradeoff = export_smaller(open_run(trained_run), dataset, tmp_path, "fp16", budget_points=1)
     assert files[0].stat().st_size < 0.7 * (exported / "classifier.onnx").stat().st_size
     assert tradeoff.max_abs_difference < 0.1
@@ -144,11 +152,33 @@ def test_fp16_is_half_as_large_and_nearly_equal(
     assert load(tmp_path).classify(scale(test_images[:2])).dtype == np.float32
 
 
+def test_fp16_that_is_slower_here_is_not_kept(
+    cli: Callable[..., Any],
+    trained_run: Path,
+    int8: Path,
+    sample: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As for int8: exit code 5, one line, and an earlier export stays as it is."""
+    monkeypatch.setattr(Tradeoff, "is_slower", True)
+    monkeypatch.setattr(Tradeoff, "is_faster", False)
+    out = shutil.copytree(int8, tmp_path / "out")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    result = cli("export", trained_run, "--precision", "fp16", "--budget", "5", "--data", sample, "--out", out)
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (5, "", 1)
+    assert "fp16 is not worth keeping, nothing was written: it is slower than float32 on cpu: " in result.stderr
+    assert "times as fast at batch 256 (" in result.stderr and "fp16 is for CUDA: --provider cuda" in result.stderr
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
 def test_too_much_accuracy_lost_writes_nothing(
     trained_run: Path, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(precision, "_WEIGHT_LIMIT", 1)
-    with pytest.raises(GateError, match=r"int8 is not worth keeping.*accuracy falls from .* the budget of 0.2"):
+    with pytest.raises(
+        GateError, match=r"int8 is not worth keeping.*it loses .* points of accuracy .*, and may lose 0.2 points"
+    ):
         export_smaller(open_run(trained_run), dataset, tmp_path / "out", "int8")
     assert not (tmp_path / "out").exists()
 
@@ -167,6 +197,7 @@ def test_the_command_line(
     out = tmp_path / "int8"
     result = cli("export", trained_run, "--precision", "int8", "--budget", "5", "--data", sample, "--out", out)
     assert (result.exit_code, "times as fast at batch 256" in result.stdout, result.stderr) == (0, True, "")
+    assert result.stdout.count("int8 is worth keeping") == 1 and " float32 on cpu: " in result.stdout
     assert "classifier.onnx" in result.stdout
     monkeypatch.setattr(precision, "_WEIGHT_LIMIT", 1)
     before = (out / "classifier.onnx").read_bytes()
@@ -177,8 +208,8 @@ def test_the_command_line(
         (("--precision", "int4"), 2, "'int4' is not one of 'fp32', 'int8', 'fp16'"),
         (("--precision", "int8", "--budget", "-1"), 2, "-1.0 is not in the range 0<=x<=100"),
         (("--precision", "int8", "--provider", "tpu"), 2, "'tpu' is not one of 'cpu', 'cuda'"),
-        (("--provider", "cuda"), 2, "provider (=cuda) must be cpu for fp32"),
-        (("--precision", "int8", "--provider", "cuda"), 4, "provider (=cuda) must be cpu, which int8 is made for"),
+        (("--provider", "cuda"), 2, "--provider cuda must be cpu for fp32"),
+        (("--precision", "int8", "--provider", "cuda"), 4, "--provider cuda must be cpu, which int8 is made for"),
     ):
         result = cli("export", trained_run, *wrong, "--data", sample)
         assert (result.exit_code, result.stdout) == (code, "") and message in result.stderr

@@ -1,0 +1,202 @@
+"""What every verb's ``--help`` shows beyond its options' own texts, and how its errors name them.
+
+Groups of options go by their names, because verbs share them. They are not Typer's ``rich_help_panel``, which only Rich's
+help has: plain text starts faster, fits 80 columns and can be piped.
+"""
+
+import re
+import shlex
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from fmcae.cli.options import shows_colours
+from fmcae.errors import FmcaeError, ProviderError, UsageError
+
+GROUPS = {
+    "Model": ("model", "threshold", "top_k", "precision", "teacher", "budget"),
+    "Data": ("data", "split", "labels", "class_weights"),
+    "Networks": (
+        "latent_dim", "dropout", "dropout_position", "output_dropout", "pooling", "encoder_init", "encoder_training",
+    ),
+    "Training": (
+        "resume", "recipe", "stage", "autoencoder_from", "learning_rate", "batch_size", "epochs", "seed", "keep",
+        "patience", "only", "seeds",
+    ),
+    "Measurement": ("batch", "seconds"),
+    "Output": (
+        "out", "show", "as_json", "json_output", "as_jsonl", "as_csv", "plot", "onnx", "list_runs", "quiet",
+        "tensorboard",
+    ),
+    "Machine": ("provider", "device", "threads", "workers", "ray"),
+}  # fmt: skip
+_GROUP_OF = {name: group for group, names in GROUPS.items() for name in names}
+
+# Of each verb, what two commands do, and the commands.
+EXAMPLES: dict[str, tuple[tuple[str, str], tuple[str, str]]] = {
+    "": (
+        ("Name what the pictures in a folder show", "fmcae predict exports/samples"),
+        ("Train networks, then export them", "fmcae train && fmcae export"),
+    ),
+    "train": (
+        ("Train for pictures of your own, a folder for each class", "fmcae train --recipe robust --data DIR"),
+        ("Go on with the newest run that was stopped", "fmcae train --resume"),
+    ),
+    "export": (
+        ("Export the newest finished run into its folder onnx/", "fmcae export"),
+        ("Export its classifier in 8 bits, if that costs at most 0.5 points", "fmcae export --precision int8 --budget 0.5"),
+    ),
+    "parity": (
+        ("Compare an export with the run that it came from", "fmcae parity runs/first runs/first/onnx"),
+        ("The same on a GPU, as JSON", "fmcae parity runs/first runs/first/onnx --provider cuda --json"),
+    ),
+    "verify": (
+        ("Verify what ships", "fmcae verify"),
+        ("Verify files of your own", "fmcae verify runs/first/onnx"),
+    ),
+    "info": (
+        ("Print the card of the classifier that ships", "fmcae info"),
+        ("Print another one as JSON", "fmcae info fashion-mnist-int8 --json"),
+    ),
+    "predict": (
+        ("Name the three most probable labels of each picture in a folder", "fmcae predict exports/samples --top-k 3"),
+        ("See what the larger model sees of each, and what it says",
+         "fmcae predict exports/samples --show sheet.png --model fashion-mnist-large"),
+    ),
+    "evaluate": (
+        ("Measure what ships on Fashion-MNIST's test images", "fmcae evaluate"),
+        ("Measure a smaller one on your own, with a report", "fmcae evaluate fashion-mnist-int8 DIR --out evaluation"),
+    ),
+    "reconstruct": (
+        ("See what the autoencoder keeps of a picture", "fmcae reconstruct exports/samples/bag.png -o pair.png"),
+        ("The same of a picture on stdin, with the study's networks",
+         "cat bag.png | fmcae reconstruct - -o pair.png --model fashion-mnist-paper"),
+    ),
+    "encode": (
+        ("Write the latents of a folder of pictures", "fmcae encode exports/samples -o latents.npy"),
+        ("The same with networks of your own", "fmcae encode exports/samples -o latents.npy --model runs/first"),
+    ),
+    "bench": (
+        ("Time what ships on one thread", "fmcae bench --threads 1"),
+        ("Draw single images and batches of 256 on a GPU", "fmcae bench --provider cuda --batch 1,256 --plot bench.png"),
+    ),
+    "doctor": (
+        ("See what works here, and what to run for the rest", "fmcae doctor"),
+        ("Print the same as JSON, such as for an issue", "fmcae doctor --json"),
+    ),
+    "study": (
+        ("See how long a part of the paper would take", "fmcae study plan --only table-2"),
+        ("Run it, and write the report", "fmcae study run --only table-2 && fmcae study report"),
+    ),
+    "study plan": (
+        ("See how long the whole study would take", "fmcae study plan"),
+        ("Print the commands of one part's runs", "fmcae study plan --only table-2 --list"),
+    ),
+    "study run": (
+        ("Run one part of the paper with one seed", "fmcae study run --only table-2 --seeds 1"),
+        ("Run everything on a GPU", "fmcae study run --device cuda"),
+    ),
+    "study report": (
+        ("Write the report of runs/study", "fmcae study report"),
+        ("Write that of another folder", "fmcae study report DIR"),
+    ),
+}  # fmt: skip
+
+# A parameter with its value as the library's errors have it, such as "top_k (=11) must be"; some name a flag too.
+_NAMED = re.compile(
+    r"(?<!\S)(?P<name>--[\w-]+|\w+)(?: \(--[\w-]+\))? \(=(?P<value>.*?)\)(?= (?:must|is|has|in) )", re.DOTALL
+)
+# Another parameter that such an error speaks of: "stage=classifier", or "autoencoder_from (--from)".
+_OTHER = re.compile(r"(?<!\S)(?P<name>[a-z_]+)(?:=(?P<value>[\w.-]+)(?: \(--[\w-]+\))?| \(--[\w-]+\))")
+
+
+class _Help:
+    """The help of a verb or of a group of them, with two examples at its end."""
+
+    def get_help(self, ctx: Any) -> str:
+        """The text, whose headings are bold on a terminal."""
+        text: str = super().get_help(ctx)  # type: ignore[misc]
+        if not shows_colours():
+            return text
+        return re.sub(r"(?m)^[A-Z]\w+:", lambda heading: typer.style(heading[0], bold=True), text)
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """Write the examples."""
+        with formatter.section("Examples"):
+            for what, command in EXAMPLES[ctx.command_path.partition(" ")[2]]:
+                formatter.write(f"  {what}:\n    {command}\n")
+
+
+class Verbs(_Help, TyperGroup):
+    """A group of verbs."""
+
+
+class Verb(_Help, TyperCommand):
+    """A verb, whose help has its options in groups, and whose errors name its flags."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """List the arguments, then each group of options."""
+        groups: dict[str, list[tuple[str, str]]] = {name: [] for name in ("Arguments", *GROUPS, "Options")}
+        for parameter in self.get_params(ctx):
+            is_argument = parameter.param_type_name == "argument"
+            group = "Arguments" if is_argument else _GROUP_OF.get(parameter.name or "", "Options")
+            if record := parameter.get_help_record(ctx):
+                groups[group].append(record)
+        for group, records in groups.items():
+            if records:
+                with formatter.section(group):
+                    formatter.write_dl(records)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the verb; an error of the library comes out with the verb's own flags in it."""
+        try:
+            return super().invoke(ctx)
+        except FmcaeError as error:
+            if (message := in_flags(error, ctx)) != str(error):
+                error.args = (message,)
+            raise
+
+
+def in_flags(error: FmcaeError, context: typer.Context) -> str:
+    """The message of an error with the names of the library's parameters as the flags of the verb that runs.
+
+    ``top_k (=11) must be ...`` becomes ``--top-k 11 must be ...``. What names no parameter of the verb stays as it is, and
+    so does the rest of a message that a file's content is to blame for.
+    """
+    message = str(error)
+    first = _NAMED.search(message)
+    is_of_arguments = isinstance(error, UsageError | ProviderError)
+    if first is None or (first.start() and not is_of_arguments):
+        return message
+
+    def shown(match: re.Match[str]) -> str:
+        name, value = match["name"], match["value"]
+        parameter = _parameter(context, name, value)
+        return match[0] if parameter is None else _with_value(parameter, value)
+
+    named = _NAMED.sub(shown, message)
+    return _OTHER.sub(shown, named) if named != message else message
+
+
+def _parameter(context: typer.Context, name: str, value: str | None) -> Any:
+    """The verb's parameter of that name or flag; else the one whose value it is, as a model's ``path`` is --model's."""
+    parameters = context.command.params
+    found = (item for item in parameters if name == item.name or name in item.opts)
+    holders = (item for item in parameters if value is not None and _holds(context.params.get(item.name or ""), value))
+    return next(found, None) or next(holders, None)
+
+
+def _holds(given: Any, value: str) -> bool:
+    return value in map(str, given) if isinstance(given, list | tuple) else given is not None and str(given) == value
+
+
+def _with_value(parameter: Any, value: str | None) -> str:
+    if parameter.param_type_name == "argument":
+        name = str(parameter.human_readable_name).strip("[]")
+    else:
+        flags = parameter.secondary_opts if value == "False" else parameter.opts
+        name = str(next(flag for flag in flags if flag.startswith("--")))
+        if parameter.is_flag:
+            return name
+    return name if value in (None, "None") else f"{name} {shlex.quote(value)}"
