@@ -291,8 +291,12 @@ def models(folder: Path) -> Try:
                         errors="replace"
                     )
             case 3:
-                raw = zlib.decompress(base64.b85decode(entries[GOLDEN_KEY]))
-                entries[GOLDEN_KEY] = base64.b85encode(zlib.compress(mutated(raw, rng), 1)).decode()
+                if entries[GOLDEN_KEY].startswith("{"):  # golden pictures
+                    values = mutated_json(json.loads(entries[GOLDEN_KEY]), rng)
+                    entries[GOLDEN_KEY] = json.dumps(values, ensure_ascii=bool(rng.random() < 0.99))
+                else:
+                    raw = zlib.decompress(base64.b85decode(entries[GOLDEN_KEY]))
+                    entries[GOLDEN_KEY] = base64.b85encode(zlib.compress(mutated(raw, rng), 1)).decode()
             case _:
                 # most bytes are weights; the graph's structure is at its ends
                 head = int(rng.integers(1, 4096))

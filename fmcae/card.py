@@ -1,7 +1,8 @@
 """What an artefact says of itself in the metadata of its ONNX file, and how it proves that nothing has changed.
 
     fmcae.card    the card: JSON, readable by people
-    fmcae.golden  golden vectors: images, the outputs that PyTorch gave for them, and what a classifier makes of these
+    fmcae.golden  golden vectors: images, the outputs that PyTorch gave for them, and what a classifier makes of these;
+                  of picture.onnx golden pictures, as JSON: PNG files and what must come out
     fmcae.seal    SHA-256 digests of the model without its metadata, of the card, of the golden vectors and of names
     names         of a classifier, the class names as a Python dict {0: 'T-shirt/top', ...}, for other tools
 
@@ -32,10 +33,11 @@ from fmcae.precision import PRECISION_PROVIDERS
 
 SCHEMA_VERSION = 1
 CARD_KEY, GOLDEN_KEY, SEAL_KEY, NAMES_KEY = "fmcae.card", "fmcae.golden", "fmcae.seal", "names"
-Kind = Literal["encoder", "decoder", "classifier"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
-TENSORS: dict[Kind, tuple[str, str]] = {  # the names of input and output
-    "encoder": ("x", "z"), "decoder": ("z", "x_hat"), "classifier": ("x", "logits"),
+Kind = Literal["encoder", "decoder", "classifier", "picture"]
+FILE_KINDS: tuple[Kind, ...] = get_args(Kind)
+KINDS = FILE_KINDS[:-1]  # the networks; a picture is a classifier with preprocessing before it
+TENSORS: dict[Kind, tuple[str, str]] = {  # the names of input and output; a picture has more outputs
+    "encoder": ("x", "z"), "decoder": ("z", "x_hat"), "classifier": ("x", "logits"), "picture": ("image", "probabilities"),
 }  # fmt: skip
 MAX_GOLDEN_BYTES = 64 * 2**20  # unpacked; those of the paper's classifier take 33 KB
 GRAPH_FIELD, METADATA_FIELD = 7, 14  # of ModelProto in onnx.proto
@@ -44,8 +46,8 @@ _OPTIONAL_ARRAYS = ("probabilities", "known_scores")  # of golden vectors
 
 class _Tensor(TypedDict):
     name: str
-    shape: Annotated[list[str | Annotated[int, Meta(ge=1, le=65_536)]], Meta(min_length=2, max_length=4)]
-    dtype: Literal["float32"]
+    shape: Annotated[list[str | Annotated[int, Meta(ge=1, le=65_536)]], Meta(min_length=1, max_length=4)]
+    dtype: Literal["float32", "uint8"]
     range: str
 
 
@@ -118,9 +120,11 @@ class Card:
     """The facts of one artefact.
 
     Attributes:
-        kind: "encoder" (x -> z), "decoder" (z -> x_hat) or "classifier" (x -> logits).
+        kind: "encoder" (x -> z), "decoder" (z -> x_hat), "classifier" (x -> logits) or "picture" (an image of any size
+            -> probabilities, known_score and x).
         name: the name of the run that it came from.
-        input, output: each ``{"name", "shape", "dtype", "range"}``; the first axis of shape is the batch.
+        input, output: each ``{"name", "shape", "dtype", "range"}``; the first axis of shape is the batch, but a picture
+            has none.
         training: name, configuration, data set, versions and machine of the run that trained it. A classifier that
             started from another run's autoencoder has that run's facts as ``"autoencoder"``.
         metrics: what PyTorch measured at the end of training, such as ``test_accuracy`` in [0, 1].
@@ -161,7 +165,8 @@ class Card:
     @property
     def providers(self) -> tuple[str, ...]:
         """The providers that its precision is made for."""
-        return PRECISION_PROVIDERS[self.precision["name"]]
+        made_for = PRECISION_PROVIDERS[self.precision["name"]]
+        return made_for if self.kind != "picture" else tuple(name for name in made_for if name == "cpu")
 
     def to_json(self) -> str:
         """Return the card as one JSON object."""
@@ -201,7 +206,9 @@ class Card:
         )
         code = given[self.kind == "encoder"][1][:1]
         shapes = {"x": [1, 28, 28], "x_hat": [1, 28, 28], "z": code, "logits": [classes]}
-        if given != [(name, shapes[name]) for name in TENSORS[self.kind]]:
+        shapes |= {"image": ["width", "channels"], "probabilities": []}
+        has_classes = self.kind != "picture" or self.output["shape"] == [classes]
+        if not has_classes or given != [(name, shapes[name]) for name in TENSORS[self.kind]]:
             raise ArtefactError(f"its card is damaged: its input and output are not those of kind {self.kind}")
         confusion = self.metrics.get("confusion")
         if confusion is not None and not (isinstance(confusion, list) and schema.is_square(confusion, classes)):
@@ -265,6 +272,59 @@ class Golden:
                 raise ArtefactError(f"its golden vectors are damaged: its {name} are not those of its card")
         if len(self.labels) != count * is_classifier or not set(self.labels) <= set(card.class_names):
             raise ArtefactError("its golden vectors are damaged: its labels are not those of its card")
+
+
+class _GoldenPicturesValues(TypedDict):
+    pictures: Annotated[list[str], Meta(min_length=1, max_length=1000)]
+    probabilities: list[list[schema.Share]]
+    known_scores: list[schema.Share]
+    labels: list[str]
+
+
+@dataclass(frozen=True)
+class GoldenPictures:
+    """PNG files and what comes out: labels, probabilities (G, K) float32 and known scores (G,) float64."""
+
+    pictures: tuple[bytes, ...]
+    labels: tuple[str, ...]
+    probabilities: NDArray[np.float32]
+    known_scores: NDArray[np.float64]
+
+    def to_text(self) -> str:
+        """Return everything as one JSON object, which a browser reads too; the pictures are in base64."""
+        return json.dumps({
+            "pictures": [base64.b64encode(picture).decode() for picture in self.pictures],
+            "probabilities": self.probabilities.tolist(),
+            "known_scores": self.known_scores.tolist(),
+            "labels": list(self.labels),
+        })  # fmt: skip
+
+    @classmethod
+    def from_text(cls, text: str) -> "GoldenPictures":
+        """Read what :meth:`to_text` gave.
+
+        Raises:
+            ArtefactError: the text is damaged.
+        """
+        try:
+            if len(text) > MAX_GOLDEN_BYTES:
+                raise ValueError(f"they have more than {MAX_GOLDEN_BYTES:,} bytes")
+            values = schema.parse(text, _GoldenPicturesValues)
+            return cls(
+                tuple(base64.b64decode(picture, validate=True) for picture in values["pictures"]),
+                tuple(values["labels"]),
+                np.array(values["probabilities"], np.float32),
+                np.array(values["known_scores"], np.float64),
+            )
+        except ValueError as error:
+            raise ArtefactError(f"its golden pictures are damaged: {error}") from error
+
+    def check(self, card: Card) -> None:
+        """Check that there are as many of each as there are pictures; ArtefactError if not."""
+        count, classes = len(self.pictures), len(card.class_names)
+        shapes = self.probabilities.shape, self.known_scores.shape, len(self.labels)
+        if shapes != ((count, classes), (count,), count) or not set(self.labels) <= set(card.class_names):
+            raise ArtefactError("its golden pictures are damaged: what must come out is not that of its card")
 
 
 def _unzip(content: bytes) -> bytes:

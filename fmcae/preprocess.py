@@ -65,7 +65,14 @@ def as_bytes(x: Floats) -> Bytes:
 
 @cache
 def _session() -> Any:
-    """The graph's session, which threads may share: for tensors so small one thread and no planning is fastest."""
+    return image_session(GRAPH.read_bytes())
+
+
+def image_session(graph: bytes) -> Any:
+    """Start an ONNX Runtime session, which threads may share, for a graph that takes ``image``.
+
+    For tensors as small as those behind the image one thread and no planning is fastest.
+    """
     from fmcae.runtime.session import import_onnxruntime  # which imports this module
 
     onnxruntime = import_onnxruntime()
@@ -73,4 +80,4 @@ def _session() -> Any:
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4  # fatal
-    return onnxruntime.InferenceSession(GRAPH.read_bytes(), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])

@@ -22,11 +22,12 @@ from fmcae.export.calibration import calibrate, calibrated
 from fmcae.export.folder import check_folder, write_export
 from fmcae.export.graph import to_onnx
 from fmcae.export.parity import Parity, measure_parity
+from fmcae.export.picture import picture_artefact
 from fmcae.export.precision import Half, SmallerPrecision, calibration_images, int8_graph, latent_units
 from fmcae.export.sealing import make_card, seal_graph
 from fmcae.export.tradeoff import ACCURACY_BUDGET, Tradeoff, measure_tradeoff
 from fmcae.preprocess import scale
-from fmcae.runtime.model import file_name
+from fmcae.runtime.model import Artefact, file_name
 from fmcae.runtime.session import Session
 from fmcae.train.networks import Classifier
 from fmcae.train.run import Run, check_data
@@ -41,7 +42,8 @@ def export_run(run: Run, dataset: Dataset, folder: Path, teacher: bool = False) 
     """Export what ``run`` trained to ONNX files in ``folder``, if ONNX Runtime gives PyTorch's numbers on all of test.
 
     An autoencoder becomes ``encoder.onnx`` and ``decoder.onnx``, a classifier ``classifier.onnx``, calibrated on the
-    validation images. The result is the files written, and the parity evidence that their cards carry.
+    validation images, and ``picture.onnx``, which takes pictures of any size. The result is the files written, and the
+    parity evidence that the networks' cards carry.
 
     Args:
         teacher: export the robust recipe's teacher as ``classifier.onnx``, and nothing else.
@@ -53,7 +55,7 @@ def export_run(run: Run, dataset: Dataset, folder: Path, teacher: bool = False) 
     """
     check_data(run, dataset)
     networks = trained_networks(run, teacher)
-    check_folder(folder, networks)
+    check_folder(folder, [*networks, "picture"])
     golden = golden_vectors(networks, dataset)
     graphs = {kind: to_onnx(network, kind, golden[kind].inputs) for kind, network in networks.items()}
     sessions = {kind: Session(graph) for kind, graph in graphs.items()}
@@ -63,11 +65,13 @@ def export_run(run: Run, dataset: Dataset, folder: Path, teacher: bool = False) 
     calibration = calibrate(sessions["classifier"], dataset) if "classifier" in sessions else {}
     if calibration:
         golden["classifier"] = calibrated(golden["classifier"], calibration["temperature"])
-    artefacts = {}
+    artefacts: dict[Kind, Artefact] = {}
     for kind, graph in graphs.items():
         facts = calibration if kind == "classifier" else {}
         card = make_card(run, kind, golden[kind], TOLERANCE, parity.to_json(), calibration=facts, teacher=teacher)
         artefacts[kind] = seal_graph(folder / file_name(kind), graph, card, golden[kind])
+    if "classifier" in artefacts:
+        artefacts["picture"] = picture_artefact(artefacts["classifier"])
     return write_export(run, artefacts, folder), parity
 
 
@@ -97,7 +101,7 @@ def export_smaller(
     network = trained_networks(run).get("classifier")
     if not isinstance(network, Classifier):
         raise RunError(f"{run.folder}: has no classifier; in {precision} nothing else is exported")
-    check_folder(folder, ["classifier"])
+    check_folder(folder, ["classifier", "picture"])
     x = golden_vectors({"classifier": network}, dataset)["classifier"].inputs
     fp32 = to_onnx(network, "classifier", x)
     facts: dict[str, Any] = {"name": precision}
@@ -118,7 +122,10 @@ def export_smaller(
     tolerance = SMALLER_TOLERANCE[precision]
     card = make_card(run, "classifier", golden, tolerance, precision=facts, metrics=test, calibration=calibration)
     path = folder / file_name("classifier")
-    return write_export(run, {"classifier": seal_graph(path, graph, card, golden)}, folder, provider), tradeoff
+    artefacts: dict[Kind, Artefact] = {"classifier": seal_graph(path, graph, card, golden)}
+    if "cpu" in card.providers:
+        artefacts["picture"] = picture_artefact(artefacts["classifier"])
+    return write_export(run, artefacts, folder, provider), tradeoff
 
 
 def trained_networks(run: Run, teacher: bool = False) -> dict[Kind, nn.Module]:

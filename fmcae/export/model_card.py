@@ -14,9 +14,12 @@ TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 
 def model_card(artefacts: Mapping[Kind, Artefact]) -> str:
     """Render the model card of the artefacts of one export."""
+    files = list(artefacts.values())
+    artefacts = {kind: artefact for kind, artefact in artefacts.items() if kind != "picture"}
     cards = [artefact.card for artefact in artefacts.values()]
     return render(
         TEMPLATE,
+        files=files,
         artefacts=list(artefacts.values()),
         card=cards[0],
         runs=_training_runs([card.training for card in cards]),

@@ -48,10 +48,10 @@ _BLUR = sum(np.eye(SIZE, k=k - 3) * share for k, share in enumerate(_GAUSSIAN / 
 def preprocessing_graph() -> onnx.ModelProto:
     """Build the graph ``image`` (H, W, 1 | 3 | 4) uint8 -> ``x`` (1, 1, 28, 28) float32 in [0, 1]."""
     image = argument(Tensor(np.uint8, ("height", "width", "channels")))
-    return _tidied(build({"image": image}, {"x": _preprocessed(image)}))
+    return tidied(build({"image": image}, {"x": _preprocessed(image)}))
 
 
-def _tidied(model: onnx.ModelProto) -> onnx.ModelProto:
+def tidied(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same graph without what is there twice or unused: a third smaller, and pooling without indices is faster."""
     passes: list[ir.passes.InPlacePass] = [
         common.RemoveUnusedNodesPass(),

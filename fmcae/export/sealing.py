@@ -6,7 +6,7 @@ from typing import Any
 import onnx
 
 import fmcae
-from fmcae.card import CARD_KEY, GOLDEN_KEY, NAMES_KEY, SEAL_KEY, TENSORS, Card, Golden, Kind, seal
+from fmcae.card import CARD_KEY, GOLDEN_KEY, NAMES_KEY, SEAL_KEY, TENSORS, Card, Golden, GoldenPictures, Kind, seal
 from fmcae.preprocess import DESCRIPTION
 from fmcae.runtime.model import Artefact
 from fmcae.train.run import Run
@@ -63,7 +63,7 @@ def make_card(
     )
 
 
-def seal_graph(path: Path, graph: bytes, card: Card, golden: Golden) -> Artefact:
+def seal_graph(path: Path, graph: bytes, card: Card, golden: Golden | GoldenPictures) -> Artefact:
     """Put card, golden vectors and seal into the metadata of a graph that has none; ``path`` is where it will lie.
 
     Netron, ONNX Runtime and others show the description and the version, which is the date on which the training started,
@@ -73,7 +73,7 @@ def seal_graph(path: Path, graph: bytes, card: Card, golden: Golden) -> Artefact
     date = card.training["started"][:10].replace("-", "")
     model.doc_string, model.model_version = describe(card), int(date) if date.isdecimal() else 0
     entries = {CARD_KEY: card.to_json(), GOLDEN_KEY: golden.to_text()}
-    if card.kind == "classifier":
+    if card.kind in ("classifier", "picture"):
         entries[NAMES_KEY] = str(dict(enumerate(card.class_names)))
     content = model.SerializeToString(deterministic=True)
     entries[SEAL_KEY] = seal(content, entries[CARD_KEY], entries[GOLDEN_KEY], entries.get(NAMES_KEY))
@@ -87,7 +87,8 @@ def describe(card: Card) -> str:
     def tensor(spec: dict[str, Any]) -> str:
         return f"{spec['name']} ({', '.join(map(str, spec['shape']))}) {spec['dtype']} in {spec['range']}"
 
-    text = f"The {card.kind} of run {card.name}, trained on {card.training['data']['name']} and exported by fmcae "
+    kind = "picture classifier" if card.kind == "picture" else card.kind
+    text = f"The {kind} of run {card.name}, trained on {card.training['data']['name']} and exported by fmcae "
     text += f"{card.fmcae_version} in {card.precision['name']}: {tensor(card.input)} -> {tensor(card.output)}."
     if "test_accuracy" in card.metrics:
         text += f" Test accuracy {card.metrics['test_accuracy']:.4f}."

@@ -1,14 +1,18 @@
 """What a graph may hold before ONNX Runtime reads it: the operators that fmcae exports, and weights in the file itself.
 
+A picture begins with the preprocessing graph, byte by byte the one of this version of fmcae; what follows it is checked.
+
 ONNX lets a tensor lie in another file, which the seal does not cover and which may be any file of the machine; and a
 graph of other operators may allocate or loop without end. Field numbers: onnx.proto, https://github.com/onnx/onnx.
 """
 
 from collections import Counter
 from collections.abc import Collection, Iterator
+from functools import cache
 
-from fmcae.card import GRAPH_FIELD, Card, protobuf_fields, varint
+from fmcae.card import GRAPH_FIELD, Card, Kind, protobuf_fields, varint
 from fmcae.errors import ArtefactError
+from fmcae.preprocess import GRAPH
 
 _CORE = (
     "Add", "Cast", "Conv", "ConvTranspose", "DequantizeLinear", "Flatten", "Gemm", "MatMul", "MaxPool", "QuantizeLinear",
@@ -16,6 +20,7 @@ _CORE = (
 )  # fmt: skip
 _MICROSOFT = ("MatMulIntegerToFloat", "NhwcMaxPool", "QLinearConv")  # ONNX Runtime's own, in eight bits
 OPERATORS = {("", name) for name in _CORE} | {("com.microsoft", name) for name in _MICROSOFT}
+_AFTER_CLASSIFIER = {("", name) for name in ("Div", "Gather", "Pad", "Softmax", "Squeeze", "Sub")}  # in a picture
 MAX_NODES = 64
 MAX_ENLARGING = 4  # transposed convolutions, each of which may multiply both edges by MAX_INTEGER
 MAX_INTEGER = 16  # of an attribute: strides, paddings, kernel sizes, axes, types
@@ -31,21 +36,29 @@ _TENSOR = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14, 16}
 _NODES, _INITIALIZERS, _INPUT, _OUTPUT = 1, 5, 11, 12  # of a graph
 _OPERATOR, _DOMAIN, _ATTRIBUTES, _INT, _INTS, _DATA_TYPE, _DATA_LOCATION = 4, 7, 5, 3, 8, 2, 14
 _FLOAT16 = 10  # a tensor's data type
+_MORE_OUTPUTS = [("known_score", []), ("x", [1, 1, 28, 28])]  # of a picture
 _NODE_NAMES, _TENSOR_NAME = (1, 2, 3), 8  # of inputs, of outputs, and a node's own; a tensor's
 
 
-def check_graph(model: bytes) -> None:
-    """Check an ONNX file's bytes.
+def check_graph(model: bytes, kind: Kind) -> None:
+    """Check an ONNX file's bytes, whose card says of which kind it is.
 
     Raises:
         ArtefactError: they hold something that no export of fmcae does; the message names it.
     """
     try:
         operators: Counter[tuple[str, str]] = Counter()
+        allowed = OPERATORS | _AFTER_CLASSIFIER if kind == "picture" else OPERATORS
         for graph in _children(model, "the model", _MODEL, GRAPH_FIELD):
-            for node in _children(graph, "the graph", _GRAPH, _NODES):
-                operators[_check_node(node)] += 1
-            for tensor in _children(graph, "the graph", _GRAPH, _INITIALIZERS):
+            nodes = _children(graph, "the graph", _GRAPH, _NODES)
+            tensors = _children(graph, "the graph", _GRAPH, _INITIALIZERS)
+            if kind == "picture":
+                nodes, tensors = (
+                    _without_preprocessing(*parts) for parts in ((nodes, _NODES), (tensors, _INITIALIZERS))
+                )
+            for node in nodes:
+                operators[_check_node(node, allowed)] += 1
+            for tensor in tensors:
                 _check_tensor(tensor)
     except (ValueError, UnicodeDecodeError) as error:
         raise ArtefactError(f"is not an ONNX model: {error}") from error
@@ -54,7 +67,7 @@ def check_graph(model: bytes) -> None:
 
 
 def check_interface(model: bytes, card: Card) -> None:
-    """Check that the graph of an ONNX file's bytes has the one input and the one output of its card.
+    """Check that the graph of an ONNX file's bytes has the input and the output of its card; a picture has two more.
 
     Raises:
         ArtefactError: it has not.
@@ -67,7 +80,10 @@ def check_interface(model: bytes, card: Card) -> None:
             found = [_name_and_sizes(value) for value in values]
         except ValueError as error:
             raise ArtefactError(f"is not an ONNX model: {error}") from error
-        if found != [(said["name"], said["shape"][1:])]:
+        expected = [(said["name"], said["shape"][1:])]
+        if card.kind == "picture":
+            expected = [("image", [])] if name == "input" else [(said["name"], said["shape"]), *_MORE_OUTPUTS]
+        if found != expected:
             raise ArtefactError(f"is no artefact of fmcae: the {name} of its graph is not that of its card")
 
 
@@ -84,7 +100,21 @@ def has_half_weights(model: bytes) -> bool:
     return any(number == _DATA_TYPE and raw[-1] == _FLOAT16 for number, _, raw in fields)
 
 
-def _check_node(node: bytes) -> tuple[str, str]:
+def _without_preprocessing(found: list[bytes], field: int) -> list[bytes]:
+    """The nodes or tensors of a picture's graph behind those of preprocessing."""
+    known = _preprocessing(field)
+    if found[: len(known)] != known:
+        raise ArtefactError("begins with another preprocessing graph than this version's: export it again")
+    return found[len(known) :]
+
+
+@cache
+def _preprocessing(field: int) -> list[bytes]:
+    graph = next(content for number, content, _ in protobuf_fields(GRAPH.read_bytes()) if number == GRAPH_FIELD)
+    return [content for number, content, _ in protobuf_fields(graph) if number == field]
+
+
+def _check_node(node: bytes, allowed: Collection[tuple[str, str]]) -> tuple[str, str]:
     fields = dict.fromkeys((_OPERATOR, _DOMAIN), b"")
     for number, content, _ in protobuf_fields(node):
         if number in fields:
@@ -92,7 +122,7 @@ def _check_node(node: bytes) -> tuple[str, str]:
         elif number in _NODE_NAMES:
             content.decode()  # ONNX Runtime 1.19 prints to stdout where it cannot
     operator = fields[_DOMAIN].decode(), fields[_OPERATOR].decode()
-    if operator not in OPERATORS:
+    if operator not in allowed:
         raise ArtefactError(f"is no artefact of fmcae: its graph has the operator {'.'.join(filter(None, operator))!a}")
     for attribute in _children(node, f"a {operator[1]}", _NODE, _ATTRIBUTES):
         name = {number: content for number, content, _ in protobuf_fields(attribute)}.get(1, b"")

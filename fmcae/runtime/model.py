@@ -12,7 +12,18 @@ from typing import Any, TypeAlias, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from fmcae.card import CARD_KEY, GOLDEN_KEY, KINDS, Card, Golden, Kind, check_seal, read_metadata
+from fmcae.card import (
+    CARD_KEY,
+    FILE_KINDS,
+    GOLDEN_KEY,
+    KINDS,
+    Card,
+    Golden,
+    GoldenPictures,
+    Kind,
+    check_seal,
+    read_metadata,
+)
 from fmcae.errors import ArtefactError, ProviderError, UsageError
 from fmcae.files import read_at_most
 from fmcae.images import ImageSource
@@ -26,8 +37,8 @@ FloatArray = NDArray[np.float32]
 PathName: TypeAlias = str | os.PathLike[str]
 # What ships, trained on Fashion-MNIST: by the folder's name, the precision and the kinds of artefact in it.
 SHIPPED: dict[str, tuple[Precision, tuple[Kind, ...]]] = {
-    "fashion-mnist": ("fp32", KINDS),
-    "fashion-mnist-int8": ("int8", ("classifier",)),
+    "fashion-mnist": ("fp32", FILE_KINDS),
+    "fashion-mnist-int8": ("int8", ("classifier", "picture")),
     "fashion-mnist-large": ("fp32", ("classifier",)),
     "fashion-mnist-paper": ("fp32", KINDS),
 }
@@ -65,15 +76,29 @@ class Artefact:
     @cached_property
     def golden(self) -> Golden:
         """The golden vectors, decoded and checked at the first use: only ``verify`` needs them."""
+        golden = self._decoded(Golden)
+        assert isinstance(golden, Golden)
+        return golden
+
+    @cached_property
+    def golden_pictures(self) -> GoldenPictures:
+        """A picture's golden pictures, decoded and checked as ``golden`` is."""
+        golden = self._decoded(GoldenPictures)
+        assert isinstance(golden, GoldenPictures)
+        return golden
+
+    def _decoded(self, kind: type[Golden] | type[GoldenPictures]) -> Golden | GoldenPictures:
         try:
-            golden = Golden.from_text(self.golden_text)
+            golden = kind.from_text(self.golden_text)
             golden.check(self.card)
         except ArtefactError as error:
             raise ArtefactError(f"{self.path}: {error}") from error
         return golden
 
     def check_made_for(self, provider: str) -> None:
-        """Raise ProviderError if the file's precision is not made for a provider, and UsageError if that is unknown."""
+        """Raise ProviderError if the file is not made for a provider, and UsageError if that is unknown."""
+        if check_provider(provider) not in self.card.providers and self.card.kind == "picture":
+            raise ProviderError(f"{self.path}: is made for cpu; on {provider} take {file_name('classifier')}")
         try:
             check_made_for(self.card.precision["name"], check_provider(provider))
         except ProviderError as error:
@@ -109,10 +134,10 @@ def shipped_folder(name: str = "fashion-mnist") -> Path:
 
 
 def artefact_files(folder: PathName) -> dict[Kind, Path]:
-    """Find the exported files in a folder, by the kind that their names say; raise ArtefactError if there is none."""
+    """Find the exported files in a folder, by the kind that their names say; raise ArtefactError if it has no network."""
     parent = resolve_path(folder)
-    files = {kind: parent / file_name(kind) for kind in KINDS if (parent / file_name(kind)).is_file()}
-    if not files:
+    files = {kind: parent / file_name(kind) for kind in FILE_KINDS if (parent / file_name(kind)).is_file()}
+    if not files.keys() & set(KINDS):
         raise ArtefactError(f"{folder}: holds none of {', '.join(map(file_name, KINDS))}")
     return files
 
@@ -129,8 +154,8 @@ def read_artefact(path: PathName) -> Artefact:
         content = read_at_most(path, MAX_ARTEFACT_BYTES)
         metadata = read_metadata(content)
         check_seal(content, metadata)
-        check_graph(content)
         card = Card.from_json(metadata[CARD_KEY])
+        check_graph(content, card.kind)
         check_interface(content, card)
         return Artefact(path, content, card, metadata[GOLDEN_KEY])
     except OSError as error:
@@ -146,8 +171,11 @@ def read_artefacts(path: PathName | None = None, only: Kind | None = None) -> di
     path = shipped_folder() if path is None else resolve_path(path)
     if not path.is_dir():
         artefact = read_artefact(path)
+        if artefact.card.kind == "picture":
+            raise ArtefactError(f"{path}: takes images; fmcae runs {file_name('classifier')} beside it on them")
         return {artefact.card.kind: artefact}
     files = artefact_files(path)
+    files.pop("picture", None)
     wanted = {only: files[only]} if only in files else files
     artefacts = {kind: read_artefact(file) for kind, file in wanted.items()}
     first, first_training = next((artefact.path.name, artefact.card.training) for artefact in artefacts.values())

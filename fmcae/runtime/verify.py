@@ -8,8 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmcae.card import Card, Golden
+from fmcae.errors import ArtefactError, FmcaeError, ImageError
+from fmcae.images import pixels_of, read_image
 from fmcae.metrics import known_score, softmax
+from fmcae.preprocess import image_session
 from fmcae.runtime.model import Artefact, read_artefact
+from fmcae.runtime.session import short_reason
 
 RELATIVE_FLOOR = 1e-3  # below it a relative difference says nothing, since a ReLU's output may be any small number
 
@@ -69,6 +73,8 @@ def verify(
     """
     if not isinstance(artefact, Artefact):
         artefact = read_artefact(artefact)
+    if artefact.card.kind == "picture":
+        return _verify_picture(artefact, provider)
     card, golden = artefact.card, artefact.golden
     session = artefact.session(provider, threads)
     outputs = session.run(golden.inputs)
@@ -81,6 +87,40 @@ def verify(
     elif golden.labels:
         failure = _label_failure(outputs, card, golden) or _calibration_failure(outputs, card, golden)
     return Verification(str(artefact.path), card.kind, session.provider, len(golden.inputs), difference, failure)
+
+
+def _verify_picture(artefact: Artefact, provider: str) -> Verification:
+    """Replay the golden pictures; ``difference`` is that of the probabilities."""
+    artefact.check_made_for(provider)
+    card, golden = artefact.card, artefact.golden_pictures
+    found: list[tuple[NDArray[np.float32], float]] = []
+    try:
+        session = image_session(artefact.content)
+        for picture in golden.pictures:
+            image = np.atleast_3d(pixels_of(read_image(picture)))
+            probabilities, score = session.run(["probabilities", "known_score"], {"image": image})
+            found.append((probabilities, float(score)))
+    except ImageError as error:
+        raise ArtefactError(f"{artefact.path}: its golden pictures are damaged: {error}") from error
+    except FmcaeError:
+        raise
+    except Exception as error:  # ONNX Runtime's own
+        raise ArtefactError(f"{artefact.path}: does not run in ONNX Runtime: {short_reason(error)}") from error
+    probabilities = np.stack([row for row, _ in found])
+    differences = [
+        compare(probabilities, golden.probabilities, card.tolerance),
+        compare(np.array([score for _, score in found]), golden.known_scores, card.tolerance),
+    ]
+    labels = [card.class_names[index] for index in probabilities.argmax(axis=1)]
+    wrong = [pair for pair in zip(labels, golden.labels, strict=True) if pair[0] != pair[1]]
+    failure = None
+    if not all(difference.within for difference in differences):
+        largest = max(difference.max_abs for difference in differences)
+        limit = f"the tolerance (atol {card.tolerance['atol']:g}, rtol {card.tolerance['rtol']:g})"
+        failure = f"what comes out of golden pictures differs by up to {largest:.3g}, more than {limit}"
+    elif wrong:
+        failure = f"labels differ from the golden ones: {wrong[0][0]} for {wrong[0][1]}"
+    return Verification(str(artefact.path), card.kind, "cpu", len(golden.pictures), differences[0], failure)
 
 
 def _label_failure(logits: NDArray[np.float32], card: Card, golden: Golden) -> str | None:

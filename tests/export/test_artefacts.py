@@ -30,7 +30,7 @@ KINDS: tuple[Kind, ...] = ("encoder", "decoder", "classifier")
 
 def test_files_are_whole_and_verify(exported: Path) -> None:
     names = {path.name for path in exported.iterdir()}
-    companions = {"MODEL_CARD.md", "reliability.png", "config.json", "metrics.jsonl"}
+    companions = {"picture.onnx", "MODEL_CARD.md", "reliability.png", "config.json", "metrics.jsonl"}
     assert names == {*(f"{kind}.onnx" for kind in KINDS), *companions}
     for artefact in read_artefacts(exported).values():
         assert verify(artefact).passed

@@ -68,6 +68,7 @@ def test_int8_proves_itself(int8: Path, trained_run: Path) -> None:
     assert verify(artefact).passed
     assert {path.name for path in int8.iterdir()} == {
         "classifier.onnx",
+        "picture.onnx",
         "MODEL_CARD.md",
         "reliability.png",
         "config.json",

@@ -201,7 +201,8 @@ def test_the_diagnosis_has_everything(only: Callable[[str], None]) -> None:
     assert diagnosis.usable
     assert [probe.provider for probe in diagnosis.probes] == list(PROVIDERS)
     whole, alone = ["encoder", "decoder", "classifier"], ["classifier"]
-    assert [item.kind for item in diagnosis.artefacts] == [*whole, *alone, *alone, *whole]
+    kinds = [*whole, "picture", *alone, "picture", *alone, *whole]
+    assert [item.kind for item in diagnosis.artefacts] == kinds
     assert all(item.problem is None for item in diagnosis.artefacts)
     assert diagnosis.packages["numpy"] == np.__version__
     assert diagnosis.problems == ()

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fmcae
-from fmcae.card import CARD_KEY, GOLDEN_KEY, SEAL_KEY, read_metadata, seal
+from fmcae.card import CARD_KEY, GOLDEN_KEY, SEAL_KEY, protobuf_fields, read_metadata, seal
 from fmcae.errors import ArtefactError
 from fmcae.runtime.graph_rules import MAX_INTEGER, MAX_NODES, check_graph, check_interface, has_half_weights
 from fmcae.runtime.model import SHIPPED, shipped_folder
@@ -34,7 +34,7 @@ def node(operator: bytes, *attributes: bytes, domain: bytes = b"") -> bytes:
 def test_what_ships_passes() -> None:
     for name in SHIPPED:
         for path in shipped_folder(name).glob("*.onnx"):
-            check_graph(path.read_bytes())
+            check_graph(path.read_bytes(), "picture" if path.stem == "picture" else "classifier")
 
 
 @pytest.mark.parametrize(
@@ -88,16 +88,32 @@ def test_input_and_output_are_those_of_the_card(
 )
 def test_what_no_export_has_is_named(content: bytes, reason: str) -> None:
     with pytest.raises(ArtefactError, match=reason):
-        check_graph(content)
+        check_graph(content, "classifier")
     with pytest.raises(ArtefactError, match=reason):
-        check_graph(model(node(b"Relu", field(3, -1), field(8, bytes([2, 2])))) + content)  # graphs add up
+        check_graph(
+            model(node(b"Relu", field(3, -1), field(8, bytes([2, 2])))) + content, "classifier"
+        )  # graphs add up
+
+
+@pytest.mark.parametrize(("changed", "reason"), [(0, "another preprocessing graph"), (-1, "has the operator 'Loop'")])
+def test_a_picture_begins_with_the_preprocessing_graph(shipped: Path, changed: int, reason: str) -> None:
+    content = (shipped / "picture.onnx").read_bytes()
+    check_graph(content, "picture")
+    with pytest.raises(ArtefactError, match="more nodes than an export|has the operator"):
+        check_graph(content, "classifier")
+    graph = next(part for number, part, _ in protobuf_fields(content) if number == 7)
+    parts = [(number, raw) for number, _, raw in protobuf_fields(graph)]
+    nodes = [index for index, (number, _) in enumerate(parts) if number == 1]
+    parts[nodes[changed]] = 1, node(b"Loop")
+    with pytest.raises(ArtefactError, match=reason):
+        check_graph(model(*(raw for _, raw in parts)), "picture")
 
 
 @given(st.binary(max_size=200))
 def test_any_bytes_pass_or_are_an_error_of_ours(content: bytes) -> None:
     for whole in (content, model(content), model(field(1, content)), model(node(b"Conv", content))):
         try:
-            check_graph(whole)
+            check_graph(whole, "classifier")
         except ArtefactError as error:
             assert "\n" not in str(error)
 
