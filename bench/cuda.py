@@ -183,6 +183,13 @@ def try_all(trial: Trial, options: argparse.Namespace, work: Path) -> None:
     trial.verdict("kill -9 after an epoch", killed, began, "killed between the first epoch's end and the run's")
     step("resume", *fmcae, "train", "--quiet", "--resume", "--data", data, "--out", work / "c")
     part("the resumed run is equal bit for bit", "equal", work / "a", work / "c")
+    chosen = [*train[:-1], "--keep", "best", "--patience", "1", "--class-weights", "--out"]
+    step("train with class weights and keep the best", *chosen, work / "d")
+    began = time.perf_counter()
+    killed = kill_after_an_epoch([*map(str, chosen), str(work / "e")], work / "e")
+    trial.verdict("kill -9 while the best is kept", killed, began, "killed between the first epoch's end and the run's")
+    step("resume it", *fmcae, "train", "--quiet", "--resume", "--data", data, "--out", work / "e")
+    part("it is equal bit for bit", "equal", work / "d", work / "e")
     part("what was reported is true in float32 on the CPU", "metrics", work / "a", keep="training.json")
 
     step("export", *fmcae, "export", work / "a", "--data", data, "--out", work / "fp32")

@@ -95,9 +95,14 @@ class _Precision(TypedDict):
     name: str
 
 
-class _Training(schema.Facts, total=False):
+class _Autoencoder(schema.Facts, total=False):
+    kept_epoch: schema.Epoch
+    stopped_epoch: schema.Epoch
+
+
+class _Training(_Autoencoder, total=False):
     network: str
-    autoencoder: schema.Facts
+    autoencoder: _Autoencoder
 
 
 class _CardValues(schema.Versioned):
@@ -125,8 +130,9 @@ class Card:
         name: the name of the run that it came from.
         input, output: each ``{"name", "shape", "dtype", "range"}``; the first axis of shape is the batch, but a picture
             has none.
-        training: name, configuration, data set, versions and machine of the run that trained it. A classifier that
-            started from another run's autoencoder has that run's facts as ``"autoencoder"``.
+        training: name, configuration, data set, versions and machine of the run that trained it, and the epoch whose
+            weights it has, ``"kept_epoch"``; ``"stopped_epoch"`` where training ended early. A classifier that started
+            from another run's autoencoder has that run's facts as ``"autoencoder"``.
         metrics: what PyTorch measured at the end of training, such as ``test_accuracy`` in [0, 1].
         parity: the evidence that ONNX Runtime gives PyTorch's numbers.
         tolerance: the largest allowed difference from the golden outputs, ``{"atol", "rtol"}``.

@@ -6,6 +6,7 @@ from typing import Annotated, Any, TypedDict
 import msgspec
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+Epoch = Annotated[int, msgspec.Meta(ge=1, le=2**53)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Number = Annotated[float, msgspec.Meta(ge=-1e300, le=1e300)]  # finite
 Confusion = list[list[Count]]
@@ -58,7 +59,9 @@ class _Staged(TypedDict):
 
 
 class _Record(_Staged, total=False):
-    epoch: Annotated[int, msgspec.Meta(ge=1, le=2**53)]
+    epoch: Epoch
+    kept_epoch: Epoch
+    stopped_epoch: Epoch
     split: str
     confusion: Confusion
     seconds: Number

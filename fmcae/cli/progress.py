@@ -38,11 +38,14 @@ class Lines(Progress):
     def stage(self, stage: str, epochs: int, first_epoch: int, images_per_epoch: int) -> None:
         self.epochs = epochs
 
+    def note(self, text: str) -> None:
+        note(text)
+
     def warn(self, text: str) -> None:
-        note(f"warning: {text}")
+        self.note(f"warning: {text}")
 
     def record(self, record: dict[str, Any]) -> None:
-        note(record_line(record, self.epochs))
+        self.note(record_line(record, self.epochs))
 
 
 class Bar(Lines):
@@ -59,8 +62,8 @@ class Bar(Lines):
         self.bar.reset(self.task, total=epochs * images_per_epoch, completed=(first_epoch - 1) * images_per_epoch)
         self._describe(stage, first_epoch)
 
-    def warn(self, text: str) -> None:
-        self.bar.console.print(printable(f"warning: {text}"), markup=False, highlight=False, soft_wrap=True)
+    def note(self, text: str) -> None:
+        self.bar.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     def step(self, images: int, loss: "Tensor") -> None:
         self.bar.advance(self.task, images)
@@ -70,7 +73,7 @@ class Bar(Lines):
             self.bar.update(self.task, status=f"loss {loss.item():.4f}{self.accuracy}  {speed:,.0f} images/s")
 
     def record(self, record: dict[str, Any]) -> None:
-        self.bar.console.print(record_line(record, self.epochs), highlight=False, soft_wrap=True)
+        super().record(record)
         if "val_accuracy" in record:
             self.accuracy = f"  val accuracy {record['val_accuracy']:.4f}"
         if "epoch" in record:
@@ -91,7 +94,7 @@ def record_line(record: dict[str, Any], epochs: int) -> str:
 
     if "epoch" not in record:
         tested = shown("test_mse", "mse", "test_cross_entropy", "cross entropy", "test_accuracy", "accuracy")
-        return f"{record['stage']} test: {tested}"
+        return f"{record['stage']} test: {tested}" + (f"  (epoch {kept})" if (kept := record.get("kept_epoch")) else "")
     parts = (
         shown("train_mse", "mse", "val_mse", "val"),
         shown("train_loss", "loss", "train_cross_entropy", "loss", "val_cross_entropy", "val"),

@@ -1,6 +1,7 @@
 """``fmcae train``: the paper's two stages, into one run folder."""
 
 import signal
+from collections import Counter
 from contextlib import ExitStack, suppress
 from dataclasses import fields, replace
 from datetime import datetime
@@ -21,13 +22,14 @@ from fmcae.cli.options import (
     printable,
 )
 from fmcae.cli.progress import watch_training
-from fmcae.errors import RunError, UsageError, require_train_extra
+from fmcae.errors import RunError, UsageError, require_extra, require_train_extra
 from fmcae.train.config import (
     LIMITS,
     ROBUST,
     DeviceChoice,
     DropoutPosition,
     EncoderInit,
+    Keep,
     NetworkConfig,
     Recipe,
     Stage,
@@ -35,10 +37,13 @@ from fmcae.train.config import (
 )
 
 if TYPE_CHECKING:
+    from fmcae.data import Dataset
     from fmcae.train.run import Run
 
 DEFAULT = TrainConfig()
 NETWORK = DEFAULT.network
+UNBALANCED = 10  # so many times the images of the smallest class are said
+NOT_SETTINGS = ("out", "resume", "tensorboard", "quiet")
 NETWORK_FIELDS = {item.name for item in fields(NetworkConfig)}
 RECIPE_HELP = (
     "paper: the study's. robust: for pictures of your own; it trains a teacher too, and knows what is unknown."
@@ -53,7 +58,7 @@ def _integer(name: str, help_text: str) -> Any:
     return Option(metavar="N", min=low, max=high, help=help_text)
 
 
-# Every parameter but out, resume and quiet has the name of the configuration's field that it sets. Its options make the
+# Every parameter but those of NOT_SETTINGS has the name of the configuration's field that it sets. Its options make the
 # function long.
 def train(
     context: typer.Context,
@@ -89,31 +94,42 @@ def train(
     labels: Annotated[
         int | None, _integer("labels", "Labelled images that the classifier sees. [default: all of train]")
     ] = DEFAULT.labels,
+    class_weights: Annotated[
+        bool, Option("--class-weights", help="Let every class count the same in the classifier's loss.")
+    ] = DEFAULT.class_weights,
     learning_rate: Annotated[
         float, Option("--learning-rate", "--lr", metavar="LR", help="Adam's learning rate.")
     ] = DEFAULT.learning_rate,
     batch_size: Annotated[int, _integer("batch_size", "Images per mini-batch.")] = DEFAULT.batch_size,
     epochs: Annotated[int | None, _integer("epochs", EPOCHS_HELP)] = None,
+    keep: Annotated[Keep, Option(help="Which epoch's weights to keep; the best is by validation.")] = DEFAULT.keep,
+    patience: Annotated[
+        int | None, _integer("patience", "Stop a stage after N epochs without a better one by validation.")
+    ] = DEFAULT.patience,
     seed: Annotated[int, _integer("seed", "The seed of weights, batch order and dropout.")] = DEFAULT.seed,
     device: Annotated[DeviceChoice, Option(help="Where to train.")] = "auto",
     threads: ThreadsOption = None,
+    tensorboard: Annotated[bool, Option("--tensorboard", help="Write the metrics for TensorBoard too.")] = False,
     quiet: Annotated[bool, Option("--quiet", "-q", help="Plain lines instead of a progress bar.")] = False,
 ) -> None:
     """Train the autoencoder, then the classifier on its encoder.
 
     The defaults are the paper's best configuration; --recipe robust is for pictures of your own, and has settings of its
-    own but for --latent-dim, --epochs and --seed. Stop it any way you like: --resume goes on from the last whole
-    epoch, to the same weights, bit for bit, as without the stop.
+    own but for --latent-dim, --epochs, --class-weights and --seed. Stop it any way you like: --resume goes on from the
+    last whole epoch, to the same weights, bit for bit, as without the stop.
     """
     if out is not None:
         check_out_folder(out)
     require_train_extra("torch", "safetensors", "numba", "matplotlib", "filelock")
+    if tensorboard:
+        require_extra("tensorboard", "tensorboard")
     run: Run | None = None
     stack = ExitStack()
     try:  # from here on: importing torch takes seconds, and a user may stop that too
         from fmcae.data import load_dataset
         from fmcae.train.loop import train as train_run
         from fmcae.train.run import changes_since, create_run, locked
+        from fmcae.train.tensorboard import also_to_tensorboard
 
         settings = _settings(context)  # every option is checked here, before the data are read
         if resume:
@@ -141,8 +157,10 @@ def train(
             signal.signal(
                 signal.SIGINT, signal.default_int_handler
             )  # how to go on is said after a stop in an import too
-        with watch_training(quiet) as progress:
-            train_run(run, dataset, progress)
+        if not resume:
+            _note_imbalance(run.config, dataset)
+        with watch_training(quiet) as progress, also_to_tensorboard(run, progress, tensorboard) as watcher:
+            train_run(run, dataset, watcher)
     except KeyboardInterrupt:
         how = f"; go on with:  fmcae train --resume --out {run.folder}" if run else " before a run began"
         note(f"stopped{how}")
@@ -157,7 +175,7 @@ def _settings(context: typer.Context) -> dict[str, Any]:
     from fmcae.runtime.machine import available_cpus
     from fmcae.train.loop import resolve_device
 
-    settings = {name: value for name, value in context.params.items() if name not in ("out", "resume", "quiet")}
+    settings = {name: value for name, value in context.params.items() if name not in NOT_SETTINGS}
     if settings["stage"] is None:
         is_classifier = settings["autoencoder_from"] or settings["encoder_init"] == "random"
         settings["stage"] = "classifier" if is_classifier else DEFAULT.stage
@@ -218,11 +236,23 @@ def _lock_folder(stack: ExitStack, out: Path | None) -> Path:
                 return folder
 
 
+def _note_imbalance(config: TrainConfig, dataset: "Dataset") -> None:
+    """Say so where a class of the classifier's training images has many more than another."""
+    (large, most), *_, (small, fewest) = Counter(dataset.train.labels.tolist()).most_common() * 2  # even of one class
+    if "classifier" in config.stages and not config.class_weights and not config.labels and most >= UNBALANCED * fewest:
+        counts = [
+            f"{count:,} of {printable(dataset.class_names[label])}" for label, count in ((small, fewest), (large, most))
+        ]
+        note(f"note: train has {' and '.join(counts)}: with --class-weights every class counts the same")
+
+
 def _print_summary(run: "Run") -> None:
     for record in run.metrics():
         if record.get("split") == "test":
             measured = {name.removeprefix("test_"): value for name, value in record.items() if isinstance(value, float)}
             values = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in measured.items())
-            echo(f"{record['stage']}: test {values}")
+            echo(
+                f"{record['stage']}: test {values}" + (f" (epoch {kept})" if (kept := record.get("kept_epoch")) else "")
+            )
     echo(f"run folder: {run.folder}")
     echo(f"next: fmcae export --onnx {run.folder}")

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fmcae.card import Kind, parity_lines
+from fmcae.card import Card, Kind, parity_lines
 from fmcae.export.markdown import render
 from fmcae.export.tradeoff import Tradeoff
 from fmcae.runtime.model import Artefact
@@ -23,6 +23,7 @@ def model_card(artefacts: Mapping[Kind, Artefact]) -> str:
         artefacts=list(artefacts.values()),
         card=cards[0],
         runs=_training_runs([card.training for card in cards]),
+        kept=_kept(cards),
         measured={name: value for card in cards for name, value in card.metrics.items() if name != "confusion"},
         confusion=next((card.metrics["confusion"] for card in cards if "confusion" in card.metrics), None),
         calibration=next((card.calibration for card in cards if card.calibration), None),
@@ -35,4 +36,17 @@ def model_card(artefacts: Mapping[Kind, Artefact]) -> str:
 def _training_runs(trainings: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
     """What was trained, and its facts: one run, or two where a classifier started from another run's autoencoder."""
     first, last = trainings[-1].get("autoencoder", trainings[0]), trainings[-1]
-    return [("Networks", last)] if first == last else [("Autoencoder", first), ("Classifier", last)]
+    is_one = first["name"] == last["name"] and first["started"] == last["started"]
+    return [("Networks", last)] if is_one else [("Autoencoder", first), ("Classifier", last)]
+
+
+def _kept(cards: list[Card]) -> dict[str, dict[str, Any]]:
+    """By network, the facts of the training that it comes from, where they say which epoch is kept."""
+    found: dict[str, dict[str, Any]] = {}
+    for card in cards:
+        training = card.training
+        if "autoencoder" in training:
+            found["autoencoder"] = training["autoencoder"]
+        name = "classifier" if card.kind == "classifier" else "autoencoder"
+        found[training.get("network", name)] = training
+    return {name: training for name, training in found.items() if "kept_epoch" in training}

@@ -9,7 +9,7 @@ import fmcae
 from fmcae.card import CARD_KEY, GOLDEN_KEY, NAMES_KEY, SEAL_KEY, TENSORS, Card, Golden, GoldenPictures, Kind, seal
 from fmcae.preprocess import DESCRIPTION
 from fmcae.runtime.model import Artefact
-from fmcae.train.run import Run
+from fmcae.train.run import KEPT, Run
 
 _RANGES = {"x": "[0, 1]", "x_hat": "[0, 1]", "z": "[0, inf)", "logits": "(-inf, inf)"}
 
@@ -38,14 +38,13 @@ def make_card(
         teacher: the network is the robust recipe's teacher, which ``training["network"]`` says then.
     """
     stage = "teacher" if teacher else "classifier" if kind == "classifier" else "autoencoder"
-    training = run.facts(stage)
+    training = run.facts(stage) | run.kept(stage)
     if teacher:
         training["network"] = "teacher"
     if kind == "classifier" and run.config.stage == "classifier" and run.config.encoder_init == "pretrained":
-        training["autoencoder"] = run.facts("autoencoder")
+        training["autoencoder"] = run.facts("autoencoder") | run.kept("autoencoder")
     if metrics is None:
-        test = next((record for record in run.metrics(stage) if record.get("split") == "test"), {})
-        metrics = {name: value for name, value in test.items() if name not in ("stage", "split")}
+        metrics = {name: value for name, value in run.test_record(stage).items() if name not in KEPT}
     return Card(
         kind=kind,
         name=training["name"],

@@ -171,7 +171,12 @@ def collect(folder: Path, dataset: "Dataset") -> None:
     """
     from fmcae.train.run import find_runs
 
-    runs = [run for run in find_runs(folder / "runs") if run.finished and run.config.stage != "both"]
+    # a run that may end early is none of the grid's
+    runs = [
+        run
+        for run in find_runs(folder / "runs")
+        if run.finished and run.config.stage != "both" and run.config.patience is None
+    ]
     if not runs:
         return
     path = folder / FILE

@@ -17,17 +17,20 @@ CPU_CHUNK = 100  # images that PyTorch evaluates at a time on a CPU
 
 
 class PlainBackend:
-    """Losses, gradients and outputs of a network as PyTorch computes them, on any device."""
+    """Losses, gradients and outputs of a network as PyTorch computes them, on any device.
 
-    def __init__(self, network: Autoencoder | Classifier | Teacher) -> None:
-        self.network = network
+    ``class_weights`` are as for :func:`training_loss`.
+    """
+
+    def __init__(self, network: Autoencoder | Classifier | Teacher, class_weights: Tensor | None = None) -> None:
+        self.network, self.class_weights = network, class_weights
 
     def backward(self, x: Tensor, labels: Tensor, keys: NDArray[np.uint32]) -> Tensor:
         """The training loss, a scalar, of x (B, 1, 28, 28) and labels (B,); gradients go into ``parameter.grad``.
 
         Dropout takes torch's generator instead of ``keys``.
         """
-        loss = training_loss(self.network, x, labels)
+        loss = training_loss(self.network, x, labels, self.class_weights)
         self.network.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
@@ -44,20 +47,23 @@ Optimizer: TypeAlias = FusedAdam | torch.optim.Adam
 
 
 @contextmanager
-def backend_for(network: Autoencoder | Classifier, device: torch.device, threads: int) -> Iterator[Backend]:
+def backend_for(
+    network: Autoencoder | Classifier, device: torch.device, threads: int, class_weights: Tensor | None = None
+) -> Iterator[Backend]:
     """The faster backend where there is one: the fused one on a CPU, for networks with pooling.
 
-    On leaving, its threads are closed, and PyTorch's number of threads is what it was.
+    ``class_weights`` are as for :func:`training_loss`. On leaving, its threads are closed, and PyTorch's number of threads
+    is what it was.
     """
     before = torch.get_num_threads()
     try:
         if device.type == "cpu" and network.config.pooling:
             torch.set_num_threads(1)  # the threads divide a batch, not its operators
-            with closing(FusedBackend(network, threads)) as backend:
+            with closing(FusedBackend(network, threads, class_weights)) as backend:
                 yield backend
         else:
             torch.set_num_threads(threads)
-            yield PlainBackend(network)
+            yield PlainBackend(network, class_weights)
     finally:
         torch.set_num_threads(before)
 
@@ -74,8 +80,25 @@ def optimizer_for(backend: Backend, learning_rate: float) -> Optimizer:
     return optimizer
 
 
-def training_loss(network: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
-    """The training loss, a scalar: mean squared error of an autoencoder, cross-entropy in nats of a classifier."""
+def training_loss(network: nn.Module, x: Tensor, labels: Tensor, class_weights: Tensor | None = None) -> Tensor:
+    """The training loss, a scalar: mean squared error of an autoencoder, cross-entropy in nats of a classifier.
+
+    With ``class_weights`` (K,) the cross-entropy is the weighted mean over the batch, as PyTorch defines it.
+    """
     if isinstance(network, Autoencoder):
         return F.mse_loss(network(x), x)
-    return F.cross_entropy(network(x), labels)
+    return F.cross_entropy(network(x), labels, class_weights)
+
+
+def balanced_weights(labels: Tensor, class_count: int) -> Tensor:
+    """The weight of each class (K,) float32: all images, divided by the classes that have any and by the class's images.
+
+    So every class counts as much as another in a loss over labels (N,), and the mean weight of an image is 1. A class
+    without an image has the weight 0.
+
+    Source: scikit-learn's ``compute_class_weight("balanced")``; King and Zeng 2001, "Logistic regression in rare events
+    data".
+    """
+    counts = torch.bincount(labels.cpu(), minlength=class_count).double()
+    weights = len(labels) / ((counts > 0).sum() * counts.clamp_min(1))
+    return torch.where(counts > 0, weights, 0).float().to(labels.device)

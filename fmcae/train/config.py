@@ -16,6 +16,7 @@ DropoutPosition = Literal["before-pooling", "after-pooling"]
 Stage = Literal["both", "autoencoder", "classifier"]
 EncoderInit = Literal["pretrained", "random"]
 EncoderTraining = Literal["fine-tuned", "frozen"]
+Keep = Literal["last", "best"]
 Recipe = Literal["paper", "robust"]
 Device = Literal["cpu", "cuda"]
 DeviceChoice = Literal["auto", "cpu", "cuda"]
@@ -27,12 +28,15 @@ LIMITS = {  # of integers, both included
     "seed": (0, 2**32 - 1),
     "threads": (1, 1024),
     "labels": (1, 2**31),
+    "patience": (1, 10_000),
     "teacher_epochs": (1, 10_000),
     "classifier_epochs": (1, 10_000),
     "view_epochs": (1, 10_000),
     "negatives": (1, 10_000_000),
 }
-USED_BY_ROBUST = ("latent_dim", "class_count", "epochs", "seed", "device", "threads", "data")  # of the paper's settings
+OPTIONAL = ("labels", "patience")  # integers that may be None
+# What the robust recipe uses of the paper's settings.
+USED_BY_ROBUST = ("latent_dim", "class_count", "epochs", "seed", "device", "threads", "data", "class_weights")
 OPTIONS = {"encoder_init": " (--encoder)", "encoder_training": " (--freeze-encoder)"}  # fmcae train's own names
 FEWEST_IMAGES = 5_000  # of an epoch with few labels; with fewer it would end after a step or two
 Config = TypeVar("Config", bound="NetworkConfig | RobustConfig | TrainConfig")
@@ -106,6 +110,10 @@ class TrainConfig:
         autoencoder_from: the run folder whose autoencoder the classifier starts from, None for the run's own.
         labels: how many labelled images the classifier is trained on, as many of each class, drawn with the seed; None
             for all of train. The autoencoder needs no labels, and sees them all.
+        keep: which epoch's weights each stage ends with: the last's, or the best's by validation, which is that of the
+            lowest mean squared error or the highest accuracy, and the earlier one of two that are equal.
+        patience: a stage stops after so many epochs in a row without a better one by validation; None trains them all.
+        class_weights: whether an image counts in the classifier's loss by the inverse of its class's frequency.
     """
 
     network: NetworkConfig = field(default_factory=NetworkConfig)
@@ -121,6 +129,9 @@ class TrainConfig:
     data: str | None = None
     autoencoder_from: str | None = None
     labels: int | None = None
+    keep: Keep = "last"
+    patience: int | None = None
+    class_weights: bool = False
     robust: RobustConfig | None = None
 
     def __post_init__(self) -> None:
@@ -142,7 +153,7 @@ class TrainConfig:
         if self.stage != "classifier" and self.encoder_init == "random":
             raise UsageError(f"{_shown(self, 'encoder_init')} must come with stage=classifier, not stage={self.stage}")
         if self.stage == "autoencoder":
-            for name in ("encoder_training", "labels"):
+            for name in ("encoder_training", "labels", "class_weights"):
                 if getattr(self, name) != getattr(TrainConfig, name):  # its default
                     raise UsageError(f"{_shown(self, name)} must come with a classifier, not stage=autoencoder")
 
@@ -171,9 +182,20 @@ class TrainConfig:
             return ("autoencoder", "teacher", "classifier")
         return ("autoencoder", "classifier") if self.stage == "both" else (self.stage,)
 
+    def epochs_of(self, stage: str) -> int:
+        """How many epochs a stage has, unless its patience ends before."""
+        if self.robust is None or stage == "autoencoder":
+            return self.epochs
+        return self.robust.teacher_epochs if stage == "teacher" else self.robust.classifier_epochs
+
     def to_json(self) -> dict[str, Any]:
-        """A dict of plain JSON values; the paper's recipe has no ``robust``."""
-        return {name: value for name, value in asdict(self).items() if not (name == "robust" and value is None)}
+        """A dict of plain JSON values. What came later than the paper's recipe is left out where it has its default."""
+        later = ("robust", "keep", "patience", "class_weights")
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if not (name in later and value == getattr(TrainConfig, name))
+        }
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "TrainConfig":
@@ -211,7 +233,7 @@ def _check_fields(config: "NetworkConfig | RobustConfig | TrainConfig") -> None:
     """Check every integer against its limits, every choice, number and switch."""
     for name, kind in get_type_hints(type(config)).items():
         value = getattr(config, name)
-        if name in LIMITS and not (value is None and name == "labels"):
+        if name in LIMITS and not (value is None and name in OPTIONAL):
             low, high = LIMITS[name]
             if type(value) is not int or not low <= value <= high:
                 raise UsageError(f"{_shown(config, name)} must be an integer from {low:,} to {high:,}")

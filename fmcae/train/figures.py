@@ -5,6 +5,8 @@ curves can be distinguished in grey too.
 """
 
 import io
+import textwrap
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,9 @@ from numpy.typing import NDArray
 from fmcae.files import write_atomic
 
 BLUE, ORANGE = "#0072B2", "#D55E00"
-RECONSTRUCTIONS = 10  # test images that a run shows
+COLUMNS = 10  # of the picture of reconstructions
+MOST_CLASSES = 40  # that it shows
+AS_TEXT = {"parse_math": False}  # a class name may have dollars in it
 METRIC_NAMES = {"mse": "mean squared error", "cross_entropy": "cross-entropy (nats)", "accuracy": "accuracy"}
 
 
@@ -34,7 +38,8 @@ def draw_run(folder: Path, records: list[dict[str, Any]], stage: str, class_name
             y = [record[f"{split}_{name}"] for record in epochs]
             axes.plot(x, y, style, color=colour, label=split, marker="o" if len(x) == 1 else None)
         value = test[f"test_{name}"]
-        axes.plot(x[-1], value, "kD", markersize=5, label=f"test after epoch {x[-1]}: {value:.4f}")
+        kept = test.get("kept_epoch", x[-1])
+        axes.plot(kept, value, "kD", markersize=5, label=f"test after epoch {kept}: {value:.4f}")
         axes.set(xlabel="epoch", ylabel=METRIC_NAMES[name])
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
@@ -46,21 +51,39 @@ def draw_run(folder: Path, records: list[dict[str, Any]], stage: str, class_name
         _save(confusion_figure(np.array(test["confusion"]), class_names), folder / name)
 
 
-def draw_reconstructions(folder: Path, images: NDArray[np.uint8], x_hat: NDArray[np.float32]) -> None:
-    """Write ``reconstructions.png``: images (N, 28, 28) uint8 above their x_hat (N, 1, 28, 28) in [0, 1]."""
-    count = len(images)
-    figure = Figure(figsize=(count, 2.4), layout="constrained")
-    # one picture of all, with white between them: an axes for each would take ten times as long
-    tiles = np.ones((2, 32, count, 32), np.float32)
-    tiles[0, 2:30, :, 2:30] = images.transpose(1, 0, 2) / 255
-    tiles[1, 2:30, :, 2:30] = x_hat[:, 0].transpose(1, 0, 2)
-    axes = figure.subplots()
-    axes.imshow(tiles.reshape(64, 32 * count), cmap="gray", vmin=0, vmax=1)
-    axes.set_xticks([])
-    axes.set_yticks([16, 48], ["input", "output"])
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    figure.suptitle(f"The first {count} test images and their reconstructions")
+def examples(labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the indices of the images of labels (N,) that a run shows: the first of each of up to 40 classes.
+
+    Of fewer than ten classes it shows the first few of each, ten images in all if there are as many.
+    """
+    classes = np.unique(labels)[:MOST_CLASSES]
+    of_each = max(1, COLUMNS // len(classes))
+    return np.concatenate([np.flatnonzero(labels == label)[:of_each] for label in classes])
+
+
+def draw_reconstructions(
+    folder: Path, images: NDArray[np.uint8], x_hat: NDArray[np.float32], captions: list[str]
+) -> None:
+    """Write ``reconstructions.png``: images (N, 28, 28) uint8, each below its caption and above its x_hat (1, 28, 28)."""
+    columns = min(len(images), COLUMNS)
+    rows = -(-len(images) // columns)
+    figure = Figure(figsize=(max(columns, 5) + 0.8, 2.5 * rows + 0.4), layout="constrained")  # 5: the title
+    for row, axes in enumerate(figure.subplots(rows, 1, squeeze=False)[:, 0]):
+        part = slice(row * columns, (row + 1) * columns)
+        count = len(images[part])
+        # one picture of all, with white between them: an axes for each would take ten times as long
+        tiles = np.ones((2, 32, columns, 32), np.float32)
+        tiles[0, 2:30, :count, 2:30] = images[part].transpose(1, 0, 2) / 255
+        tiles[1, 2:30, :count, 2:30] = x_hat[part, 0].transpose(1, 0, 2)
+        axes.imshow(tiles.reshape(64, 32 * columns), cmap="gray", vmin=0, vmax=1)
+        # so much of a name as fits above its picture
+        names = [textwrap.fill(name if len(name) <= 36 else f"{name[:35]}…", 12) for name in captions[part]]
+        axes.xaxis.tick_top()
+        axes.set_xticks(16 + 32 * np.arange(count), names, fontsize=9, **AS_TEXT)
+        axes.set_yticks([16, 48], ["input", "output"])
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+    figure.suptitle("Validation images by class, and their reconstructions")
     _save(figure, folder / "reconstructions.png")
 
 
@@ -73,9 +96,8 @@ def confusion_figure(counts: NDArray[np.int64], class_names: list[str]) -> Figur
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, label="share of the true class", shrink=0.8)
     ticks = range(len(class_names))
-    as_text = {"parse_math": False}  # a name may have dollars in it
-    axes.set_xticks(ticks, class_names, rotation=45, ha="right", rotation_mode="anchor", **as_text)
-    axes.set_yticks(ticks, class_names, **as_text)
+    axes.set_xticks(ticks, class_names, rotation=45, ha="right", rotation_mode="anchor", **AS_TEXT)
+    axes.set_yticks(ticks, class_names, **AS_TEXT)
     axes.set(xlabel="predicted", ylabel="true", title=f"Test: mean of the diagonal {np.diag(shares).mean():.3f}")
     if len(class_names) <= 20:
         for (row, column), share in np.ndenumerate(shares):
@@ -88,5 +110,7 @@ def confusion_figure(counts: NDArray[np.int64], class_names: list[str]) -> Figur
 
 def _save(figure: Figure, path: Path) -> None:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a class name in another script; boxes stand for it
+        figure.savefig(buffer, format="png", dpi=120)
     write_atomic(path, buffer.getvalue())

@@ -2,13 +2,15 @@
 
 Stage 1 trains the autoencoder on the mean squared error, stage 2 the classifier, whose encoder starts from the
 autoencoder's, on the cross-entropy. Adam on shuffled mini-batches; after each epoch the train and val splits are
-measured in evaluation mode, with gradients and dropout off; after the last, test (§2.1, §2.2).
+measured in evaluation mode, with gradients and dropout off; after the last, test (§2.1, §2.2). What is kept, and tested,
+are the last epoch's weights, or the best's by validation (``keep``); ``patience`` ends a stage that gets no better.
 
 Every epoch's random numbers (batch order, dropout) come from a generator seeded with (seed, stage, epoch). So a run
 that goes on from a checkpoint repeats the uninterrupted one bit for bit on the same device, number of threads, versions
 and instruction set of the CPU.
 """
 
+import copy
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -22,18 +24,22 @@ from torch import Tensor, nn
 
 from fmcae.data import Dataset
 from fmcae.data.split import draw_labels
-from fmcae.errors import ProviderError, UsageError
+from fmcae.errors import ProviderError, RunError, UsageError
 from fmcae.train import robust
-from fmcae.train.backend import Backend, Optimizer, PlainBackend, backend_for, optimizer_for
-from fmcae.train.config import Device
+from fmcae.train.backend import Backend, Optimizer, PlainBackend, backend_for, balanced_weights, optimizer_for
+from fmcae.train.config import Device, TrainConfig
 from fmcae.train.cpu import DROPOUT_LAYERS
 from fmcae.train.cuda import captured
 from fmcae.train.measure import DeviceSplit, epoch_seed, evaluate, scale
 from fmcae.train.networks import Autoencoder, Classifier
 from fmcae.train.progress import Progress
-from fmcae.train.run import Run, check_data
+from fmcae.train.run import METRICS, Run, check_data
 from fmcae.train.weights import checkpoint_stage, load_checkpoint, load_weights, save_checkpoint, save_weights
 
+BEST = {  # by stage: the metric whose best epoch is the best, its sign where less is better, and its name
+    "autoencoder": ("val_mse", -1, "validation error"),
+    "classifier": ("val_accuracy", 1, "validation accuracy"),
+}
 TrainStep: TypeAlias = Callable[[Tensor, NDArray[np.uint32]], Tensor]  # indices of a batch, dropout's keys -> the loss
 
 
@@ -70,42 +76,55 @@ def train(run: Run, dataset: Dataset, progress: Progress | None = None) -> None:
                 network = train_one(run, stage, splits, progress or Progress())
                 save_weights(network, run.weights(stage))  # its presence says that the stage is done
             if not done or stage == under_way:  # a run may have been stopped between the weights and the pictures
-                _draw(run, stage, splits["test"], progress or Progress())
+                _draw(run, stage, splits["val"], progress or Progress())
     run.checkpoint.unlink(missing_ok=True)
 
 
 def _train_robust(run: Run, stage: str, splits: dict[str, DeviceSplit], progress: Progress) -> nn.Module:
     network = robust.train_stage(run, stage, splits, progress)
     records = [old for old in run.metrics() if old["stage"] != stage or "epoch" in old]
-    _test(run, stage, PlainBackend(network), splits["test"], records)
+    _test(run, stage, PlainBackend(network), splits["test"], records, {"kept_epoch": run.config.epochs_of(stage)})
     progress.record(records[-1])
     return network
 
 
 def _train_plain(run: Run, stage: str, splits: dict[str, DeviceSplit], progress: Progress) -> nn.Module:
-    device = splits["train"].labels.device
+    config, device, class_weights = run.config, splits["train"].labels.device, None
+    if stage == "classifier":
+        splits = splits | {"train": _labelled(splits["train"], config)}
+        if config.class_weights:
+            class_weights = balanced_weights(splits["train"].labels, config.network.class_count)
     network = _build_network(run, stage).to(device)
-    with backend_for(network, device, run.config.threads) as backend:
+    with backend_for(network, device, config.threads, class_weights) as backend:
         _train_stage(run, stage, backend, splits, progress)
     return network
+
+
+def _labelled(train: DeviceSplit, config: TrainConfig) -> DeviceSplit:
+    """The training images whose labels the classifier sees."""
+    if config.labels is None:
+        return train
+    drawn = draw_labels(train.labels.cpu().numpy(), config.labels, config.seed)
+    indices = torch.from_numpy(drawn).to(train.labels.device)
+    return DeviceSplit(train.images[indices], train.labels[indices])
 
 
 def _train_stage(run: Run, stage: str, backend: Backend, splits: dict[str, DeviceSplit], progress: Progress) -> None:
     config, network = run.config, backend.network
     optimizer = optimizer_for(backend, config.learning_rate)
-    epochs_done = load_checkpoint(run.checkpoint, stage, network, optimizer.state)
+    best = copy.deepcopy(network) if config.keep == "best" else None
+    in_checkpoint = network if best is None else nn.ModuleDict({"network": network, "best": best})
+    epochs_done = load_checkpoint(run.checkpoint, stage, in_checkpoint, optimizer.state)
     # a run stopped between its metrics and its checkpoint has one record too many
     records = [old for old in run.metrics() if old["stage"] != stage or old.get("epoch", np.inf) <= epochs_done]
-    passes = 1
-    if stage == "classifier" and config.labels is not None:
-        train_split, passes = splits["train"], config.passes
-        drawn = draw_labels(train_split.labels.cpu().numpy(), config.labels, config.seed)
-        indices = torch.from_numpy(drawn).to(train_split.labels.device)
-        splits = splits | {"train": DeviceSplit(train_split.images[indices], train_split.labels[indices])}
+    passes = config.passes if stage == "classifier" else 1
     images = passes * len(splits["train"].labels)
+    _check_records(run, stage, records, epochs_done)
     progress.stage(stage, config.epochs, epochs_done + 1, images)
     step = step_for(backend, optimizer, splits["train"], config.batch_size, progress)
     for epoch in range(epochs_done + 1, config.epochs + 1):
+        if config.patience and epochs_done and epochs_done - best_epoch(records, stage) >= config.patience:
+            break
         torch.manual_seed(epoch_seed(config, stage, epoch))
         started = time.perf_counter()
         train_epoch(step, network, splits["train"], config.batch_size, progress, passes)
@@ -115,19 +134,52 @@ def _train_stage(run: Run, stage: str, backend: Backend, splits: dict[str, Devic
             record |= {f"{name}_{metric}": value for metric, value in evaluate(backend, splits[name])[0].items()}
         record |= {"seconds": round(seconds, 3), "images_per_second": round(images / seconds)}
         records.append(record)
+        if best is not None and best_epoch(records, stage) == epoch:
+            best.load_state_dict(network.state_dict())
         run.write_metrics(records)
-        save_checkpoint(run.checkpoint, stage, epoch, network, optimizer.state)
+        save_checkpoint(run.checkpoint, stage, epoch, in_checkpoint, optimizer.state)
         progress.record(record)
-    _test(run, stage, backend, splits["test"], records)
+        epochs_done = epoch
+    kept = {"kept_epoch": epochs_done}
+    if best is not None:
+        kept["kept_epoch"] = best_epoch(records, stage)
+        network.load_state_dict(best.state_dict())
+    if epochs_done < config.epochs:
+        kept["stopped_epoch"] = epochs_done
+        progress.note(
+            f"{stage}: stopped after epoch {epochs_done} of {config.epochs}: no better {BEST[stage][2]} than epoch "
+            f"{best_epoch(records, stage)}'s in {config.patience} more; epoch {kept['kept_epoch']} is kept"
+        )
+    _test(run, stage, backend, splits["test"], records, kept)
     progress.record(records[-1])
 
 
-def _test(run: Run, stage: str, backend: Backend, split: DeviceSplit, records: list[dict[str, Any]]) -> None:
-    """Measure the test split, and add its record."""
+def best_epoch(records: list[dict[str, Any]], stage: str) -> int:
+    """The epoch of the stage with the best validation, the earlier one of two that are equal.
+
+    A value that is not a number is worse than any other.
+    """
+    name, sign, _ = BEST[stage]
+    values = [sign * record[name] for record in records if record["stage"] == stage]
+    return int(np.argmax(np.nan_to_num(values, nan=-np.inf))) + 1  # the first such
+
+
+def _check_records(run: Run, stage: str, records: list[dict[str, Any]], epochs_done: int) -> None:
+    """Check that ``metrics.jsonl`` has every epoch of the checkpoint, where it decides what comes next."""
+    if run.config.keep == "best" or run.config.patience:
+        own = [old for old in records if old["stage"] == stage and isinstance(old.get(BEST[stage][0]), float)]
+        if [old.get("epoch") for old in own] != list(range(1, epochs_done + 1)):
+            raise RunError(f"{run.folder / METRICS}: is damaged: it lacks some of the {stage}'s {epochs_done} epochs")
+
+
+def _test(
+    run: Run, stage: str, backend: Backend, split: DeviceSplit, records: list[dict[str, Any]], kept: dict[str, int]
+) -> None:
+    """Measure the test split, and add its record, which says too which epoch is kept."""
     values, confusion = evaluate(backend, split)
     own = {f"test_{metric}": value for metric, value in values.items()}
     counts = {} if confusion is None else {"confusion": confusion.tolist()}
-    records.append({"stage": stage, "split": "test", **own, **counts})
+    records.append({"stage": stage, "split": "test", **kept, **own, **counts})
     run.write_metrics(records)
 
 
@@ -138,10 +190,13 @@ def _draw(run: Run, stage: str, split: DeviceSplit, progress: Progress) -> None:
 
         figures.draw_run(run.folder, run.metrics(), stage, run.data["class_names"])
         if stage == "autoencoder":
-            images = split.images[: figures.RECONSTRUCTIONS]
+            labels = split.labels.cpu().numpy()
+            chosen = figures.examples(labels)
+            images = split.images[torch.from_numpy(chosen).to(split.images.device)]
             with torch.no_grad():
                 x_hat = run.network(stage).to(images.device)(scale(images))
-            figures.draw_reconstructions(run.folder, images.cpu().numpy(), x_hat.cpu().numpy())
+            captions = [run.data["class_names"][label] for label in labels[chosen]]
+            figures.draw_reconstructions(run.folder, images.cpu().numpy(), x_hat.cpu().numpy(), captions)
     except Exception as error:
         progress.warn(f"a picture of the {stage} cannot be drawn: {error}")
 

@@ -15,6 +15,9 @@ class Progress:
     def step(self, images: int, loss: "Tensor") -> None:
         """A mini-batch is done; ``loss`` is a scalar still on its device, and reading it waits for the device."""
 
+    def note(self, text: str) -> None:
+        """Something happened that whoever watches should know."""
+
     def warn(self, text: str) -> None:
         """Something failed that the run can do without."""
 

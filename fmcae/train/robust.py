@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fmcae.train.augment import augment
-from fmcae.train.backend import PlainBackend
+from fmcae.train.backend import PlainBackend, balanced_weights
 from fmcae.train.config import RobustConfig
 from fmcae.train.cpu import adam_state
 from fmcae.train.cuda import Step, captured
@@ -103,6 +103,9 @@ class _Stage:
         self.data = _with_negatives(splits["train"], run)
         self.network, self.teacher = self._networks(splits["train"].images)
         count, classes = len(self.data.labels), run.config.network.class_count + 1
+        self.class_weights: Tensor | None = None
+        if run.config.class_weights:  # those of the known; an unknown counts as the mean image
+            self.class_weights = F.pad(balanced_weights(splits["train"].labels, classes - 1), (0, 1), value=1.0)
         self.views = Views(
             torch.zeros_like(self.data.images),
             torch.zeros_like(self.data.labels),
@@ -111,7 +114,7 @@ class _Stage:
         self.averaged = Average(self.network, self.settings.average_decay)
         self.both = nn.ModuleDict({"network": self.network, "average": self.averaged})  # what a checkpoint holds
         is_teacher = stage == "teacher"
-        self.epochs = self.settings.teacher_epochs if is_teacher else self.settings.classifier_epochs
+        self.epochs = run.config.epochs_of(stage)
         self.learning_rate = (
             self.settings.teacher_learning_rate if is_teacher else self.settings.classifier_learning_rate
         )
@@ -203,7 +206,7 @@ class _Stage:
         return loss.detach()
 
     def _loss(self, logits: Tensor, batch: Tensor) -> Tensor:
-        own = F.cross_entropy(logits, torch.index_select(self.views.labels, 0, batch))
+        own = F.cross_entropy(logits, torch.index_select(self.views.labels, 0, batch), self.class_weights)
         if self.views.soft_labels is None:
             return own
         temperature, weight = self.settings.distillation_temperature, self.settings.distillation

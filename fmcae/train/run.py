@@ -5,9 +5,11 @@
     autoencoder.safetensors   final weights; present once the stage is done
     classifier.safetensors
     teacher.safetensors       of the robust recipe
-    metrics.jsonl             one object per epoch and stage, then one for the test split
+    metrics.jsonl             one object per epoch and stage, then one for the test split, with the epoch that is kept
     *.png                     curves, confusion matrix, reconstructions
-    checkpoint.safetensors    weights and Adam's state after the last whole epoch, until the last stage is done and drawn
+    checkpoint.safetensors    weights and Adam's state after the last whole epoch, and the best epoch's weights if these are
+                              to be kept; until the last stage is done and drawn
+    tensorboard/              the metrics once more, for TensorBoard, if that was asked for
 
 Every file is written whole or not at all, ``config.json`` last of what a new run has.
 """
@@ -43,6 +45,7 @@ METRICS = "metrics.jsonl"
 NETWORKS: dict[str, type[Autoencoder] | type[Classifier] | type[Teacher]] = {
     "autoencoder": Autoencoder, "classifier": Classifier, "teacher": Teacher,
 }  # fmt: skip
+KEPT = ("kept_epoch", "stopped_epoch")  # in the record of the test split
 PATHS = ("data", "autoencoder_from")  # in the configuration; they mean something on one machine only
 
 
@@ -108,6 +111,18 @@ class Run:
     def write_metrics(self, records: list[dict[str, Any]]) -> None:
         """Replace ``metrics.jsonl``."""
         write_atomic(self.folder / METRICS, _lines(records))
+
+    def test_record(self, stage: str) -> dict[str, Any]:
+        """The record of the test split of a stage; empty before it is measured, and without ``stage`` and ``split``."""
+        test = next((record for record in self.metrics(stage) if record.get("split") == "test"), {})
+        return {name: value for name, value in test.items() if name not in ("stage", "split")}
+
+    def kept(self, stage: str) -> dict[str, int]:
+        """Which epoch's weights a finished stage has, ``kept_epoch``, and after which it ended early, ``stopped_epoch``.
+
+        The second is there only if it did, and runs from before they were written down have neither.
+        """
+        return {name: value for name, value in self.test_record(stage).items() if name in KEPT}
 
     def network(self, stage: str) -> Autoencoder | Classifier | Teacher:
         """The trained network of a stage, on the CPU, in evaluation mode.

@@ -259,6 +259,9 @@ def test_resuming_elsewhere_warns_in_one_line_and_goes_on(
         ),
         (["--labels", "1001"], 2, "--labels 1001 must be at most 1,000, the images of train"),
         (["--labels", "9", "--stage", "autoencoder"], 2, "--labels 9 must come with a classifier"),
+        (["--keep", "first"], 2, "'first' is not one of 'last', 'best'"),
+        (["--patience", "0"], 2, "0 is not in the range 1<=x<=10000"),
+        (["--class-weights", "--stage", "autoencoder"], 2, "--class-weights must come with a classifier"),
         (["--encoder", "old"], 2, "'old' is not one of 'pretrained', 'random'"),
         (["--dropout-position", "x"], 2, "'x' is not one of 'before-pooling', 'after-pooling'"),
         (["--data", "missing"], 2, "missing must be an existing folder"),
@@ -338,6 +341,84 @@ def test_the_robust_recipe_from_one_command(cli: Callable[..., Any], small_sampl
     assert "teacher, a residual network" in Path("run/onnx-teacher/MODEL_CARD.md").read_text()
 
 
+def test_the_epoch_that_is_kept_is_said_everywhere(cli: Callable[..., Any], small_sample: Path) -> None:
+    arguments = ("--data", small_sample, "--latent-dim", "4", "--threads", "1", "--lr", "0.05", "--class-weights")
+    result = cli("train", *arguments, "--epochs", "40", "--keep", "best", "--patience", "2", "--out", "run")
+    assert result.exit_code == 0
+    records = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    kept = {}
+    for stage, name, sign in (("autoencoder", "val_mse", -1), ("classifier", "val_accuracy", 1)):
+        *epochs, test = [record for record in records if record["stage"] == stage]
+        values = [sign * record[name] for record in epochs]
+        kept[stage] = (1 + values.index(max(values)), len(epochs))
+        assert test["kept_epoch"] == kept[stage][0] and test.get("stopped_epoch", 40) == len(epochs)
+        assert f"{stage}: stopped after epoch {len(epochs)} of 40: " in result.stderr or len(epochs) == 40
+        assert re.search(rf"{stage}: test .* \(epoch {test['kept_epoch']}\)\n", result.stdout)
+    assert kept["classifier"][1] == kept["classifier"][0] + 2 < 40
+    assert "run is already finished" in cli("train", "--resume", "--out", "run").stdout
+    assert cli("export", "--onnx", "run").exit_code == 0
+    best, last = kept["classifier"]
+    assert f"  kept_epoch: {best}\n  stopped_epoch: {last}\n" in cli("info", "run/onnx").stdout
+    encoder = json.loads(cli("info", "run/onnx/encoder.onnx", "--json").stdout)["card"]
+    assert encoder["training"]["kept_epoch"] == kept["autoencoder"][0]
+    assert encoder["training"]["config"]["keep"] == "best" and set(encoder["metrics"]) == {"test_mse"}
+    card = Path("run/onnx/MODEL_CARD.md").read_text()
+    assert "at most 40 epochs a stage" in card and "an image counts by the inverse of its class's frequency" in card
+    assert (
+        f"- Kept of the classifier: epoch {best}, the one with the highest accuracy on the validation images; training "
+        f"stopped after epoch {last}, because 2 in a row were no better\n" in card
+    )
+    assert f"- Kept of the autoencoder: epoch {kept['autoencoder'][0]}, the one with the lowest error" in card
+    result = cli("train", *arguments, "--epochs", "1", "--from", "run", "--out", "second")
+    assert (
+        result.exit_code == 0
+        and f"autoencoder: test mse {records[kept['autoencoder'][1]]['test_mse']:.4f}" in result.stdout
+    )
+    assert cli("export", "--onnx", "second").exit_code == 0
+    training = json.loads(cli("info", "second/onnx", "--json").stdout)["card"]["training"]
+    assert (training["kept_epoch"], training["autoencoder"]["kept_epoch"]) == (1, kept["autoencoder"][0])
+    card = Path("second/onnx/MODEL_CARD.md").read_text()
+    assert "- Kept of the classifier: epoch 1, the last\n" in card
+    assert (
+        card.index("### Autoencoder, run run") < card.index("- Kept of the autoencoder") < card.index("### Classifier")
+    )
+
+
+@pytest.mark.parametrize("options", [("--keep", "best"), ("--patience", "3"), ("--class-weights",)])
+def test_how_to_keep_stop_and_weight_is_the_runs_own(
+    cli: Callable[..., Any], trained_run: Path, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    run = shutil.copytree(trained_run, tmp_path / "run")
+    (run / "classifier.safetensors").unlink()
+    result = cli("train", "--resume", "--out", run, *options)
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"error: {' '.join(options)} must be the run's own (=")
+
+
+def test_classes_of_very_different_sizes_are_said_where_they_count_by_size(
+    cli: Callable[..., Any], tmp_path: Path, test_images: NDArray[np.uint8]
+) -> None:
+    from PIL import Image
+
+    for name, count in (("many", 70), ("[red]few", 7)):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for index in range(count):
+            Image.fromarray(test_images[index + count]).save(tmp_path / "data" / name / f"{index}.png")
+    said = "note: train has 5 of [red]few and 50 of many: with --class-weights every class counts the same\n"
+    assert said in cli("train", "--data", "data", *QUICK, "--out", "run").stderr
+    for number, options in enumerate((["--class-weights"], ["--stage", "autoencoder"], ["--labels", "10"])):
+        assert said not in cli("train", "--data", "data", *QUICK, *options, "--out", str(number)).stderr
+
+
+def test_without_tensorboard_its_extra_is_named(
+    cli: Callable[..., Any], sample: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "tensorboard" else object())
+    result = cli("train", "--tensorboard", "--data", sample)
+    assert result.exit_code == 3 and "needs tensorboard, which is not installed" in result.stderr
+    assert "run  pip install '.[tensorboard]'  in fmcae's checkout" in result.stderr and not Path("runs").exists()
+
+
 def test_only_the_robust_recipe_has_a_teacher_to_export(cli: Callable[..., Any], trained_run: Path) -> None:
     result = cli("export", trained_run, "--teacher", "--out", "teacher")
     assert result.exit_code == 1 and "has no teacher: train one with  fmcae train --recipe robust" in result.stderr
@@ -347,7 +428,15 @@ def test_only_the_robust_recipe_has_a_teacher_to_export(cli: Callable[..., Any],
 
 
 @pytest.mark.parametrize(
-    "option", [("--labels", "100"), ("--stage", "autoencoder"), ("--dropout", "0.3"), ("--lr", "0.1")]
+    "option",
+    [
+        ("--labels", "100"),
+        ("--stage", "autoencoder"),
+        ("--dropout", "0.3"),
+        ("--lr", "0.1"),
+        ("--keep", "best"),
+        ("--patience", "3"),
+    ],
 )
 def test_an_option_that_the_robust_recipe_does_not_use_is_refused(
     cli: Callable[..., Any], sample: Path, option: tuple[str, str]

@@ -60,6 +60,8 @@ def test_cards_carry_the_facts(exported: Path, trained_run: Path) -> None:
     assert card.output["shape"] == ["batch", 10]
     assert card.training["config"]["network"]["latent_dim"] == 32
     assert card.metrics["test_accuracy"] == open_run(trained_run).metrics()[-1]["test_accuracy"]
+    assert (card.training["kept_epoch"], card.training.get("stopped_epoch")) == (4, None)
+    assert set(card.metrics) == {"test_cross_entropy", "test_accuracy", "confusion"}
     assert card.parity["passed"] and card.parity["images"] == 400
     assert {item["batch_size"] for item in card.parity["comparisons"]} == {1, 2, 7, 1000}
     assert str(trained_run.parent) not in card.to_json()

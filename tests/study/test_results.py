@@ -105,6 +105,13 @@ def test_a_run_without_its_metrics_is_named(sample: Path, study_copy: Path) -> N
         collect(study_copy, load_dataset(sample))
 
 
+def test_a_run_that_may_end_early_is_none_of_the_grids(sample: Path, study_copy: Path) -> None:
+    path = run_folder(study_copy, AUTOENCODER) / "config.json"
+    path.write_text(path.read_text().replace('"labels": null', '"labels": null, "patience": 3'))
+    collect(study_copy, load_dataset(sample))
+    assert set(read(study_copy).runs) == {CLASSIFIER.name}
+
+
 @pytest.fixture
 def changed_run(study_results: Results) -> Callable[..., Results]:
     """The results with other settings in one run: ``changed_run(task, network={...}, **config)``."""

@@ -1,9 +1,12 @@
 import threading
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from fmcae.train.backend import PlainBackend, backend_for
+from fmcae.train.backend import PlainBackend, backend_for, balanced_weights
 from fmcae.train.config import NetworkConfig
 from fmcae.train.cpu import FusedBackend
 from fmcae.train.networks import Autoencoder
@@ -37,3 +40,12 @@ def test_no_thread_is_left_and_pytorch_has_its_number_again(fails: bool, pooling
     assert set(threading.enumerate()) <= before
     assert torch.get_num_threads() == 5
     torch.set_num_threads(torch_threads)
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=300))
+def test_balanced_weights_are_scikit_learns(labels: list[int]) -> None:
+    weights = balanced_weights(torch.tensor(labels), 11).numpy()
+    present, counts = np.unique(labels, return_counts=True)
+    assert weights[present] == pytest.approx(len(labels) / (len(present) * counts))  # compute_class_weight("balanced")
+    assert set(np.flatnonzero(weights)) == set(present)
+    assert weights[labels].mean() == pytest.approx(1, rel=1e-5)

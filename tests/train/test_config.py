@@ -17,8 +17,15 @@ def test_the_defaults_are_the_papers_optimum() -> None:
 def test_survives_json() -> None:
     config = TrainConfig(NetworkConfig(64, 0.2, pooling=False), seed=7, stage="autoencoder")
     assert TrainConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
-    config = TrainConfig(labels=300)
+    config = TrainConfig(labels=300, keep="best", patience=3, class_weights=True)
     assert TrainConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
+def test_options_that_came_later_leave_the_description_of_the_papers_runs_as_it_was() -> None:
+    assert list(TrainConfig().to_json()) == [
+        "network", "learning_rate", "batch_size", "epochs", "encoder_init", "encoder_training", "seed", "device",
+        "threads", "stage", "data", "autoencoder_from", "labels",
+    ]  # fmt: skip
 
 
 def test_a_missing_key_takes_its_default_and_an_unknown_one_is_refused() -> None:
@@ -63,6 +70,12 @@ def test_a_network_out_of_range_is_named(values: dict[str, Any], message: str) -
         ({"device": "tpu"}, r"device \(=tpu\) must be one of cpu, cuda"),
         ({"stage": "third"}, r"stage \(=third\)"),
         ({"stage": "classifier"}, r"stage \(=classifier\) must come with autoencoder_from \(--from\)"),
+        ({"keep": "first"}, r"keep \(=first\) must be one of last, best"),
+        ({"patience": 0}, r"patience \(=0\) must be an integer from 1 to 10,000"),
+        ({"class_weights": 2}, r"class_weights \(=2\) must be a bool"),
+        ({"class_weights": True, "stage": "autoencoder"}, r"class_weights \(=True\) must come with a classifier"),
+        ({"keep": "best", "robust": ROBUST}, r"keep \(=best\) must come with recipe=paper, not recipe=robust"),
+        ({"patience": 5, "robust": ROBUST}, r"patience \(=5\) must come with recipe=paper, not recipe=robust"),
         ({"labels": 0}, r"labels \(=0\) must be an integer from 1"),
         ({"labels": 9, "stage": "autoencoder"}, r"labels \(=9\) must come with a classifier, not stage=autoencoder"),
         ({"encoder_init": "random"}, r"encoder_init \(--encoder\) \(=random\) must come with stage=classifier"),

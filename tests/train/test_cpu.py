@@ -110,6 +110,20 @@ def test_a_frozen_encoder_gets_no_gradients(x: Tensor) -> None:
     check_gradients(network, training_loss(network, x, LABELS), loss)
 
 
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_with_class_weights_losses_and_gradients_are_pytorchs(x: Tensor, threads: int, is_frozen: bool) -> None:
+    torch.manual_seed(0)
+    network, weights = Classifier(NetworkConfig(dropout=0.0, latent_dim=24)), torch.rand(10) * 3
+    network.encoder.requires_grad_(not is_frozen)
+    loss = FusedBackend(network, threads, weights).backward(x, LABELS, dropout_keys(0))
+    expected = F.cross_entropy(network(x), LABELS, weight=weights)
+    assert loss != pytest.approx(F.cross_entropy(network(x), LABELS).item(), rel=1e-4)
+    check_gradients(network, expected, loss)
+    plain = PlainBackend(network, weights).backward(x, LABELS, dropout_keys(0))
+    check_gradients(network, F.cross_entropy(network(x), LABELS, weight=weights), plain)
+
+
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_training_steps_are_pytorchs(x: Tensor, kind: str) -> None:
     torch.manual_seed(2)

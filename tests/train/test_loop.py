@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
@@ -16,11 +18,12 @@ from fmcae.errors import ProviderError, RunError, UsageError
 from fmcae.preprocess import scale as scale_numpy
 from fmcae.train.backend import PlainBackend, backend_for, training_loss
 from fmcae.train.config import NetworkConfig, TrainConfig
-from fmcae.train.loop import _deterministic, resolve_device, train
+from fmcae.train.loop import _deterministic, best_epoch, resolve_device, train
 from fmcae.train.measure import DeviceSplit, _mse_on_device, evaluate, scale
 from fmcae.train.networks import Autoencoder, Classifier
 from fmcae.train.progress import Progress
 from fmcae.train.run import Run, create_run, open_run
+from fmcae.train.weights import save_checkpoint
 
 NETWORK = NetworkConfig(latent_dim=8)
 Weights = dict[str, dict[str, Tensor]]
@@ -81,13 +84,118 @@ def test_a_stopped_run_resumes_to_the_same_bits(dataset: Dataset, whole_run: Run
     assert not stopped.finished
     train(stopped, dataset)
     assert _equal(_weights(whole_run), _weights(stopped))
-    times = ("seconds", "images_per_second")
-    first, second = (
-        [{key: value for key, value in record.items() if key not in times} for record in run.metrics()]
-        for run in (whole_run, stopped)
-    )
-    assert first == second
+    assert _without_times(whole_run) == _without_times(stopped)
     assert not (stopped.folder / "checkpoint.safetensors").exists()
+
+
+# --- the best epoch, and an early stop ----------------------------------------------------------------------------
+
+# a classifier whose validation accuracy rises and falls again, so that its patience ends before its epochs
+UP_AND_DOWN = TrainConfig(
+    NETWORK,
+    stage="classifier",
+    encoder_init="random",
+    learning_rate=0.02,
+    epochs=30,
+    seed=0,
+    keep="best",
+    patience=2,
+    class_weights=True,
+)
+
+
+@pytest.fixture(scope="module")
+def best_run(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = create_run(tmp_path_factory.mktemp("best") / "run", UP_AND_DOWN, dataset)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fmcae.train.loop._draw", lambda *_: None)
+        train(run, dataset)
+    return run
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_best_epochs_weights_are_kept_and_tested(dataset: Dataset, best_run: Run, tmp_path: Path) -> None:
+    *epochs, test = best_run.metrics()
+    accuracies = [record["val_accuracy"] for record in epochs]
+    best = int(np.argmax(accuracies)) + 1
+    assert best_run.kept("classifier") == {"kept_epoch": best, "stopped_epoch": best + 2}
+    assert best_run.finished and len(epochs) == best + 2 < 30 and best > 1
+    shorter = replace(UP_AND_DOWN, epochs=best, keep="last", patience=None)
+    run = create_run(tmp_path / "shorter", shorter, dataset)
+    train(run, dataset)
+    expected, found = load_file(run.weights("classifier")), load_file(best_run.weights("classifier"))
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert {**run.metrics()[-1], "stopped_epoch": best + 2} == test
+    split = DeviceSplit.from_split(dataset.test, torch.device("cpu"))
+    values, confusion = evaluate(PlainBackend(best_run.network("classifier")), split)
+    assert confusion is not None and confusion.tolist() == test["confusion"]  # not weighted by class
+    assert values["cross_entropy"] == pytest.approx(test["test_cross_entropy"], rel=1e-5)
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("where", ["step", "checkpoint", "test", "weights"])
+def test_a_run_that_keeps_the_best_resumes_to_the_same_bits_from_anywhere(
+    dataset: Dataset, best_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    run = create_run(tmp_path / "run", best_run.config, dataset)
+    last = best_run.kept("classifier")["stopped_epoch"]
+    places = {"checkpoint": "save_checkpoint", "test": "_test", "weights": "save_weights"}
+    progress = StopAt(10 * (last - 1) + 5) if where == "step" else Progress()  # ten steps an epoch
+
+    def stop(*arguments: Any) -> None:
+        if where != "checkpoint" or arguments[2] == last:
+            raise KeyboardInterrupt
+        save_checkpoint(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        if where in places:
+            patch.setattr(f"fmcae.train.loop.{places[where]}", stop)
+        train(run, dataset, progress)
+    assert not run.finished
+    train(run, dataset)
+    assert run.weights("classifier").read_bytes() == best_run.weights("classifier").read_bytes()
+    assert _without_times(run) == _without_times(best_run)
+
+
+def test_an_early_stop_says_so_and_why(dataset: Dataset, best_run: Run, tmp_path: Path) -> None:
+    notes: list[str] = []
+
+    class Notes(Progress):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    run = create_run(tmp_path / "run", replace(best_run.config, keep="last"), dataset)
+    train(run, dataset, Notes())
+    kept = best_run.kept("classifier")
+    best, last = kept["kept_epoch"], kept["stopped_epoch"]
+    assert run.kept("classifier") == {"kept_epoch": last, "stopped_epoch": last}
+    assert notes == [
+        f"classifier: stopped after epoch {last} of 30: no better validation accuracy than epoch {best}'s in 2 more; "
+        f"epoch {last} is kept"
+    ]
+
+
+@given(st.lists(st.sampled_from([0.1, 0.2, 0.3, float("inf"), float("nan")]), min_size=1, max_size=12))
+def test_the_best_epoch_is_the_first_of_the_best_ones(values: list[float]) -> None:
+    for stage, name, better in (("autoencoder", "val_mse", min), ("classifier", "val_accuracy", max)):
+        records = [{"stage": stage, "epoch": number, name: value} for number, value in enumerate(values, 1)]
+        found = best_epoch([{"stage": "another", "epoch": 1}, *records], stage)
+        numbers = [value for value in values if not np.isnan(value)]
+        assert found == (values.index(better(numbers)) + 1 if numbers else 1)
+
+
+def test_metrics_that_lack_an_epoch_are_named_where_they_decide(dataset: Dataset, tmp_path: Path) -> None:
+    run = create_run(tmp_path / "run", UP_AND_DOWN, dataset)
+    with pytest.raises(KeyboardInterrupt):
+        train(run, dataset, StopAt(25))
+    run.write_metrics(run.metrics()[1:])
+    with pytest.raises(RunError, match=r"metrics\.jsonl: is damaged: it lacks some of the classifier's 2 epochs"):
+        train(run, dataset)
+
+
+def _without_times(run: Run) -> list[dict[str, Any]]:
+    times = ("seconds", "images_per_second")
+    return [{key: value for key, value in record.items() if key not in times} for record in run.metrics()]
 
 
 def test_a_damaged_checkpoint_is_named_not_used(dataset: Dataset, tmp_path: Path) -> None:
@@ -219,8 +327,9 @@ def test_the_picture_of_reconstructions_computes_what_it_shows(
     drawn: list[tuple[Any, ...]] = []
     monkeypatch.setattr("fmcae.train.figures.draw_reconstructions", lambda *arguments: drawn.append(arguments))
     train(run := create_run(tmp_path / "run", TrainConfig(NETWORK, epochs=1, stage="autoencoder"), dataset), dataset)
-    ((_, images, x_hat),) = drawn
-    assert np.array_equal(images, dataset.test.images[:10])
+    ((_, images, x_hat, captions),) = drawn
+    firsts = [int(np.flatnonzero(dataset.val.labels == label)[0]) for label in range(10)]
+    assert np.array_equal(images, dataset.val.images[firsts]) and tuple(captions) == dataset.class_names
     with torch.no_grad():
         expected = run.network("autoencoder")(scale(torch.from_numpy(np.array(images)))).numpy()
     assert np.allclose(x_hat, expected, atol=1e-5)

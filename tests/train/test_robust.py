@@ -6,15 +6,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.nn import functional as F
 
 from fmcae import metrics
 from fmcae.data import Dataset, Split, load_dataset
+from fmcae.train.backend import balanced_weights
 from fmcae.train.config import ROBUST, NetworkConfig, TrainConfig
 from fmcae.train.loop import train
-from fmcae.train.measure import scale
+from fmcae.train.measure import DeviceSplit, scale
 from fmcae.train.networks import Classifier, Encoder, NormalizedClassifier
 from fmcae.train.progress import Progress
-from fmcae.train.robust import one_cycle
+from fmcae.train.robust import _Stage, one_cycle
 from fmcae.train.run import Run, create_run
 
 SMALL = replace(ROBUST, teacher_epochs=2, classifier_epochs=4, view_epochs=3, batch_size=30, negatives=40)
@@ -117,6 +119,25 @@ def test_it_learns(sample: Path, tmp_path: Path) -> None:
             for images in (dataset.val.images, noise)
         )
     assert known.median() > unknown.median()
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_class_weights_reach_teacher_and_classifier_and_leave_negatives_as_they_are(
+    dataset: Dataset, whole_run: Run, tmp_path: Path
+) -> None:
+    run = create_run(tmp_path / "run", replace(CONFIG, class_weights=True), dataset)
+    train(run, dataset)
+    assert run.weights("autoencoder").read_bytes() == whole_run.weights("autoencoder").read_bytes()
+    splits = {name: DeviceSplit.from_split(getattr(dataset, name), torch.device("cpu")) for name in ("train", "val")}
+    for name in ("teacher", "classifier"):
+        assert run.weights(name).read_bytes() != whole_run.weights(name).read_bytes()
+        stage = _Stage(run, name, splits)
+        expected = torch.cat([balanced_weights(splits["train"].labels, 10), torch.ones(1)])
+        assert stage.class_weights is not None and torch.equal(stage.class_weights, expected)
+        stage.views.soft_labels = None
+        logits, labels = torch.randn(30, 11), torch.arange(30) % 11
+        stage.views.labels[:30] = labels
+        assert stage._loss(logits, torch.arange(30)) == F.cross_entropy(logits, labels, expected)
 
 
 def test_the_learning_rate_rises_and_falls_once() -> None:

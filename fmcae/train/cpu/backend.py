@@ -21,12 +21,14 @@ T = TypeVar("T")
 class FusedBackend:
     """Losses, gradients and outputs of a network, on ``threads`` threads of the CPU until it is closed.
 
-    The threads take fixed parts of a batch, so the same seed and number of threads give the same weights.
+    The threads take fixed parts of a batch, so the same seed and number of threads give the same weights. In the loss of a
+    classifier, an image counts as ``class_weights`` (K,) have it; all count the same without them.
     """
 
-    def __init__(self, network: Autoencoder | Classifier, threads: int) -> None:
+    def __init__(self, network: Autoencoder | Classifier, threads: int, class_weights: Tensor | None = None) -> None:
         self.network = network
         self.threads = threads
+        self._class_weights = None if class_weights is None else as_numpy(class_weights)
         # PyTorch's number of threads is each thread's own. At its default, a product in a new thread of ours may be divided
         # between more threads, which changes its last bits.
         self._executor = ThreadPoolExecutor(max(1, threads - 1), initializer=torch.set_num_threads, initargs=(1,))
@@ -41,12 +43,15 @@ class FusedBackend:
         dropout = Dropout(config.dropout, keys, config.dropout_position == "before-pooling", config.output_dropout)
         encoder, head = self._weights()  # here and not in the threads, like every call of PyTorch that can be
         images, classes = as_numpy(x)[:, 0], as_numpy(labels)
+        weights = np.ones(len(images), np.float32) if self._class_weights is None else self._class_weights[classes]
+        total = float(weights.sum())
 
         def step(first: int, end: int) -> tuple[float, Gradients]:
             part, own_dropout = images[first:end], replace(dropout, first=first)
             if isinstance(head, DecoderWeights):
                 return passes.autoencoder_step(encoder, head, part, len(images), own_dropout)
-            return passes.classifier_step(encoder, head, part, classes[first:end], len(images), own_dropout)
+            own_classes, own_weights = classes[first:end], weights[first:end]
+            return passes.classifier_step(encoder, head, part, own_classes, own_weights, total, own_dropout)
 
         (loss, gradients), *others = self.run_parts(step, len(images), -(-len(images) // self.threads))
         for other_loss, other in others:

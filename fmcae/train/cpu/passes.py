@@ -228,17 +228,22 @@ def classifier_step(
     head: LinearWeights,
     x: Floats,
     labels: NDArray[np.int64],
-    batch_size: int,
+    weights: Floats,
+    total: float,
     dropout: Dropout,
 ) -> tuple[float, Gradients]:
-    """The share in a batch's loss of its images x (N, 28, 28) and labels (N,), and the gradients."""
+    """The share in a batch's loss of its images x (N, 28, 28) and labels (N,), and the gradients.
+
+    The images count by ``weights`` (N,), of which those of the batch sum up to ``total``.
+    """
     encoded = encode(encoder, x, dropout)
     log_probabilities = F.log_softmax(torch.from_numpy(linear(encoded.z, *head)), dim=1).numpy()
     rows = np.arange(len(x))
-    loss = float(-log_probabilities[rows, labels].sum(dtype=np.float64) / batch_size)
+    loss = float(-(weights * log_probabilities[rows, labels]).sum(dtype=np.float64) / total)
     grad_logits = np.exp(log_probabilities)
     grad_logits[rows, labels] -= 1
-    grad_logits /= batch_size
+    grad_logits *= weights[:, np.newaxis]
+    grad_logits /= total
     gradients = {"linear.weight": multiply(grad_logits.T, encoded.z), "linear.bias": grad_logits.sum(axis=0)}
     if encoder.is_trained:
         gradients |= encode_backward(encoder, x, encoded, multiply(grad_logits, head[0]), dropout)
