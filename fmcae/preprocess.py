@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from fmcae.images import ImageSource, read_image, strips
+from fmcae.images import MAX_PIXELS, ImageSource, read_image, strips
 
 Bytes: TypeAlias = NDArray[np.uint8]
 Floats: TypeAlias = NDArray[np.float32]
@@ -57,13 +57,13 @@ def scale(images: Bytes) -> Floats:
     return scaled
 
 
-def to_uint8(source: ImageSource) -> Bytes:
+def to_uint8(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Bytes:
     """Bring an image into Fashion-MNIST's form: (28, 28) uint8, the background 0, the item up to 255.
 
-    A 28×28 image that is opaque and grey is taken exactly as it is. A blank picture gives zeros.
-    Errors are those of :func:`preprocess`.
+    A 28×28 image that is opaque and grey is taken exactly as it is. A blank picture gives zeros. One with more than
+    ``max_pixels`` is refused. Errors are those of :func:`preprocess`.
     """
-    image = read_image(source)
+    image = read_image(source, max_pixels)
     if image.size == (SIZE, SIZE):
         if image.mode == "L":
             return np.frombuffer(image.tobytes(), np.uint8).reshape(SIZE, SIZE)  # a copy less than np.array makes

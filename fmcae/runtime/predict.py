@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmcae.errors import FmcaeError, ImageError
-from fmcae.images import IMAGE_SUFFIXES
+from fmcae.images import IMAGE_SUFFIXES, MAX_PIXELS
 from fmcae.preprocess import scale, to_uint8
 from fmcae.runtime.model import Model, Prediction
 
@@ -103,17 +103,32 @@ def read_pixels(path: str, stdin: bytes = b"") -> NDArray[np.uint8]:
     Raises:
         ImageError: it cannot be read or preprocessed; the message names the path.
     """
+    return _pixels_of(stdin, "stdin") if path == STDIN else _pixels_of(path, path)
+
+
+def _pixels_of(source: str | bytes, name: str, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     try:
-        return to_uint8(stdin if path == STDIN else path)
+        return to_uint8(source, max_pixels)
     except MemoryError:
         raise
     except ImageError as error:
-        if path != STDIN:
+        if isinstance(source, str):
             raise
-        raise ImageError(f"stdin{str(error).removeprefix('image bytes')}") from error
+        raise ImageError(f"{name}{str(error).removeprefix('image bytes')}") from error
     except Exception as error:  # one odd picture among thousands must not stop the others
-        name = "stdin" if path == STDIN else path
         raise ImageError(f"{name}: cannot be preprocessed: {type(error).__name__}: {error}") from error
+
+
+def predict_content(model: Model, path: str, content: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Outcome:
+    """Predict an encoded image that came from elsewhere than a file: one with more than ``max_pixels`` is an error.
+
+    ``path`` is what the outcome calls it, and ``name`` what its error does. No file is read.
+    """
+    try:
+        pixels = _pixels_of(content, name, max_pixels)
+    except ImageError as error:
+        return Outcome(path, None, error)
+    return Outcome(path, model.predict_inputs(scale(pixels)[np.newaxis])[0], None, pixels)
 
 
 def predict_images(model: Model, names: Iterable[str], stdin: bytes = b"") -> Iterator[Outcome]:
