@@ -18,15 +18,17 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
 from typing import Any
 
 import prometheus_client
 import uvicorn
-from python_multipart.multipart import parse_options_header
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import FormParser, parse_options_header
 from starlette.applications import Starlette
-from starlette.datastructures import MutableHeaders, UploadFile
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, HTMLResponse, Response
 from starlette.routing import Mount, Route
@@ -49,7 +51,7 @@ from fmcae.runtime.predict import STDIN, Outcome, predict_content
 
 Picture = tuple[str, str, bytes]  # its path in the answer, its name in an error, and the encoded picture
 
-MAX_PICTURES = 64  # of one request
+MAX_PARTS = 64  # of a form
 RETRY_AFTER_S = 1
 # A body of no declared type, and curl's default for --data-binary.
 RAW_TYPES = ("", "application/octet-stream", "application/x-www-form-urlencoded")
@@ -401,33 +403,34 @@ async def _read_pictures(request: Request, content_type: str, body: _Body) -> li
     """Read the picture that a body is, or those in the parts of a form."""
     if content_type != MULTIPART:
         return [(STDIN, "body", b"".join([chunk async for chunk in body.chunks()]))]
-    chunks = _checked_form(body.chunks(), request.headers["content-type"])
-    parser = MultiPartParser(request.headers, chunks, max_files=MAX_PICTURES, max_fields=MAX_PICTURES)
-    parser.spool_max_size = sys.maxsize  # nothing goes to disk; the body has its own limit
+    pictures: list[Picture] = []
+    parts = count(1)
+    ends: list[bool] = []
+
+    def add(part: Any, is_file: bool = True) -> None:
+        if (number := next(parts)) > MAX_PARTS:
+            raise FormParserError(f"it has more than {MAX_PARTS} parts")
+        if is_file:
+            name = part.file_name.decode(errors="replace") or f"picture {number}"
+            part.file_object.seek(0)
+            pictures.append((name, name, part.file_object.read()))
+
+    boundary = parse_options_header(request.headers["content-type"])[1].get(b"boundary")
     try:
-        form = await parser.parse()
-    except MultiPartException as error:
-        raise _Refused(422, f"the form cannot be read: {error.message}") from error
-    pictures = []
-    for number, (_, part) in enumerate(form.multi_items(), start=1):
-        if isinstance(part, UploadFile):
-            name = part.filename or f"picture {number}"
-            pictures.append((name, name, await part.read()))
-    await form.close()
+        if not boundary:
+            raise FormParserError("its content-type has no boundary")
+        in_memory: Any = {"MAX_MEMORY_FILE_SIZE": float("inf")}  # of what the body's own limit allows
+        ended = partial(ends.append, True)
+        parser = FormParser(MULTIPART, partial(add, is_file=False), add, ended, boundary=boundary, config=in_memory)
+        async for chunk in body.chunks():
+            parser.write(chunk)
+        if not ends:
+            raise FormParserError("its last boundary is missing")
+    except FormParserError as error:
+        raise _Refused(422, f"the form cannot be read: {error}") from error
     if not pictures:
         raise _Refused(422, "the form has no file: each picture is a part with a file name")
     return pictures
-
-
-async def _checked_form(chunks: AsyncGenerator[bytes, None], content_type: str) -> AsyncGenerator[bytes, None]:
-    """Pass a form on, and see that it ends: the parser leaves out what comes after the last whole part."""
-    boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
-    tail = b""
-    async for chunk in chunks:
-        yield chunk
-        tail = (tail + chunk)[-4096:]
-    if b"--" + boundary + b"--" not in tail:
-        raise _Refused(422, "the form cannot be read: its last boundary is missing")
 
 
 async def _within(deadline: float, work: Awaitable[Any]) -> Any:
