@@ -45,24 +45,25 @@ LARGE_PIXELS = 2**22
 STRIP_PIXELS = 2**16  # that are computed with at once: few enough for the processor's cache
 
 
-def read_image(source: ImageSource) -> Image.Image:
+def read_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode an image (the first frame of several) to mode L, RGB or RGBA, upright as its EXIF orientation says.
 
     Deeper images are scaled to 8 bits: 16-bit ones by their full range, 32-bit and float ones by the smallest of 1
-    (float only), 255 and 65535 that holds all values. A PIL image that needs no change is returned itself.
+    (float only), 255 and 65535 that holds all values. A PIL image that needs no change is returned itself. One with more
+    than ``max_pixels`` is refused before it is decoded.
 
     Raises:
         ImageError: the source cannot be read as an image; the message names it and says why.
     """
     if isinstance(source, np.ndarray):
-        return _from_array(source)
+        return _from_array(source, max_pixels)
     if isinstance(source, str) and not source:
         raise ImageError("path (=) must not be empty")
     name = "image" if isinstance(source, Image.Image) else "image bytes" if isinstance(source, bytes) else str(source)
     try:
         with _without_warnings:
-            image = source if isinstance(source, Image.Image) else _open(_read_bytes(source, name), name)
-            _check_size(image.size, name)
+            image = source if isinstance(source, Image.Image) else _open(_read_bytes(source, name), name, max_pixels)
+            _check_size(image.size, name, max_pixels)
             image = _upright(image)  # which may be a copy: the other one's memory is free from here on
             return _to_eight_bits(image)
     except (ImageError, MemoryError):
@@ -89,7 +90,7 @@ def _read_bytes(source: str | os.PathLike[str] | bytes, name: str) -> bytes:
     return content
 
 
-def _open(content: bytes, name: str) -> Image.Image:
+def _open(content: bytes, name: str, max_pixels: int) -> Image.Image:
     """Open a picture that may be decoded. A large JPEG is decoded at a smaller size."""
     check_encoded(content)
     file = PictureFile(content)
@@ -99,7 +100,7 @@ def _open(content: bytes, name: str) -> Image.Image:
         _silence_other_formats()
         Image.init()
         image = Image.open(file, formats=[name for name in OTHER_FORMATS if name in Image.OPEN])
-    _check_size(image.size, name)
+    _check_size(image.size, name, max_pixels)
     check_opened(image, content)
     file.max_reads = MAX_READS
     image.draft(None, (DRAFT_SIZE, DRAFT_SIZE))
@@ -142,19 +143,19 @@ def _silence_other_formats() -> None:
         library.TIFFSetWarningHandler(None)
 
 
-def _check_size(size: tuple[int, int], name: str) -> None:
-    if not 1 <= size[0] * size[1] <= MAX_PIXELS:
-        raise ImageError(f"{name}: has {size[0]}×{size[1]} pixels; 1 to {MAX_PIXELS:,} are read")
+def _check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
+    if not 1 <= size[0] * size[1] <= max_pixels:
+        raise ImageError(f"{name}: has {size[0]}×{size[1]} pixels; 1 to {max_pixels:,} are read")
     if max(size) > MAX_EDGE:
         raise ImageError(f"{name}: has {size[0]}×{size[1]} pixels; at most {MAX_EDGE:,} at an edge are read")
 
 
-def _from_array(array: NDArray[Any]) -> Image.Image:
+def _from_array(array: NDArray[Any], max_pixels: int) -> Image.Image:
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
     if array.ndim != 2 and (array.ndim != 3 or array.shape[2] not in (3, 4)):
         raise ImageError(f"array's shape (={array.shape}) must be (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)")
-    _check_size((array.shape[1], array.shape[0]), "array")
+    _check_size((array.shape[1], array.shape[0]), "array", max_pixels)
     if array.dtype == np.uint16:
         parts = np.array_split(array, 1 + array.size // STRIP_PIXELS)
         array = np.concatenate([_sixteen_to_eight_bits(part) for part in parts])

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from fmcae.images import ImageSource, pixels_of, read_image
+from fmcae.images import MAX_PIXELS, ImageSource, pixels_of, read_image
 
 Bytes: TypeAlias = NDArray[np.uint8]
 Floats: TypeAlias = NDArray[np.float32]
@@ -27,17 +27,18 @@ DESCRIPTION: dict[str, Any] = {
 }
 
 
-def preprocess(source: ImageSource) -> Floats:
+def preprocess(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Floats:
     """Return the model's input for one image, (1, 28, 28) float32 in [0, 1]. A blank picture gives zeros.
 
     Args:
         source: a path, an image file's bytes, a PIL image, or an array of uint8, uint16 or bool of shape (H, W),
             (H, W, 1), (H, W, 3) or (H, W, 4).
+        max_pixels: how many it may have.
 
     Raises:
         ImageError: the source cannot be read as an image; the message names it and says why.
     """
-    image = read_image(source)
+    image = read_image(source, max_pixels)
     pixels = pixels_of(image)
     del image  # a large one's memory is free from here on
     if pixels.shape == (SIZE, SIZE):  # the graph would give the same

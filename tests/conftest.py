@@ -1,6 +1,7 @@
 """Fixtures of several tests. Without the [train] extra, everything that needs torch is left out and the rest runs."""
 
 import io
+import runpy
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -75,6 +76,13 @@ def encoded() -> Callable[..., bytes]:
         return buffer.getvalue()
 
     return encode
+
+
+@pytest.fixture(scope="session")
+def fifty_pictures() -> dict[str, bytes]:
+    """Fifty encoded pictures by file name, in many presentations."""
+    made: dict[str, bytes] = runpy.run_path(str(Path(__file__).with_name("pictures.py")))["pictures"]()
+    return made
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from fmcae.runtime.session import lacks_memory
 
 VERBS = (
     "train", "export", "parity", "verify", "info", "predict", "evaluate", "reconstruct", "encode", "bench", "doctor",
-    "study",
+    "serve", "study",
 )  # fmt: skip
 
 

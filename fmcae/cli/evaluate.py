@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from fmcae.cli.options import (
-    JSON_SCHEMA_VERSION,
     MODEL_HELP,
     JsonOption,
     ProviderOption,
@@ -16,13 +15,13 @@ from fmcae.cli.options import (
     complete_model,
     echo,
     error_line,
-    json_text,
     note,
     print_json,
     printable,
 )
 from fmcae.cli.predict import THRESHOLD_HELP
 from fmcae.errors import UsageError
+from fmcae.runtime.as_json import JSON_SCHEMA_VERSION, json_text
 
 if TYPE_CHECKING:
     from fmcae.card import Card

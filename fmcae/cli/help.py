@@ -29,7 +29,7 @@ GROUPS = {
         "out", "show", "as_json", "json_output", "as_jsonl", "as_csv", "plot", "onnx", "list_runs", "quiet",
         "tensorboard",
     ),
-    "Machine": ("provider", "device", "threads", "workers", "ray"),
+    "Machine": ("provider", "device", "threads", "workers", "jobs", "ray"),
 }  # fmt: skip
 _GROUP_OF = {name: group for group, names in GROUPS.items() for name in names}
 

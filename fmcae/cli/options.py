@@ -1,7 +1,5 @@
 """Options and small renderers that several verbs use."""
 
-import json
-import math
 import os
 import re
 import sys
@@ -14,9 +12,8 @@ import typer
 
 from fmcae.errors import ImageError, UsageError
 from fmcae.precision import Provider
+from fmcae.runtime.as_json import JSON_SCHEMA_VERSION, json_text
 from fmcae.runtime.session import MAX_THREADS
-
-JSON_SCHEMA_VERSION = 1
 
 DATA_HELP = """Folder with four IDX files, or one folder of images per class, also in train, val and test.
 [default: Fashion-MNIST from $FMCAE_DATA, the cache, Debian's package or a download]"""
@@ -48,21 +45,6 @@ _NOT_PRINTABLE = "[\0-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-
 def print_json(values: dict[str, Any]) -> None:
     """Print ``values`` as JSON, with the schema version first."""
     echo(json_text({"schema_version": JSON_SCHEMA_VERSION, **values}, indent=2))
-
-
-def json_text(values: Any, indent: int | None = None) -> str:
-    """``values`` as JSON in ASCII, which any encoding of stdout can show; a number that is not finite becomes null."""
-    return json.dumps(_without_what_json_lacks(values), indent=indent, allow_nan=False)
-
-
-def _without_what_json_lacks(values: Any) -> Any:
-    if isinstance(values, str):  # a file name in an unknown encoding has lone surrogates
-        return values.encode("utf-8", "backslashreplace").decode()
-    if isinstance(values, float):
-        return values if math.isfinite(values) else None
-    if isinstance(values, dict):
-        return {key: _without_what_json_lacks(value) for key, value in values.items()}
-    return [_without_what_json_lacks(value) for value in values] if isinstance(values, list | tuple) else values
 
 
 def echo(text: str, err: bool = False) -> None:

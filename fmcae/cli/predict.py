@@ -9,7 +9,6 @@ import typer
 
 from fmcae.cli.help import in_flags
 from fmcae.cli.options import (
-    JSON_SCHEMA_VERSION,
     JsonOption,
     ModelOption,
     ProviderOption,
@@ -17,17 +16,25 @@ from fmcae.cli.options import (
     check_is_no_input,
     check_out,
     error_line,
-    json_text,
     note,
     printable,
     read_stdin,
 )
 from fmcae.errors import ImageError, UsageError
+from fmcae.runtime.as_json import (
+    JSON_SCHEMA_VERSION,
+    KNOWN_COLUMNS,
+    RANK_COLUMNS,
+    check_top_k,
+    facts_of,
+    json_text,
+    outcome_values,
+    ranked_labels,
+)
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from fmcae.runtime.model import Prediction
     from fmcae.runtime.predict import Outcome
 
     Row: TypeAlias = tuple[Outcome, list[dict[str, Any]]]  # with its top labels, none if it has an error
@@ -35,8 +42,6 @@ if TYPE_CHECKING:
 PathsArgument = Annotated[
     list[str], typer.Argument(metavar="PATH", help="Image files, folders, globs, or - for an image on stdin.")
 ]
-RANK_COLUMNS = ("label", "index", "probability")
-KNOWN_COLUMNS = ("known", "known_score")
 THRESHOLD_HELP = "Known score, 0 to 1, below which an image is unknown; 0 turns it off. [default: the model's own]"
 SHOW_HELP = "Write a contact sheet: each picture, the 28x28 that the model sees, label and probability."
 
@@ -55,6 +60,9 @@ def predict(
     ] = False,
     provider: ProviderOption = "cpu",
     threads: ThreadsOption = None,
+    jobs: Annotated[
+        int | None, typer.Option(metavar="N", min=1, max=1024, help="Pictures read at once. [default: one on each CPU]")
+    ] = None,
 ) -> None:
     """Classify images of any size, colour and format.
 
@@ -72,22 +80,20 @@ def predict(
         _check_show(show, paths)
     loaded = load(model, provider=provider, threads=threads, only="classifier", threshold=threshold)
     class_names = loaded.class_names
-    if top_k > len(class_names):
-        raise UsageError(f"top_k (={top_k}) must be an integer from 1 to {len(class_names)}, the number of classes")
-    session = loaded.session("classifier")
-    facts = {"provider": session.provider, "model": str(loaded.artefacts["classifier"].path)}
+    check_top_k(top_k, class_names)
+    facts = facts_of(loaded)
     stdin = read_stdin(paths)
     failed: list[str] = []
     sheet = _Sheet(stdin)
 
     def rows() -> "Iterator[Row]":
-        for outcome in predict_images(loaded, paths, stdin):
+        for outcome in predict_images(loaded, paths, stdin, jobs):
             if outcome.error is not None:
                 error_line(in_flags(outcome.error, context))
                 failed.append(outcome.path)
             elif show is not None:
                 sheet.add(outcome)
-            yield outcome, _ranked(outcome.prediction, class_names, top_k) if outcome.prediction else []
+            yield outcome, ranked_labels(outcome.prediction, class_names, top_k) if outcome.prediction else []
 
     if as_json:
         _write_json(rows(), top_k, facts, class_names)
@@ -144,12 +150,6 @@ def _check_show(show: Path, paths: list[str]) -> None:
         check_is_no_input(show, (path for path, _ in find_images(paths)), "show")
 
 
-def _ranked(prediction: "Prediction", class_names: tuple[str, ...], top_k: int) -> list[dict[str, Any]]:
-    probabilities = prediction.probabilities
-    order = (-probabilities).argsort(kind="stable")[:top_k].tolist()
-    return [dict(zip(RANK_COLUMNS, (class_names[i], i, float(probabilities[i])), strict=True)) for i in order]
-
-
 def _write_lines(rows: "Iterable[Row]", top_k: int, facts: dict[str, str]) -> None:
     from fmcae.runtime.predict import unknown_text
 
@@ -183,7 +183,7 @@ def _write_json(rows: "Iterable[Row]", top_k: int, facts: dict[str, str], class_
     print(f'{{"schema_version": {JSON_SCHEMA_VERSION}, "class_names": {names}, "predictions": [', end="")
     separator = "\n"
     for outcome, ranked in rows:
-        print(f"{separator}  {json_text(_values(outcome, ranked, top_k, facts))}", end="")
+        print(f"{separator}  {json_text(outcome_values(outcome, ranked, facts))}", end="")
         separator = ",\n"
     print("\n]}")
 
@@ -191,13 +191,4 @@ def _write_json(rows: "Iterable[Row]", top_k: int, facts: dict[str, str], class_
 def _write_jsonl(rows: "Iterable[Row]", top_k: int, facts: dict[str, str]) -> None:
     for outcome, ranked in rows:
         # at once, because another program may wait for each line
-        print(json_text(_values(outcome, ranked, top_k, facts)), flush=True)
-
-
-def _values(outcome: "Outcome", ranked: list[dict[str, Any]], top_k: int, facts: dict[str, str]) -> dict[str, Any]:
-    if outcome.prediction is None:
-        return {"path": outcome.path, "error": str(outcome.error)}
-    known = {name: getattr(outcome.prediction, name) for name in KNOWN_COLUMNS}
-    probabilities = outcome.prediction.probabilities.tolist()
-    values = {"path": outcome.path, **ranked[0], **known, "probabilities": probabilities, **facts}
-    return values | ({"top_k": ranked} if top_k > 1 else {})
+        print(json_text(outcome_values(outcome, ranked, facts)), flush=True)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmcae.errors import FmcaeError, ImageError, UsageError
-from fmcae.images import IMAGE_SUFFIXES
+from fmcae.images import IMAGE_SUFFIXES, MAX_PIXELS
 from fmcae.preprocess import Floats, as_bytes, preprocess
 from fmcae.runtime.machine import available_cpus
 from fmcae.runtime.model import Model, Prediction
@@ -115,19 +115,34 @@ def read_input(path: str, stdin: bytes = b"") -> Floats:
     Raises:
         ImageError: it cannot be read or preprocessed; the message names the path.
     """
+    return _input_of(stdin, "stdin") if path == STDIN else _input_of(path, path)
+
+
+def _input_of(source: str | bytes, name: str, max_pixels: int = MAX_PIXELS) -> Floats:
     try:
-        return preprocess(stdin if path == STDIN else path)
+        return preprocess(source, max_pixels)
     except MemoryError:
         raise
     except ImageError as error:
-        if path != STDIN:
+        if isinstance(source, str):
             raise
-        raise ImageError(f"stdin{str(error).removeprefix('image bytes')}") from error
+        raise ImageError(f"{name}{str(error).removeprefix('image bytes')}") from error
     except FmcaeError:  # ONNX Runtime is broken, which no picture mends
         raise
     except Exception as error:  # one odd picture among thousands must not stop the others
-        name = "stdin" if path == STDIN else path
         raise ImageError(f"{name}: cannot be preprocessed: {type(error).__name__}: {error}") from error
+
+
+def predict_content(model: Model, path: str, content: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Outcome:
+    """Predict an encoded image that came from elsewhere than a file: one with more than ``max_pixels`` is an error.
+
+    ``path`` is what the outcome calls it, and ``name`` what its error does. No file is read.
+    """
+    try:
+        x = _input_of(content, name, max_pixels)
+    except ImageError as error:
+        return Outcome(path, None, error)
+    return Outcome(path, model.predict_inputs(x[np.newaxis])[0], None, as_bytes(x))
 
 
 def predict_images(

@@ -87,8 +87,25 @@ def test_one_bad_image_does_not_stop_the_rest(model: Model, folder: Path) -> Non
     assert outcomes[2].path == str(folder / "nothing*")
 
 
+def test_a_picture_that_comes_from_elsewhere_is_named_as_asked_and_may_have_fewer_pixels(
+    model: Model, folder: Path
+) -> None:
+    content = (folder / "a.PNG").read_bytes()
+    outcome = predict.predict_content(model, "path", content, "name")
+    expected = model.predict(content)
+    assert outcome.path == "path" and outcome.prediction is not None and outcome.pixels is not None
+    assert np.array_equal(outcome.prediction.probabilities, expected.probabilities)
+    for odd, limit, error in (
+        (content, 783, "name: has 28×28 pixels; 1 to 783 are read"),
+        (b"", 784, "name: is empty"),
+        (str(folder / "a.PNG").encode(), 784, "name: is not an image in a format that is read"),
+    ):
+        outcome = predict.predict_content(model, "path", odd, "name", limit)
+        assert outcome.prediction is None and str(outcome.error).startswith(error)
+
+
 def test_nor_does_one_that_breaks_preprocessing(model: Model, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(source: str) -> NDArray[np.float32]:
+    def fail(source: str, _: int) -> NDArray[np.float32]:
         if source == str(folder / "a.PNG"):
             raise ZeroDivisionError("division by zero")
         return preprocess(source)
@@ -124,7 +141,7 @@ def test_jobs_are_at_least_1(model: Model) -> None:
 
 
 def test_memory_that_is_gone_stops_it(model: Model, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_: str) -> None:
+    def fail(*_: object) -> None:
         raise MemoryError
 
     monkeypatch.setattr(predict, "preprocess", fail)
