@@ -41,7 +41,8 @@ def to_onnx(network: nn.Module, kind: Kind, example: NDArray[np.float32]) -> byt
     model.ir_version = IR_VERSION
     # The exporter notes where in the Python source each node comes from; that is of no use in an artefact.
     del model.metadata_props[:], model.graph.metadata_props[:]
-    for item in (*model.graph.node, *model.graph.input, *model.graph.output, *model.graph.value_info):
+    del model.graph.value_info[:]  # sizes between the nodes, some of the example's batch, which stop other runtimes
+    for item in (*model.graph.node, *model.graph.input, *model.graph.output):
         del item.metadata_props[:]
         item.doc_string = ""
     is_the_papers = any(isinstance(module, Encoder) for module in network.modules())
@@ -60,7 +61,6 @@ def _crop(model: onnx.ModelProto, size: int) -> None:
     graph = model.graph
     bounds = {"crop.starts": [0, 0], "crop.ends": [size, size], "crop.axes": [2, 3]}
     graph.initializer.extend(onnx.numpy_helper.from_array(np.array(value), name) for name, value in bounds.items())
-    del graph.value_info[:]  # the sizes between the nodes, which change
     for node in graph.node:
         node.input[:] = ["x_used" if name == "x" else name for name in node.input]
     graph.node.insert(0, onnx.helper.make_node("Slice", ["x", *bounds], ["x_used"]))
