@@ -1,7 +1,8 @@
 """``fmcae predict``: a label and a probability for each image, or that it is unknown."""
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
@@ -87,13 +88,15 @@ def predict(
     sheet = _Sheet(stdin)
 
     def rows() -> "Iterator[Row]":
-        for outcome in predict_images(loaded, paths, stdin, jobs):
-            if outcome.error is not None:
-                error_line(in_flags(outcome.error, context))
-                failed.append(outcome.path)
-            elif show is not None:
-                sheet.add(outcome)
-            yield outcome, ranked_labels(outcome.prediction, class_names, top_k) if outcome.prediction else []
+        with _counting() as count:
+            for outcome in predict_images(loaded, paths, stdin, jobs):
+                count()
+                if outcome.error is not None:
+                    error_line(in_flags(outcome.error, context))
+                    failed.append(outcome.path)
+                elif show is not None:
+                    sheet.add(outcome)
+                yield outcome, ranked_labels(outcome.prediction, class_names, top_k) if outcome.prediction else []
 
     if as_json:
         _write_json(rows(), top_k, facts, class_names)
@@ -104,6 +107,22 @@ def predict(
         sheet.write(show)
     if failed:
         raise typer.Exit(1)
+
+
+@contextmanager
+def _counting() -> "Iterator[Callable[[], object]]":
+    """Show on a terminal how many pictures are done, where the predictions go elsewhere; call what it gives for each."""
+    if not sys.stderr.isatty() or sys.stdout.isatty():
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TimeElapsedColumn
+
+    columns = SpinnerColumn(), "{task.completed:,} pictures", TimeElapsedColumn()
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, redirect_stdout=False) as progress:
+        task = progress.add_task("", total=None)
+        yield lambda: progress.advance(task)
 
 
 class _Sheet:

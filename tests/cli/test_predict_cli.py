@@ -19,7 +19,7 @@ from PIL import Image
 from fmcae import Artefact, Model, Prediction
 from fmcae.metrics import known_score
 from fmcae.preprocess import scale
-from fmcae.runtime.model import read_artefact
+from fmcae.runtime.model import read_artefact, shipped_folder
 
 if TYPE_CHECKING:
     from tests.conftest import Cli
@@ -374,3 +374,21 @@ def test_foreign_text_does_not_steer_the_terminal(cli: "Cli", shipped: Path, tmp
         output = result.stdout + result.stderr
         assert output and not re.search("[\0-\x09\x0b-\x1f\x7f-\x9f\u202e]", output), arguments
         assert "\nerror: forged" not in output
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
+def test_a_terminal_counts_pictures_while_predictions_go_elsewhere() -> None:
+    import pty
+
+    terminal, end = pty.openpty()
+    command = [sys.executable, "-m", "fmcae", "predict", str(shipped_folder("samples")), "nothing.png"]
+    try:
+        result = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=end, env={**os.environ, "TERM": "xterm"}, check=False
+        )
+        shown = os.read(terminal, 2**20).decode()
+    finally:
+        os.close(end)
+        os.close(terminal)
+    assert result.returncode == 1 and len(result.stdout.splitlines()) == 10
+    assert "11 pictures" in shown and "nothing.png: cannot be read" in shown
