@@ -29,6 +29,7 @@ GROUPS = {
         "out", "show", "as_json", "json_output", "as_jsonl", "as_csv", "plot", "onnx", "list_runs", "quiet",
         "tensorboard",
     ),
+    "Server": ("host", "port", "queue", "timeout", "max_bytes", "max_pixels"),
     "Machine": ("provider", "device", "threads", "workers", "jobs", "ray"),
 }  # fmt: skip
 _GROUP_OF = {name: group for group, names in GROUPS.items() for name in names}
@@ -84,6 +85,10 @@ EXAMPLES: dict[str, tuple[tuple[str, str], tuple[str, str]]] = {
     "doctor": (
         ("See what works here, and what to run for the rest", "fmcae doctor"),
         ("Print the same as JSON, such as for an issue", "fmcae doctor --json"),
+    ),
+    "serve": (
+        ("Serve what ships on this machine", "fmcae serve"),
+        ("Let other machines in, with a smaller model", "fmcae serve --host 0.0.0.0 --model fashion-mnist-int8"),
     ),
     "study": (
         ("See how long a part of the paper would take", "fmcae study plan --only table-2"),

@@ -20,6 +20,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import prometheus_client
@@ -56,12 +57,11 @@ RETRY_AFTER_S = 1
 # A body of no declared type, and curl's default for --data-binary.
 RAW_TYPES = ("", "application/octet-stream", "application/x-www-form-urlencoded")
 MULTIPART = "multipart/form-data"
-# So that the page may share memory between threads, and loads nothing from elsewhere. WebAssembly needs wasm-unsafe-eval.
+# The page may share memory between threads, and loads nothing from elsewhere, as with exports/web/serve.js.
 HEADERS = {
     "content-security-policy": (
-        "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; worker-src 'self' blob:; "
-        "connect-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; manifest-src 'self'; "
-        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+        "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; worker-src 'self'; connect-src 'self'; "
+        "img-src 'self' blob:; style-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
     ),
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-embedder-policy": "require-corp",
@@ -326,6 +326,7 @@ def application(model: Model, limits: Limits | None = None) -> Starlette:
         Route("/predict", predictor.answer, methods=["POST", "GET", "PUT", "PATCH", "DELETE"]),
         Route("/health", say_health),
         Route("/metrics", show_metrics),
+        Route("/models/names.json", name_models),
         Route("/models/{name}/picture.onnx", send_model),
         Mount("/", StaticFiles(directory=page, html=True)) if has_page else Route("/", show_form),
     ]
@@ -335,13 +336,22 @@ def application(model: Model, limits: Limits | None = None) -> Starlette:
     return app
 
 
+async def name_models(request: Request) -> Response:
+    """The names of the models that the page can run, a JSON list."""
+    names = [name for name in SHIPPED if _picture_graph(name).is_file()]
+    return Response(json_text(names) + "\n", media_type="application/json")
+
+
 async def send_model(request: Request) -> Response:
     """The graph from pixels to label of a model that ships, which the page runs in the browser."""
     name = request.path_params["name"]
-    path = shipped_folder(name) / "picture.onnx"
-    if name not in SHIPPED or not path.is_file():
+    if name not in SHIPPED or not _picture_graph(name).is_file():
         return _error(404, f"no model {name} ships with a picture.onnx")
-    return FileResponse(path, media_type="application/octet-stream")
+    return FileResponse(_picture_graph(name), media_type="application/octet-stream")
+
+
+def _picture_graph(name: str) -> Path:
+    return shipped_folder(name) / "picture.onnx"
 
 
 def serve(model: Model, host: str = "127.0.0.1", port: int = 8000, limits: Limits | None = None) -> None:

@@ -15,7 +15,7 @@ def test_a_good_installation(cli: "Cli") -> None:
     result = cli("doctor")
     assert result.exit_code == 0
     assert "works: CPUExecutionProvider gives the golden output" in result.stdout
-    assert result.stdout.count("sealed as shipped") == 8
+    assert result.stdout.count("sealed as shipped") == 10
     assert "no problem found" in result.stdout
     (dml,) = (line for line in result.stdout.splitlines() if line.startswith("dml "))
     assert dml.endswith("to get it, on Windows, run  pip install onnxruntime-directml (not tried by us)")

@@ -102,13 +102,13 @@ def test_options_reach_the_server(picture: bytes) -> None:
 @pytest.mark.parametrize(
     ("options", "exit_code", "message"),
     [
-        (("--host", "192.0.2.1"), 1, "host (=192.0.2.1) must be an address of this machine: Cannot assign"),
-        (("--host", "no such host"), 1, "host (=no such host) must be an address of this machine: "),
+        (("--host", "192.0.2.1"), 1, "--host 192.0.2.1 must be an address of this machine: Cannot assign"),
+        (("--host", "no such host"), 1, "--host 'no such host' must be an address of this machine: "),
         (("--host", "x" * 300), 1, "must be an address of this machine: "),
-        (("--timeout", "nan"), 2, "timeout_s (=nan) must be from 0.1 to 3,600"),
+        (("--timeout", "nan"), 2, "--timeout nan must be from 0.1 to 3,600"),
         (("--model", "missing.onnx"), 1, "missing.onnx: cannot be read: No such file"),
-        (("--threshold", "2"), 2, "threshold (=2.0) must be a number from 0 to 1"),
-        (("--model", "fashion-mnist-int8", "--provider", "cuda"), 4, "provider (=cuda) must be cpu"),
+        (("--threshold", "2"), 2, "--threshold 2.0 must be a number from 0 to 1"),
+        (("--model", "fashion-mnist-int8", "--provider", "cuda"), 4, "--provider cuda must be cpu"),
     ],
 )
 def test_what_keeps_it_from_starting_is_one_line(
@@ -127,7 +127,7 @@ def test_a_port_that_is_taken_is_one_line(cli: "Cli") -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         result = cli("serve", "--port", port)
-    error = f"error: port (={port}) is not to be had on 127.0.0.1: Address already in use\n"
+    error = f"error: --port {port} is not to be had on 127.0.0.1: Address already in use\n"
     assert (result.exit_code, result.stdout, result.stderr) == (1, "", error)
 
 

@@ -397,6 +397,7 @@ def test_the_built_page_is_served_so_that_its_threads_work(
             assert headers["cross-origin-embedder-policy"] == "require-corp"
             assert "default-src 'none'; script-src 'self' 'wasm-unsafe-eval';" in headers["content-security-policy"]
             assert "unsafe-inline" not in headers["content-security-policy"]
+        assert server.ask("GET", "/models/names.json")[1] == ["fashion-mnist"]
         assert server.ask("GET", "/predict")[0] == 405
         for path in ("/../../secret.txt", "/%2e%2e/%2e%2e/secret.txt", "/nowhere.js"):
             assert server.ask("GET", path)[0] == 404
