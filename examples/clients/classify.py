@@ -1,0 +1,61 @@
+"""Classify pictures with ONNX Runtime, NumPy and Pillow alone.
+
+    pip install onnxruntime numpy pillow
+    python classify.py picture.onnx PICTURE...
+
+prints a line for each picture; with --json, a line of JSON with the probabilities of all classes.
+"""
+
+import base64
+import io
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+Run = Callable[[NDArray[np.uint8]], tuple[NDArray[np.float32], float]]  # pixels -> probabilities (K,), known score
+
+
+def decode(source: Any) -> NDArray[np.uint8]:
+    """A picture's pixels, upright: (H, W, 1), (H, W, 3) or, with transparency, (H, W, 4)."""
+    with Image.open(source) as image:
+        upright = ImageOps.exif_transpose(image)
+    mode = "RGBA" if upright.has_transparency_data else "L" if upright.mode in ("1", "L") else "RGB"
+    return np.atleast_3d(np.asarray(upright.convert(mode)))
+
+
+def classify(run: Run, card: dict[str, Any], golden: dict[str, Any], arguments: list[str]) -> None:
+    """Replay the file's golden pictures, then print what each picture shows."""
+    # This runtime and this decoder must give the numbers that the file was shipped with.
+    for picture, expected in zip(golden["pictures"], golden["probabilities"], strict=True):
+        probabilities, _ = run(decode(io.BytesIO(base64.b64decode(picture))))
+        np.testing.assert_allclose(probabilities, expected, **card["tolerance"])
+    print(f"{len(golden['pictures'])} golden pictures agree", file=sys.stderr)
+
+    for path in (argument for argument in arguments if argument != "--json"):
+        probabilities, score = run(decode(path))
+        index = int(probabilities.argmax())
+        label, known = card["class_names"][index], score >= card["calibration"]["threshold"]
+        if "--json" in arguments:
+            values = {"path": path, "label": label, "known": known, "known_score": score}
+            print(json.dumps(values | {"probabilities": probabilities.tolist()}))
+        else:
+            text = label if known else f"unknown, nearest {label}"
+            print(f"{path}: {text}, probability {probabilities[index]:.4f}, known score {score:.4f}")
+
+
+if __name__ == "__main__":
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(sys.argv[1])
+    metadata = session.get_modelmeta().custom_metadata_map
+
+    def run(pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], float]:
+        probabilities, score = session.run(["probabilities", "known_score"], {"image": pixels})
+        return probabilities, float(score)
+
+    classify(run, json.loads(metadata["fmcae.card"]), json.loads(metadata["fmcae.golden"]), sys.argv[2:])
