@@ -1,6 +1,6 @@
 """The programs in examples/clients: picture.onnx in other languages and runtimes, which must all give the same answers.
 
-Node's packages are installed beside, once; what cannot be had is skipped with the reason.
+Node's packages and OpenVINO are installed beside, once; what cannot be had is skipped with the reason.
 """
 
 import json
@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -161,3 +162,21 @@ def test_cpp_says_the_same(answers: Callable[..., Answers], expected: dict[str, 
 
 def select(answers: Answers, wanted: list[bool]) -> Answers:
     return [answer for answer, is_wanted in zip(answers, wanted, strict=True) if is_wanted]
+
+
+def test_openvino_says_the_same_in_full_float32(
+    answers: Callable[..., Answers], expected: dict[str, Answers], request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    python = Path(sys.executable)
+    if not find_spec("openvino"):
+        folder = request.config.cache.mkdir("openvino")
+        python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+        if not (folder / "ready").exists():
+            install([sys.executable, "-m", "venv", "--clear", str(folder)])
+            install([str(python), "-m", "pip", "install", "-q", "--only-binary=:all:", "openvino", "pillow"])
+            (folder / "ready").touch()
+    command = [str(python), str(CLIENTS / "classify_openvino.py")]
+    check_same(answers(command, NAMES[0]), expected[NAMES[0]])
+    check_manners(command, tmp_path, "Not equal to tolerance")
+    result = run(command, model(NAMES[1]))
+    assert result.returncode != 0 and "com.microsoft.QLinearConv" in result.stderr

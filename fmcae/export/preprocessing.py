@@ -75,6 +75,11 @@ def _i(value: Any) -> Var:
     return op.const(np.asarray(value, np.int64))
 
 
+def _scalar(one: Map) -> Var:
+    """(1, 1, 1, 1) -> (); OpenVINO crashes on a Reshape to no dimensions that comes after another one."""
+    return op.squeeze(one, _i([0, 1, 2, 3]))
+
+
 def _float(condition: Var) -> Var:
     return op.cast(condition, to=np.float32)
 
@@ -100,7 +105,7 @@ def _preprocessed(image: Var) -> Var:
 
     corners, coverage = _corners(picture)
     background = _most_common(corners)  # (1, 3, 1, 1)
-    is_cut_out = _float(op.less(op.reshape(_most_common(coverage), _i([])), _f(CLOSE)))
+    is_cut_out = _float(op.less(_scalar(_most_common(coverage)), _f(CLOSE)))
     noise = op.max([_f(CLEAN), op.mul(_noise(picture), op.sub(_f(1), is_cut_out))])
 
     def outline(distance: Map, alpha: Map, inside: Map) -> Map:
@@ -117,7 +122,7 @@ def _preprocessed(image: Var) -> Var:
     standing_out = outline(distance, alpha, inside)
     shrink = _Shrink(*_without_soft_edges(standing_out, *_spans(standing_out, noise, CANVAS)))
 
-    paper = op.reshape(_grey(background), _i([]))
+    paper = _scalar(_grey(background))
     ink = _ink(op.mul(op.sub(_grey(rgb), paper), inside), distance, paper, noise, is_negative, shrink)
     ink = op.div(ink, op.max([op.reduce_max(ink, keepdims=0), _f(1e-6)]))
     blurred = op.matmul(op.matmul(_f(_BLUR), ink), _f(_BLUR))
