@@ -40,7 +40,7 @@ TURNS: dict[object, Transpose] = {  # that undo it
     2: Transpose.FLIP_LEFT_RIGHT, 3: Transpose.ROTATE_180, 4: Transpose.FLIP_TOP_BOTTOM, 5: Transpose.TRANSPOSE,
     6: Transpose.ROTATE_270, 7: Transpose.TRANSVERSE, 8: Transpose.ROTATE_90,
 }  # fmt: skip
-DRAFT_SIZE = 1344  # pixels of an edge that a JPEG is not decoded below: four times what preprocessing works at
+DRAFT_SIZE = 1344  # pixels of an edge that a JPEG is not decoded below: eight times what preprocessing samples
 LARGE_PIXELS = 2**22
 STRIP_PIXELS = 2**16  # that are computed with at once: few enough for the processor's cache
 
@@ -59,7 +59,7 @@ def read_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image
         return _from_array(source, max_pixels)
     if isinstance(source, str) and not source:
         raise ImageError("path (=) must not be empty")
-    name = "image" if isinstance(source, Image.Image) else "image bytes" if isinstance(source, bytes) else str(source)
+    name = source_name(source)
     try:
         with _without_warnings:
             image = source if isinstance(source, Image.Image) else _open(_read_bytes(source, name), name, max_pixels)
@@ -78,6 +78,13 @@ def read_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image
     except Exception as error:  # Pillow's decoders raise anything on damaged data
         reason = str(error).split("\n")[0] or type(error).__name__
         raise ImageError(f"{name}: cannot be read as an image: {reason}") from error
+
+
+def source_name(source: ImageSource) -> str:
+    """What an error calls an image: its path, or what it is."""
+    if isinstance(source, bytes):
+        return "image bytes"
+    return str(source) if isinstance(source, str | os.PathLike) else "image"
 
 
 def _read_bytes(source: str | os.PathLike[str] | bytes, name: str) -> bytes:

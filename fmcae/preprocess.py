@@ -11,7 +11,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from fmcae.images import MAX_PIXELS, ImageSource, pixels_of, read_image
+from fmcae.errors import ImageError
+from fmcae.images import MAX_PIXELS, ImageSource, pixels_of, read_image, source_name
 
 Bytes: TypeAlias = NDArray[np.uint8]
 Floats: TypeAlias = NDArray[np.float32]
@@ -36,14 +37,19 @@ def preprocess(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Floats:
         max_pixels: how many it may have.
 
     Raises:
-        ImageError: the source cannot be read as an image; the message names it and says why.
+        ImageError: the source cannot be read as an image or preprocessed; the message names it and says why.
     """
     image = read_image(source, max_pixels)
     pixels = pixels_of(image)
     del image  # a large one's memory is free from here on
     if pixels.shape == (SIZE, SIZE):  # the graph would give the same
         return scale(pixels)
-    x: Floats = _session().run(None, {"image": np.atleast_3d(pixels)})[0][0]
+    session = _session()
+    try:
+        x: Floats = session.run(None, {"image": np.atleast_3d(pixels)})[0][0]
+    except Exception as error:  # ONNX Runtime's own, such as where there is no room
+        reason = str(error).split("\n")[0]
+        raise ImageError(f"{source_name(source)}: cannot be preprocessed: {reason}") from error
     return x
 
 

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
+import fmcae.preprocess
+from fmcae.errors import ImageError
 from fmcae.images import ImageSource
 from fmcae.preprocess import SIZE, preprocess, scale, to_uint8
 
@@ -142,6 +144,24 @@ def test_a_dark_maze_ends() -> None:
     picture[28:-28, 28:-28] = np.where(path, 0, 120)
     picture[300:, 28] = 0  # the way in
     check_form(preprocess(picture))
+
+
+def test_a_picture_on_which_the_graph_fails_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    class Broken:
+        def run(self, *_: Any) -> None:
+            raise RuntimeError("no room\nat some place")
+
+    monkeypatch.setattr(fmcae.preprocess, "_session", Broken)
+    path = tmp_path / "item.png"
+    Image.new("RGB", (30, 40)).save(path)
+    for source, name in (
+        (path, str(path)),
+        (np.zeros((30, 40), np.uint8), "image"),
+        (path.read_bytes(), "image bytes"),
+    ):
+        with pytest.raises(ImageError) as failure:
+            preprocess(source)
+        assert str(failure.value) == f"{name}: cannot be preprocessed: no room"
 
 
 # --- what is read how --------------------------------------------------------------------------------------------
