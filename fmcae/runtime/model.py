@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from numbers import Real
 from pathlib import Path
-from typing import Any, TypeAlias, overload
+from typing import Any, TypeAlias, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,7 @@ from fmcae.runtime.session import Session, check_provider, check_threads
 
 FloatArray = NDArray[np.float32]
 PathName: TypeAlias = str | os.PathLike[str]
+GoldenKind = TypeVar("GoldenKind", Golden, GoldenPictures)
 # What ships, trained on Fashion-MNIST: by the folder's name, the precision and the kinds of artefact in it.
 SHIPPED: dict[str, tuple[Precision, tuple[Kind, ...]]] = {
     "fashion-mnist": ("fp32", FILE_KINDS),
@@ -76,18 +77,14 @@ class Artefact:
     @cached_property
     def golden(self) -> Golden:
         """The golden vectors, decoded and checked at the first use: only ``verify`` needs them."""
-        golden = self._decoded(Golden)
-        assert isinstance(golden, Golden)
-        return golden
+        return self._decoded(Golden)
 
     @cached_property
     def golden_pictures(self) -> GoldenPictures:
         """A picture's golden pictures, decoded and checked as ``golden`` is."""
-        golden = self._decoded(GoldenPictures)
-        assert isinstance(golden, GoldenPictures)
-        return golden
+        return self._decoded(GoldenPictures)
 
-    def _decoded(self, kind: type[Golden] | type[GoldenPictures]) -> Golden | GoldenPictures:
+    def _decoded(self, kind: type[GoldenKind]) -> GoldenKind:
         try:
             golden = kind.from_text(self.golden_text)
             golden.check(self.card)
