@@ -219,4 +219,4 @@ def test_undone_images_come_back(background: int, ink: int) -> None:
         picture = np.full((560, 620, 3), background, np.uint8)
         picture[30:450, 150:570] = photo
         differences.append(np.abs(to_uint8(picture).astype(int) - raw).mean())
-    assert np.median(differences) < 9  # of 255: a tenth of a pixel's shift, which changes no label
+    assert np.median(differences) < 6  # of 255

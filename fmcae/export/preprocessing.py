@@ -267,12 +267,17 @@ def _spans(outline: Map, noise: Var, size: int) -> tuple[Pair, Pair]:
 
 def _without_soft_edges(outline: Map, begin: Pair, end: Pair) -> tuple[Pair, Pair]:
     """Cut soft edges (of an enlarged picture, a blurred photo) half way up their rise, within one of the 28 pixels."""
-    profiles, reach = _profiles(outline), int(0.95 * PIXEL)
-    largest, _ = op.max_pool(op.unsqueeze(profiles, _i([0])), kernel_shape=[2 * reach + 1], pads=[reach, reach])
-    high = op.greater_or_equal(profiles, op.div(op.squeeze(largest, _i([0])), _f(2)))
-    places = _f(np.arange(CANVAS))
-    item = op.and_(high, op.and_(op.greater_or_equal(places, _column(begin)), op.less(places, _column(end))))
-    return _first(item, CANVAS), op.add(_last(item, CANVAS), _f(1))
+    profiles, places, reach = _profiles(outline), _f(np.arange(CANVAS)), _f(int(0.95 * PIXEL))
+    after_begin = op.greater_or_equal(places, _column(begin))
+    before_end = op.less(places, _column(end))
+
+    def high(near: Places) -> Places:  # at least half as high as the highest near an end
+        highest = op.reduce_max(op.where(near, profiles, _f(0)), _i([1]))
+        return op.and_(op.greater_or_equal(profiles, op.div(highest, _f(2))), op.and_(after_begin, before_end))
+
+    first = high(op.and_(after_begin, op.less(places, op.add(_column(begin), reach))))
+    last = high(op.and_(before_end, op.greater_or_equal(places, op.sub(_column(end), reach))))
+    return _first(first, CANVAS), op.add(_last(last, CANVAS), _f(1))
 
 
 class _Shrink:
