@@ -196,7 +196,10 @@ def _most_common(corners: Var) -> Var:
 
 
 def _noise(picture: _Picture) -> Var:
-    """The most that the background differs from its colour: six times the usual step between neighbours in the margin."""
+    """The most that the background differs from its colour: 6.5 times the usual step between neighbours in the margin.
+
+    Steps are whole numbers of 255, so that six times would be a limit that pixels lie on, and rounding would decide.
+    """
     last = op.sub(_column(picture.edges), _f(1))
     spread = op.floor(op.mul(_f((np.arange(COARSE) + 0.5) / COARSE), last))  # (2, COARSE)
     ends = _two(op.cast(op.concat([op.mul(last, _f(0)), last], axis=1), to=np.int64))
@@ -205,7 +208,7 @@ def _noise(picture: _Picture) -> Var:
         rows, columns = _two(op.cast(places, to=np.int64))
         margin = [op.reshape(_grey(picture.at(*at)[0]), _i([-1])) for at in ((rows, ends[1]), (ends[0], columns))]
         lines.append(op.concat(margin, axis=0))
-    return op.mul(_median(op.abs(op.sub(lines[1], lines[0])), 4 * COARSE), _f(6))
+    return op.mul(_median(op.abs(op.sub(lines[1], lines[0])), 4 * COARSE), _f(6.5))
 
 
 def _median(values: Var, count: int) -> Var:
