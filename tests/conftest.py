@@ -1,8 +1,13 @@
 """Fixtures of several tests. Without the [train] extra, everything that needs torch is left out and the rest runs."""
 
 import io
+import json
+import os
 import runpy
+import shutil
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -11,6 +16,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -83,6 +89,29 @@ def fifty_pictures() -> dict[str, bytes]:
     """Fifty encoded pictures by file name, in many presentations."""
     made: dict[str, bytes] = runpy.run_path(str(Path(__file__).with_name("pictures.py")))["pictures"]()
     return made
+
+
+@pytest.fixture(scope="session")
+def web() -> Path:
+    """The folder exports/web, with what ``npm ci`` installs there; $CHROMIUM names the browser."""
+    os.environ["CHROMIUM"] = os.environ.get("CHROMIUM") or shutil.which("chromium") or ""
+    missing = [name for name in ("node", "npm") if not shutil.which(name)]
+    missing += [] if os.environ["CHROMIUM"] else ["chromium"]
+    if missing:
+        pytest.skip(f"needs {' and '.join(missing)}")
+    folder = SAMPLE.parents[2] / "exports" / "web"
+    if not (folder.parent / "fashion-mnist" / "picture.onnx").exists():
+        pytest.skip("exports/fashion-mnist/picture.onnx is missing")
+
+    def packages(lock: Path) -> dict[str, Any]:
+        """What a lock file of npm pins, or what npm noted that it installed."""
+        found = json.loads(lock.read_text())["packages"] if lock.exists() else {}
+        return {name: facts for name, facts in found.items() if name}
+
+    with FileLock(Path(tempfile.gettempdir()) / "fmcae-web.lock", timeout=300):  # tests run in several processes
+        if packages(folder / "package-lock.json") != packages(folder / "node_modules" / ".package-lock.json"):
+            subprocess.run(["npm", "ci", "--no-audit", "--no-fund"], cwd=folder, check=True, timeout=300)
+    return folder
 
 
 @pytest.fixture

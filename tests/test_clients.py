@@ -129,6 +129,12 @@ def test_node_says_the_same(answers: Callable[..., Answers], expected: dict[str,
     check_manners(node, tmp_path, "its golden pictures changed since")
 
 
+def test_chromium_says_the_same(answers: Callable[..., Answers], expected: dict[str, Answers], web: Path) -> None:
+    program = REPOSITORY / "tests" / "web" / "classify.js"  # which opens the page of ``web``
+    for name in NAMES:
+        check_same(answers(["node", str(program)], name), expected[name])
+
+
 def test_cpp_says_the_same(answers: Callable[..., Answers], expected: dict[str, Answers], tmp_path: Path) -> None:
     compiler = shutil.which("g++") or shutil.which("clang++")
     if not compiler:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -12,30 +11,6 @@ import pytest
 from PIL import Image
 
 from fmcae.images import read_image
-
-REPOSITORY = Path(__file__).parent.parent
-WEB = REPOSITORY / "exports" / "web"
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
-
-
-@pytest.fixture(scope="module")
-def web() -> Path:
-    """The page's folder, with what ``npm ci`` installs there."""
-    tools = {"chromium": CHROMIUM, "node": shutil.which("node"), "npm": shutil.which("npm")}
-    missing = [name for name, path in tools.items() if not path]
-    if missing:
-        pytest.skip(f"needs {' and '.join(missing)}")
-    if not (REPOSITORY / "exports" / "fashion-mnist" / "picture.onnx").exists():
-        pytest.skip("exports/fashion-mnist/picture.onnx is missing")
-    if packages(WEB / "package-lock.json") != packages(WEB / "node_modules" / ".package-lock.json"):
-        subprocess.run(["npm", "ci", "--no-audit", "--no-fund"], cwd=WEB, check=True, timeout=300)
-    return WEB
-
-
-def packages(lock: Path) -> dict[str, Any]:
-    """What a lock file of npm pins, or what npm noted that it installed."""
-    found = json.loads(lock.read_text())["packages"] if lock.exists() else {}
-    return {name: facts for name, facts in found.items() if name}
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +53,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_page_works_in_a_browser(web: Path, pictures: Path) -> None:
-    environment = {**os.environ, "CHROMIUM": str(CHROMIUM), "FMCAE_PICTURES": str(pictures)}
+    environment = {**os.environ, "FMCAE_PICTURES": str(pictures)}
     result = subprocess.run(["npm", "test"], cwd=web, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "skipped 0" in result.stdout
