@@ -27,6 +27,7 @@ RUN_HELP = "A run folder. [default: the newest finished one in runs/]"
 OUT_HELP = "The folder to write. [default: RUN/onnx, or RUN/onnx-int8, RUN/onnx-fp16, RUN/onnx-teacher]"
 PRECISION_HELP = "int8 (for the CPU) and fp16 (for CUDA) export the classifier alone."
 TEACHER_HELP = "Export the robust recipe's larger network as the classifier, alone."
+SAMPLE_CODE_HELP = "Write predict.py beside picture.onnx, which runs it with ONNX Runtime, NumPy and Pillow alone."
 BUDGET_HELP = "Accuracy that int8 or fp16 may lose, in points."
 
 
@@ -39,6 +40,7 @@ def export(
     precision: Annotated[Precision, typer.Option(help=PRECISION_HELP)] = "fp32",
     budget: Annotated[float, typer.Option(metavar="POINTS", min=0, max=100, help=BUDGET_HELP)] = 0.2,
     provider: ProviderOption = "cpu",
+    sample_code: Annotated[bool, typer.Option("--sample-code", help=SAMPLE_CODE_HELP)] = False,
 ) -> None:
     """Export encoder, decoder and classifier to ONNX.
 
@@ -67,12 +69,12 @@ def export(
     if precision == "fp32":
         with status(f"exporting {opened.folder}, with parity on all of test ..."):
             folder = out or opened.folder / ("onnx-teacher" if teacher else "onnx")
-            files, evidence = export_run(opened, dataset, folder, teacher)
+            files, evidence = export_run(opened, dataset, folder, teacher, sample_code)
         echo_parity(evidence.to_json())
     else:
         with status(f"exporting {opened.folder} in {precision}, compared with float32 on all of test ..."):
             folder = out or opened.folder / f"onnx-{precision}"
-            files, tradeoff = export_smaller(opened, dataset, folder, precision, budget, provider)
+            files, tradeoff = export_smaller(opened, dataset, folder, precision, budget, provider, sample_code)
         _echo_tradeoff(tradeoff)
     _echo_files(files)
 
@@ -94,6 +96,8 @@ def _echo_files(files: list[Path]) -> None:
     echo(f"\nnext: fmcae verify {' '.join(artefacts)}")
     if (folder / "classifier.onnx") in files:
         echo(f"      fmcae predict --model {folder / 'classifier.onnx'} IMAGE...")
+    if (folder / "predict.py") in files:
+        echo(f"      python {folder / 'predict.py'} IMAGE...")
     echo(f"      fmcae bench --model {folder}")
 
 

@@ -26,7 +26,7 @@ GROUPS = {
     ),
     "Measurement": ("batch", "seconds"),
     "Output": (
-        "out", "show", "as_json", "json_output", "as_jsonl", "as_csv", "plot", "onnx", "list_runs", "quiet",
+        "out", "sample_code", "show", "as_json", "json_output", "as_jsonl", "as_csv", "plot", "onnx", "list_runs", "quiet",
         "tensorboard",
     ),
     "Server": ("host", "port", "queue", "timeout", "max_bytes", "max_pixels"),

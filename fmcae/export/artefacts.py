@@ -38,7 +38,9 @@ TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}
 SMALLER_TOLERANCE = {"int8": {"atol": 0.05, "rtol": 1e-3}, "fp16": {"atol": 0.05, "rtol": 1e-2}}
 
 
-def export_run(run: Run, dataset: Dataset, folder: Path, teacher: bool = False) -> tuple[list[Path], Parity]:
+def export_run(
+    run: Run, dataset: Dataset, folder: Path, teacher: bool = False, sample_code: bool = False
+) -> tuple[list[Path], Parity]:
     """Export what ``run`` trained to ONNX files in ``folder``, if ONNX Runtime gives PyTorch's numbers on all of test.
 
     An autoencoder becomes ``encoder.onnx`` and ``decoder.onnx``, a classifier ``classifier.onnx``, calibrated on the
@@ -47,10 +49,12 @@ def export_run(run: Run, dataset: Dataset, folder: Path, teacher: bool = False) 
 
     Args:
         teacher: export the robust recipe's teacher as ``classifier.onnx``, and nothing else.
+        sample_code: write ``predict.py`` beside ``picture.onnx``, which runs it without fmcae.
 
     Raises:
         RunError: the run has no finished stage, or no teacher where one is asked for, or the data are not the run's.
-        UsageError: ``folder`` holds something else than an earlier export, which this one would replace.
+        UsageError: ``folder`` holds something else than an earlier export, which this one would replace, or there is no
+            picture for the sample code.
         GateError: parity does not hold; nothing was written.
     """
     check_data(run, dataset)
@@ -72,7 +76,7 @@ def export_run(run: Run, dataset: Dataset, folder: Path, teacher: bool = False) 
         artefacts[kind] = seal_graph(folder / file_name(kind), graph, card, golden[kind])
     if "classifier" in artefacts:
         artefacts["picture"] = picture_artefact(artefacts["classifier"])
-    return write_export(run, artefacts, folder), parity
+    return write_export(run, artefacts, folder, sample_code=sample_code), parity
 
 
 def export_smaller(
@@ -82,6 +86,7 @@ def export_smaller(
     precision: SmallerPrecision,
     budget_points: float = ACCURACY_BUDGET,
     provider: str = "cpu",
+    sample_code: bool = False,
 ) -> tuple[list[Path], Tradeoff]:
     """Export ``run``'s classifier in int8 or fp16 to ``folder``, if that costs little accuracy and gains size or speed.
 
@@ -90,6 +95,7 @@ def export_smaller(
 
     Args:
         budget_points: the loss of accuracy on test that is allowed, in hundredths.
+        sample_code: as for :func:`export_run`.
 
     Raises:
         RunError: the run has no finished classifier, or the data are not the run's.
@@ -125,7 +131,7 @@ def export_smaller(
     artefacts: dict[Kind, Artefact] = {"classifier": seal_graph(path, graph, card, golden)}
     if "cpu" in card.providers:
         artefacts["picture"] = picture_artefact(artefacts["classifier"])
-    return write_export(run, artefacts, folder, provider), tradeoff
+    return write_export(run, artefacts, folder, provider, sample_code), tradeoff
 
 
 def trained_networks(run: Run, teacher: bool = False) -> dict[Kind, nn.Module]:

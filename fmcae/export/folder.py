@@ -14,6 +14,8 @@ from fmcae.train.run import CONFIG, METRICS, Run
 
 MODEL_CARD = "MODEL_CARD.md"
 RELIABILITY = "reliability.png"  # which the model card shows
+PREDICT = "predict.py"
+SAMPLE_CODE = Path(__file__).with_name("sample_code.py")
 
 
 def check_folder(folder: Path, kinds: Collection[Kind]) -> None:
@@ -31,22 +33,32 @@ def check_folder(folder: Path, kinds: Collection[Kind]) -> None:
     graphs = {file_name(kind) for kind in kinds}
     present = {path.name for path in folder.iterdir() if not is_leftover(path)}
     # A run that has just begun has a configuration and no graph.
-    foreign = sorted(present - graphs - {MODEL_CARD, RELIABILITY, CONFIG, METRICS} if present & graphs else present)
+    foreign = sorted(
+        present - graphs - {MODEL_CARD, RELIABILITY, PREDICT, CONFIG, METRICS} if present & graphs else present
+    )
     if foreign:
         rule = "must be new, empty or hold an earlier export of the same kinds"
         raise UsageError(f"out (={folder}) {rule}; it holds {foreign[0]}")
 
 
-def write_export(run: Run, artefacts: Mapping[Kind, Artefact], folder: Path, provider: str = "cpu") -> list[Path]:
+def write_export(
+    run: Run, artefacts: Mapping[Kind, Artefact], folder: Path, provider: str = "cpu", sample_code: bool = False
+) -> list[Path]:
     """Verify the artefacts, then write them with a model card, its diagram and the run's configuration and metrics.
+
+    Args:
+        sample_code: write ``predict.py`` too, a program that runs ``picture.onnx`` without fmcae.
 
     Returns:
         The files written, the artefacts first.
 
     Raises:
+        UsageError: there is no picture that the sample code could run; nothing is written.
         GateError: an artefact does not reproduce its golden vectors; nothing is written.
         OSError: the folder cannot be written.
     """
+    if sample_code and "picture" not in artefacts:
+        raise UsageError("--sample-code must come with a picture.onnx, which a classifier for the CPU has")
     for kind, artefact in artefacts.items():
         if failure := verify(artefact, "cpu" if kind == "picture" else provider).failure:
             raise GateError(f"{artefact.path.name}: {failure}; nothing was written")
@@ -54,6 +66,8 @@ def write_export(run: Run, artefacts: Mapping[Kind, Artefact], folder: Path, pro
     files[MODEL_CARD] = model_card(artefacts)
     if "classifier" in artefacts and (calibration := artefacts["classifier"].card.calibration):
         files[RELIABILITY] = reliability_png(calibration)
+    if sample_code:
+        files[PREDICT] = SAMPLE_CODE.read_text(encoding="utf-8")
     files |= {name: (run.folder / name).read_bytes() for name in (CONFIG, METRICS)}
     replace_folder(folder, files)
     return [folder / name for name in files]

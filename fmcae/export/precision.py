@@ -119,11 +119,10 @@ def _int8_nodes(pooling: bool) -> list[onnx.NodeProto]:
         node("Conv", ["x", "conv1.weight", "conv1.bias"], ["conv1"], kernel_shape=[3, 3]),
         *([node("MaxPool", ["conv1"], ["pool1"], **pool)] if pooling else []),
         node("Transpose", ["pool1" if pooling else "conv1"], ["last1"], perm=[0, 2, 3, 1]),  # channels last
-        node(
-            "Relu", ["last1"], ["relu1"]
-        ),  # here it keeps ONNX Runtime from quantizing before pooling, which takes longer
+        # Here it keeps ONNX Runtime from quantizing before pooling, which takes longer.
+        node("Relu", ["last1"], ["relu1"]),
         node("QuantizeLinear", ["relu1", "conv1.scale", "zero"], ["y1"]),
-        # its ReLU is the lower end of uint8
+        # Its ReLU is the lower end of uint8.
         node("QLinearConv", ["y1", "conv1.scale", "zero", *conv2], ["y2"], kernel_shape=[3, 3], channels_last=1, **own),
         *([node("NhwcMaxPool", ["y2"], ["pool2"], **pool, **own)] if pooling else []),
         node("Flatten", ["pool2" if pooling else "y2"], ["flat"]),

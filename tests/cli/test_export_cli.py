@@ -1,16 +1,50 @@
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+import fmcae
 
 pytestmark = pytest.mark.train
 
 
-def test_an_export_leaves_nothing_on_stderr(trained_run: Path, sample: Path, tmp_path: Path) -> None:
+def test_an_export_leaves_nothing_on_stderr_and_its_sample_code_runs_without_fmcae(
+    trained_run: Path, sample: Path, fifty_pictures: dict[str, bytes], tmp_path: Path
+) -> None:
     """Libraries that PyTorch loads print what is not freed when the process ends, unless its memory is left to them."""
-    command = [sys.executable, "-m", "fmcae", "export", str(trained_run), "--data", str(sample)]
-    command += ["--out", str(tmp_path / "out")]
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "fmcae", "export", str(trained_run), "--data", str(sample), "--sample-code"]
+    command += ["--out", str(out)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stderr) == (0, "")
     assert "parity holds on 400 images" in result.stdout and "next: fmcae verify" in result.stdout
+    assert f"python {out / 'predict.py'} IMAGE..." in result.stdout
+
+    model, expected = fmcae.load(out / "classifier.onnx"), []
+    for name, content in fifty_pictures.items():
+        path = tmp_path / name
+        path.write_bytes(content)
+        prediction = model.predict(path)
+        label = prediction.label if prediction.known else f"unknown, nearest {prediction.label}"
+        expected.append(f"{path}: {label}, probability {prediction.probability:.4f}")
+    without = (
+        "import runpy, sys; sys.modules |= dict.fromkeys(('fmcae', 'torch', 'onnx')); runpy.run_path(sys.argv.pop(1))"
+    )
+    program = [sys.executable, "-I", "-c", without, str(out / "predict.py")]
+    pictures = [line.split(": ")[0] for line in expected]
+    result = subprocess.run([*program, *pictures], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.splitlines() == expected
+
+
+def test_sample_code_needs_a_picture_to_run(cli: Callable[..., Any], sample: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    options = ("--stage", "autoencoder", "--latent-dim", "4", "--epochs", "1", "--threads", "1")
+    assert cli("train", "--data", sample, *options, "--out", run).exit_code == 0
+    result = cli("export", run, "--sample-code")
+    assert result.exit_code == 2
+    assert "--sample-code must come with a picture.onnx, which a classifier for the CPU has" in result.stderr
+    assert not (run / "onnx").exists()

@@ -1,0 +1,26 @@
+"""Name what pictures show, with ONNX Runtime, NumPy and Pillow alone, by the picture.onnx beside this file.
+
+pip install onnxruntime numpy pillow
+python predict.py PICTURE...
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from PIL import Image, ImageOps
+
+session = onnxruntime.InferenceSession(str(Path(__file__).with_name("picture.onnx")))
+card = json.loads(session.get_modelmeta().custom_metadata_map["fmcae.card"])
+threshold = card.get("calibration", {}).get("threshold", 0)  # of the known score; a picture below it is unknown
+for path in sys.argv[1:]:
+    image = ImageOps.exif_transpose(Image.open(path))  # upright
+    mode = "RGBA" if image.has_transparency_data else "L" if image.mode in ("1", "L") else "RGB"
+    pixels = np.atleast_3d(np.asarray(image.convert(mode)))  # (height, width, 1, 3 or 4) uint8 of any size
+    probabilities, known_score = session.run(["probabilities", "known_score"], {"image": pixels})
+    label, probability = card["class_names"][probabilities.argmax()], probabilities.max()
+    print(
+        f"{path}: {label if known_score >= threshold else f'unknown, nearest {label}'}, probability {probability:.4f}"
+    )
