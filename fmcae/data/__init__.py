@@ -184,8 +184,13 @@ def _load_idx(files: dict[str, Path], *, must_be_fashion_mnist: bool = False) ->
     if 0 < len(wrong) < len(files):  # with own changes, or damaged
         own = ", ".join(files[name].name for name in wrong)
         notes = (f"{folder}: is Fashion-MNIST but for {own}: it is used as a set of its own, called {name}",)
-        if not (folder / CLASS_NAMES_FILE).is_file() and len(class_names) <= len(FASHION_MNIST_CLASSES):
-            class_names = FASHION_MNIST_CLASSES
+        if not (folder / CLASS_NAMES_FILE).is_file():
+            if len(class_names) == len(FASHION_MNIST_CLASSES):
+                class_names = FASHION_MNIST_CLASSES
+            else:  # other labels than Fashion-MNIST's, whose names would be wrong
+                notes += (
+                    f"{folder}: its classes go by numbers; a {CLASS_NAMES_FILE} there, a name a line, names them",
+                )
     train_images, test = _as_28(train_images), Split(_as_28(test_images), test_labels)
     train, val = (Split(train_images[part], train_labels[part]) for part in split_val(len(train_labels)))
     if wrong:

@@ -266,3 +266,8 @@ def test_fashion_mnist_with_own_labels_is_a_set_of_its_own(
     assert (dataset.name, dataset.class_names) == ("relabelled", FASHION_MNIST_CLASSES)
     expected = "is Fashion-MNIST but for train-labels-idx1-ubyte.gz: it is used as a set of its own, called relabelled"
     assert expected in dataset.notes[0]
+    idx.write(folder / f"{IDX_NAMES[1]}.gz", np.minimum(labels, 4))
+    idx.write(folder / f"{IDX_NAMES[3]}.gz", np.minimum(idx.parse(contents[IDX_NAMES[3]], "labels"), 4))
+    dataset = load_dataset(folder)
+    assert dataset.class_names == ("0", "1", "2", "3", "4")
+    assert any("its classes go by numbers; a class_names.txt there" in note for note in dataset.notes)
