@@ -55,7 +55,7 @@ def preprocess(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Floats:
 
 def scale(images: Bytes) -> Floats:
     """Scale uint8 (28, 28) or (N, 28, 28) to float32 (1, 28, 28) or (N, 1, 28, 28) in [0, 1]."""
-    scaled: Floats = np.divide(np.expand_dims(images, -3), np.float32(255), dtype=np.float32)
+    scaled: Floats = np.divide(images[..., np.newaxis, :, :], np.float32(255), dtype=np.float32)
     return scaled
 
 
