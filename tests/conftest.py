@@ -135,9 +135,12 @@ def environment(request: pytest.FixtureRequest) -> Callable[..., Path]:
             if ready.exists() and ready.read_text() == contents:
                 return python
             for command in commands:
-                done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=300)
+                try:
+                    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=300)
+                except subprocess.TimeoutExpired:
+                    pytest.skip(f"{requirements[0]} cannot be installed in five minutes")
                 if done.returncode != 0:
-                    errors = [line for line in done.stderr.splitlines() if "error" in line.lower()] or [done.stderr]
+                    errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or [done.stderr]
                     pytest.skip(f"{requirements[0]} cannot be installed: {errors[0]}")
             ready.write_text(contents)
         return python
