@@ -114,6 +114,40 @@ def web() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def environment(request: pytest.FixtureRequest) -> Callable[..., Path]:
+    """Install packages into an environment of their own: ``environment("openvino", "openvino", "pillow")`` is its Python.
+
+    It is made once and kept in pytest's cache. Where the packages cannot be had, the test is skipped with the reason.
+    """
+    assert request.config.cache is not None
+
+    def make(name: str, *requirements: str) -> Path:
+        folder = request.config.cache.mkdir(name)
+        python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+        ready, contents = folder / "ready", "\n".join([sys.version, *requirements])
+        pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "-q", "--retries", "1"]
+        commands = (
+            [sys.executable, "-m", "venv", "--without-pip", "--clear", str(folder)],
+            [*pip, "--no-compile", "--only-binary=:all:", *requirements],
+        )
+        with FileLock(folder.with_suffix(".lock")):  # tests run in several processes
+            if ready.exists() and ready.read_text() == contents:
+                return python
+            for command in commands:
+                try:
+                    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=300)
+                except subprocess.TimeoutExpired:
+                    pytest.skip(f"{requirements[0]} cannot be installed in five minutes")
+                if done.returncode != 0:
+                    errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or [done.stderr]
+                    pytest.skip(f"{requirements[0]} cannot be installed: {errors[0]}")
+            ready.write_text(contents)
+        return python
+
+    return make
+
+
 @pytest.fixture
 def item_on_white() -> Image.Image:
     """A photo, in short: a dark grey rectangle, off the centre of a white picture."""

@@ -171,16 +171,12 @@ def select(answers: Answers, wanted: list[bool]) -> Answers:
 
 
 def test_openvino_says_the_same_in_full_float32(
-    answers: Callable[..., Answers], expected: dict[str, Answers], request: pytest.FixtureRequest, tmp_path: Path
+    answers: Callable[..., Answers],
+    expected: dict[str, Answers],
+    environment: Callable[..., Path],
+    tmp_path: Path,
 ) -> None:
-    python = Path(sys.executable)
-    if not find_spec("openvino"):
-        folder = request.config.cache.mkdir("openvino")
-        python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-        if not (folder / "ready").exists():
-            install([sys.executable, "-m", "venv", "--clear", str(folder)])
-            install([str(python), "-m", "pip", "install", "-q", "--only-binary=:all:", "openvino", "pillow"])
-            (folder / "ready").touch()
+    python = sys.executable if find_spec("openvino") else environment("openvino", "openvino", "pillow")
     command = [str(python), str(CLIENTS / "classify_openvino.py")]
     check_same(answers(command, NAMES[0]), expected[NAMES[0]])
     check_manners(command, tmp_path, "Not equal to tolerance")

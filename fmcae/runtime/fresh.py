@@ -13,7 +13,8 @@ def call_in_fresh_process(module: str, function: str, argument: str, timeout_s: 
     """Run ``module.function(argument)`` in a new process of this interpreter and return the JSON that it prints.
 
     Raises:
-        FmcaeError: the process failed, or did not end in time and was killed; the message says how.
+        FmcaeError: the process failed, or did not end in time and was killed. The message says how; an FmcaeError that was
+            raised there keeps its own.
     """
     # The folder goes behind all others, so that it shadows nothing there; only a checkout needs it.
     code = (
@@ -28,5 +29,8 @@ def call_in_fresh_process(module: str, function: str, argument: str, timeout_s: 
         raise FmcaeError(f"the fresh process hangs: no answer in {timeout_s} s") from error
     if child.returncode != 0:
         lines = child.stderr.strip().splitlines() or ["no message"]
+        name, _, reason = lines[-1].partition(": ")
+        if name.startswith(FmcaeError.__module__):
+            raise FmcaeError(reason)
         raise FmcaeError(f"the fresh process crashed (exit code {child.returncode}): {lines[-1]}")
     return json.loads(child.stdout.splitlines()[-1])

@@ -85,9 +85,11 @@ def test_peak_memory_is_the_fresh_processs_own_and_never_falls(probe: Path) -> N
     del ballast
 
 
-def test_a_fresh_process_that_fails_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FmcaeError, match=r"missing\.onnx: the fresh process crashed \(exit code 1\): .*No such file"):
-        cold_start(tmp_path / "missing.onnx", "cpu", 1, (1,))
+def test_what_fails_in_the_fresh_process_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "missing.onnx"
+    with pytest.raises(FmcaeError) as caught:
+        cold_start(path, "cpu", 1, (1,))
+    assert str(caught.value) == f"missing.onnx: {path}: No such file or directory"
 
 
 def test_a_fresh_process_that_is_killed_is_named(probe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
