@@ -115,13 +115,17 @@ def main() -> None:
     parser.add_argument(
         "--data", type=Path, default=Path("/usr/share/datasets/fashion-mnist"), help="gzipped IDX files"
     )
-    parser.add_argument("--out", type=Path, default=Path("bench/results/cuda"))
+    parser.add_argument("--out", type=Path, help="default: bench/results/cuda; a rehearsal must name a folder")
     parser.add_argument("--part", nargs="+", help=argparse.SUPPRESS)  # a step of this script, in its own process
     options = parser.parse_args()
     if options.part:
         name, *paths = options.part
         PARTS[name](options, *map(Path, paths))
         return
+    if options.out is None:
+        if options.device != "cuda":
+            parser.error("--out must come with a rehearsal, whose results are none")
+        options.out = Path("bench/results/cuda")
     options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as work:
         named = ((sys.executable, "python"), (str(ROOT), "."), (str(Path.home()), "~"), (work, "WORK"))
