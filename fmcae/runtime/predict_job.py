@@ -23,7 +23,7 @@ from itertools import islice
 from typing import Any
 
 from fmcae import __version__, schema
-from fmcae.errors import DataError, FmcaeError, RunError, UsageError
+from fmcae.errors import DataError, FmcaeError, ImageError, RunError, UsageError
 from fmcae.preprocess import GRAPH
 from fmcae.runtime.as_json import (
     JSON_SCHEMA_VERSION,
@@ -37,7 +37,7 @@ from fmcae.runtime.as_json import (
 from fmcae.runtime.cluster import connected
 from fmcae.runtime.model import Artefact, Model
 from fmcae.runtime.predict import BATCH_SIZE, Found, predict_found
-from fmcae.runtime.storage import find_sources, is_uri, list_folder, open_file, read_source, write_file
+from fmcae.runtime.storage import Source, find_sources, is_uri, list_folder, open_file, read_source, write_file
 
 SHARD_SIZE = 64 * BATCH_SIZE  # pictures; whole batches, because the last bits of a probability depend on its batch
 MANIFEST = "_job.json"  # what reads a folder of Parquet files passes over such a name
@@ -74,7 +74,7 @@ class Work:
 
 @dataclass(frozen=True)
 class ShardResult:
-    """What came of a shard: how many pictures it has, the errors of those that cannot be read, and which attempt it was.
+    """What came of a shard: how many pictures it has, and the errors of those that cannot be read.
 
     ``failure`` says why its file was not written.
     """
@@ -82,7 +82,6 @@ class ShardResult:
     index: int
     images: int = 0
     errors: tuple[str, ...] = ()
-    attempt: int = 1
     failure: str | None = None
 
 
@@ -133,6 +132,7 @@ def open_job(
 
     Raises:
         UsageError: ``out`` is of another job; or ``top_k``, ``threads`` or ``jobs`` is out of range.
+        ImageError: there is no picture at all.
         DataError: a folder cannot be listed, or a file in ``out`` is damaged.
     """
     for name, value in (("threads", threads), ("jobs", jobs)):
@@ -147,11 +147,14 @@ def open_job(
     work = Work(folder, artefact, model.threshold, top_k, threads or 1, jobs, os.getcwd())
     sources, digest = iter(find_sources(names)), hashlib.sha256()
     shards: list[bytes] = []
-    pictures = 0
+    pictures, nothing = 0, None
     while batch := list(islice(sources, shard_size)):
         pictures += len(batch)
+        nothing = _first_error(batch) if nothing or not shards else None
         digest.update("".join(f"{json.dumps([path, str(error), stamp])}\n" for path, error, stamp in batch).encode())
-        shards.append(zlib.compress(pickle.dumps([(path, error) for path, error, _ in batch]), 1))
+        shards.append(_packed([(path, error) for path, error, _ in batch]))
+    if nothing is not None:  # more likely a wrong name than a job
+        raise nothing
     manifest = {
         "schema_version": JOB_SCHEMA_VERSION,
         "fmcae": __version__,
@@ -177,6 +180,25 @@ def open_job(
         counts = list(pool.map(counted, done))
     missing = {index: shards[index] for index in sorted(set(range(len(shards))) - set(done))}
     return PredictJob(work, manifest, missing, sum(rows for rows, _ in counts), sum(bad for _, bad in counts))
+
+
+def _first_error(batch: Sequence[Source]) -> ImageError | None:
+    """The error of the first source if none of them is there."""
+    if any(stamp is not None for _, _, stamp in batch):
+        return None
+    path, error, _ = batch[0]
+    return error or ImageError(f"{path}: cannot be read: it does not exist")
+
+
+def _packed(found: list[Found]) -> bytes:
+    """What was found, small enough that the names of millions of pictures fit into memory."""
+    return zlib.compress(pickle.dumps(found), 1)
+
+
+def unpacked(found: bytes) -> list[Found]:
+    """A shard of ``PredictJob.missing``."""
+    pictures: list[Found] = pickle.loads(zlib.decompress(found))
+    return pictures
 
 
 def _check_is_same(out: str, folder: str, manifest: dict[str, Any], present: set[str]) -> None:
@@ -286,18 +308,17 @@ def _make_shard(row: dict[str, Any], work: Work, driver: Any) -> dict[str, str]:
     """Predict a shard in a worker; no error stops the others."""
     import ray
 
-    index, attempt = int(row["shard"]), 1
+    index = int(row["shard"])
     try:
-        attempt = ray.get(driver.begin.remote(index))
-        if attempt > ATTEMPTS:  # Ray Data itself would go on for ever
+        if ray.get(driver.begin.remote(index)) > ATTEMPTS:  # Ray Data itself would go on for ever
             raise RunError(f"its worker died {ATTEMPTS} times")
         if work.version != __version__:
             raise RunError(f"its worker has fmcae {__version__}, and not {work.version}")
-        images, errors = predict_shard(work, index, pickle.loads(zlib.decompress(row["found"])))
+        images, errors = predict_shard(work, index, unpacked(row["found"]))
         result: dict[str, Any] = {"images": images, "errors": errors}
     except Exception as error:
         result = {"failure": str(error) if isinstance(error, FmcaeError) else f"{type(error).__name__}: {error}"}
-    return {"result": json.dumps({"index": index, "attempt": attempt, **result})}
+    return {"result": json.dumps({"index": index, **result})}
 
 
 def predict_shard(work: Work, index: int, found: Sequence[Found]) -> tuple[int, list[str]]:
