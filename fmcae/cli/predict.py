@@ -44,9 +44,10 @@ if TYPE_CHECKING:
 
     Row: TypeAlias = tuple[Outcome, list[dict[str, Any]]]  # with its top labels, none if it has an error
 
-PATHS_HELP = "Image files, folders, globs, or - for an image on stdin; with --ray also s3:// and gs:// URIs."
-PathsArgument = Annotated[list[str], typer.Argument(metavar="PATH", help=PATHS_HELP)]
+PATHS_HELP = "Image files, folders, globs, or - for an image on stdin"
+PathsArgument = Annotated[list[str], typer.Argument(metavar="PATH", help=f"{PATHS_HELP}.")]
 THRESHOLD_HELP = "Known score, 0 to 1, below which an image is unknown; 0 turns it off. [default: the model's own]"
+JOBS_HELP = "Pictures read at once, with --ray by each worker. [default: one on each CPU]"
 OUT_HELP = "With --ray: the folder or URI of the Parquet files, new or of a job to go on with."
 RAY_HELP = "Predict on this Ray cluster (local, auto, HOST:PORT or ray://HOST:PORT), into --out."
 SHOW_HELP = "Write a contact sheet: each picture, the 28x28 that the model sees, label and probability."
@@ -54,7 +55,9 @@ SHOW_HELP = "Write a contact sheet: each picture, the 28x28 that the model sees,
 
 def predict(
     context: typer.Context,
-    paths: PathsArgument,
+    paths: Annotated[
+        list[str], typer.Argument(metavar="PATH", help=f"{PATHS_HELP}; with --ray also s3:// and gs:// URIs.")
+    ],
     model: ModelOption = None,
     top_k: Annotated[int, typer.Option(metavar="K", min=1, help="Print the K most probable labels.")] = 1,
     as_json: JsonOption = False,
@@ -66,9 +69,7 @@ def predict(
     ] = False,
     provider: ProviderOption = "cpu",
     threads: ThreadsOption = None,
-    jobs: Annotated[
-        int | None, typer.Option(metavar="N", min=1, max=1024, help="Pictures read at once. [default: one on each CPU]")
-    ] = None,
+    jobs: Annotated[int | None, typer.Option(metavar="N", min=1, max=1024, help=JOBS_HELP)] = None,
     ray: Annotated[str | None, typer.Option(metavar="ADDRESS", help=RAY_HELP)] = None,
     out: Annotated[str | None, typer.Option(metavar="DIR", help=OUT_HELP)] = None,
 ) -> None:

@@ -422,9 +422,10 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("pyarrow", reason="needs the [ray] extra")
     from fmcae.runtime import predict_job
     from fmcae.runtime.predict_job import PredictJob, ShardResult
+    from fmcae.runtime.storage import write_file
 
     def run(job: PredictJob, address: str) -> Iterator[ShardResult]:
-        predict_job.write_file(f"{job.work.out}/{predict_job.MANIFEST}", json.dumps(job.manifest).encode())
+        write_file(f"{job.work.out}/{predict_job.MANIFEST}", json.dumps(job.manifest).encode())
         for index, packed in job.missing.items():
             found = predict_job.unpacked(packed)
             if address == "stop" and index == 1:
