@@ -3,7 +3,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -175,8 +174,10 @@ def cluster() -> Iterator[Any]:
     pytest.importorskip("ray.data", reason="needs the [ray] extra")
     from ray.cluster_utils import Cluster
 
-    settings = {"num_cpus": 1, "include_dashboard": False, "_system_config": {"health_check_period_ms": 1000}}
+    settings = {"num_cpus": 0, "include_dashboard": False, "_system_config": {"health_check_period_ms": 1000}}
     cluster = Cluster(initialize_head=True, head_node_args=settings)
+    for _ in range(2):
+        cluster.add_node(num_cpus=1)
     yield cluster
     cluster.shutdown()  # type: ignore[no-untyped-call]
 
@@ -200,25 +201,28 @@ def test_a_cluster_finishes_when_one_of_its_two_machines_is_killed(
     (tmp_path / "bad.png").write_bytes(b"bad")
     names = [str(picture)] * 119 + [str(tmp_path / "bad.png")]
     job = open_job(model, names, str(out), shard_size=SHARD_SIZE)
-    node = cluster.add_node(num_cpus=1)
-    raylet = node.all_processes["raylet"][0].process.pid
+    raylets = {node.all_processes["raylet"][0].process.pid: node for node in cluster.worker_nodes}
+    assert len(raylets) == 2
     killed: list[int] = []
 
     def kill() -> None:
-        end = time.monotonic() + 50
-        while time.monotonic() < end:
-            if any(out.glob("part-*.parquet")) and (worker := busy_worker(raylet)):
-                os.kill(worker, signal.SIGKILL)
-                killed.append(worker)
-                cluster.remove_node(node, allow_graceful=False)
-                return
-            time.sleep(0.02)
+        while not finished.wait(0.02):
+            for raylet, node in raylets.items():
+                if any(out.glob("part-*.parquet")) and (worker := busy_worker(raylet)):
+                    os.kill(worker, signal.SIGKILL)
+                    killed.append(worker)
+                    cluster.remove_node(node, allow_graceful=False)
+                    return
 
+    finished = threading.Event()
     killer = threading.Thread(target=kill)
     killer.start()
-    results = list(run_job(job, cluster.address))
-    killer.join()
-    assert killed, "the second machine had nothing to do"
+    try:
+        results = list(run_job(job, cluster.address))
+    finally:
+        finished.set()
+        killer.join()
+    assert len(killed) == 1
     assert sorted(result.index for result in results) == list(range(8))
     assert {result.failure for result in results} == {None}
     assert [error for result in results for error in result.errors] == [rows(out)[-1]["error"]]
