@@ -222,17 +222,18 @@ def _check_is_same(out: str, folder: str, manifest: dict[str, Any], present: set
 
 def _count_rows(path: str, expected: int) -> tuple[int, int]:
     """The rows of a shard's file, and those that have an error."""
-    from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
 
-    advice = "delete it, and the same command makes it again"
+    advice = "if it is damaged, delete it, and the same command makes it again"
     try:
         with open_file(path) as file:
             errors = ParquetFile(file, pre_buffer=False).read(["error"], use_threads=False).column("error")
-    except (DataError, ArrowException, KeyError) as error:
-        raise DataError(f"{path}: is damaged: {advice}") from error
+    except DataError as error:
+        raise DataError(f"{error}; {advice}") from error
+    except KeyError as error:
+        raise DataError(f"{path}: has no column error; {advice}") from error
     if len(errors) != expected:
-        raise DataError(f"{path}: has {len(errors):,} rows instead of {expected:,}: {advice}")
+        raise DataError(f"{path}: has {len(errors):,} rows instead of {expected:,}; {advice}")
     return len(errors), len(errors) - errors.null_count
 
 
@@ -266,7 +267,7 @@ def run_job(job: PredictJob, address: str) -> Iterator[ShardResult]:
                 result = ShardResult(**json.loads(text))
                 made += [] if result.failure else [part_name(result.index)]
                 yield result
-        except ray.exceptions.RayError as error:
+        except (ray.exceptions.RayError, ConnectionError) as error:
             lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
             raise RunError(f"ray (={address}) has stopped the job: {lines[-1].strip()}") from error
     if lost := sorted(set(made) - list_folder(job.work.out)):

@@ -119,11 +119,12 @@ def test_a_damaged_file_is_named(done: Path, model: Model) -> None:
     part = done / part_name(2)
     content = part.read_bytes()
     for damaged, reason in (
-        (content[:-20], "is damaged: delete it"),
-        ((done / part_name(0)).read_bytes(), "has 16 rows instead of 9: delete it"),
+        (content[:-20], "cannot be read: "),
+        ((done / part_name(0)).read_bytes(), "has 16 rows instead of 9; "),
+        (b"", "cannot be read: "),
     ):
         part.write_bytes(damaged)
-        with pytest.raises(DataError, match=f"{part}: {reason}, and the same command makes it again"):
+        with pytest.raises(DataError, match=f"{part}: {reason}.*if it is damaged, delete it, and the same command"):
             open_job(model, ["pictures"], "out", shard_size=SHARD_SIZE)
     part.write_bytes(content)
     (done / MANIFEST).write_text("{")
