@@ -18,6 +18,7 @@ from fmcae.data import CLASS_NAMES_FILE, IDX_NAMES, idx
 pytestmark = pytest.mark.train
 REPOSITORY = Path(__file__).parent.parent
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+RAY = ("ray", "pyarrow", "pandas")
 SERVE = ("starlette", "uvicorn", "prometheus_client", "python_multipart")
 LESS_WORK = {
     "train": ("--epochs", "1"),
@@ -115,7 +116,7 @@ def run_line(line: str, cli: Callable[..., Any], server: Server, data: Path) -> 
         words = words[words.index("&&") + 1 :]
     if words[:1] == ["curl"] and "127.0.0.1:8000" in line and shutil.which("curl"):
         server.ask(line)
-    if words[:1] != ["fmcae"]:
+    if words[:1] != ["fmcae"] or ("--ray" in words and not all(map(find_spec, RAY))):
         return
     if words[1] == "serve":
         server.start(words[1:])

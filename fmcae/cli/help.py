@@ -61,9 +61,10 @@ EXAMPLES: dict[str, tuple[tuple[str, str], tuple[str, str]]] = {
         ("Print another one as JSON", "fmcae info fashion-mnist-int8 --json"),
     ),
     "predict": (
-        ("Name the three most probable labels of each picture in a folder", "fmcae predict exports/samples --top-k 3"),
-        ("See what the larger model sees of each, and what it says",
+        ("Name each picture in a folder, and draw what the larger model sees of it",
          "fmcae predict exports/samples --show sheet.png --model fashion-mnist-large"),
+        ("Predict many pictures on all CPUs with Ray, into Parquet files",
+         "fmcae predict exports/samples --ray local --out predictions"),
     ),
     "evaluate": (
         ("Measure what ships on Fashion-MNIST's test images", "fmcae evaluate"),

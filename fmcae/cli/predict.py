@@ -16,12 +16,15 @@ from fmcae.cli.options import (
     ThreadsOption,
     check_is_no_input,
     check_out,
+    check_out_folder,
+    echo,
     error_line,
     note,
     printable,
     read_stdin,
+    status,
 )
-from fmcae.errors import ImageError, UsageError
+from fmcae.errors import ImageError, UsageError, require_extra
 from fmcae.runtime.as_json import (
     JSON_SCHEMA_VERSION,
     KNOWN_COLUMNS,
@@ -36,20 +39,25 @@ from fmcae.runtime.as_json import (
 if TYPE_CHECKING:
     from PIL import Image
 
+    from fmcae.runtime.model import Model
     from fmcae.runtime.predict import Outcome
 
     Row: TypeAlias = tuple[Outcome, list[dict[str, Any]]]  # with its top labels, none if it has an error
 
-PathsArgument = Annotated[
-    list[str], typer.Argument(metavar="PATH", help="Image files, folders, globs, or - for an image on stdin.")
-]
+PATHS_HELP = "Image files, folders, globs, or - for an image on stdin"
+PathsArgument = Annotated[list[str], typer.Argument(metavar="PATH", help=f"{PATHS_HELP}.")]
 THRESHOLD_HELP = "Known score, 0 to 1, below which an image is unknown; 0 turns it off. [default: the model's own]"
+JOBS_HELP = "Pictures read at once, with --ray by each worker. [default: one on each CPU]"
+OUT_HELP = "With --ray: the folder or URI of the Parquet files, new or of a job to go on with."
+RAY_HELP = "Predict on this Ray cluster (local, auto, HOST:PORT or ray://HOST:PORT), into --out."
 SHOW_HELP = "Write a contact sheet: each picture, the 28x28 that the model sees, label and probability."
 
 
 def predict(
     context: typer.Context,
-    paths: PathsArgument,
+    paths: Annotated[
+        list[str], typer.Argument(metavar="PATH", help=f"{PATHS_HELP}; with --ray also s3:// and gs:// URIs.")
+    ],
     model: ModelOption = None,
     top_k: Annotated[int, typer.Option(metavar="K", min=1, help="Print the K most probable labels.")] = 1,
     as_json: JsonOption = False,
@@ -61,9 +69,9 @@ def predict(
     ] = False,
     provider: ProviderOption = "cpu",
     threads: ThreadsOption = None,
-    jobs: Annotated[
-        int | None, typer.Option(metavar="N", min=1, max=1024, help="Pictures read at once. [default: one on each CPU]")
-    ] = None,
+    jobs: Annotated[int | None, typer.Option(metavar="N", min=1, max=1024, help=JOBS_HELP)] = None,
+    ray: Annotated[str | None, typer.Option(metavar="ADDRESS", help=RAY_HELP)] = None,
+    out: Annotated[str | None, typer.Option(metavar="DIR", help=OUT_HELP)] = None,
 ) -> None:
     """Classify images of any size, colour and format.
 
@@ -77,11 +85,16 @@ def predict(
     formats = [name for name, chosen in (("json", as_json), ("jsonl", as_jsonl), ("csv", as_csv)) if chosen]
     if len(formats) > 1:
         raise UsageError(f"--{formats[0]} must not come with --{formats[1]}: choose one")
+    if ray is not None or out is not None:
+        _check_ray(ray, out, [*formats, *(["show"] if show else [])], paths, provider)
     if show is not None:
         _check_show(show, paths)
     loaded = load(model, provider=provider, threads=threads, only="classifier", threshold=threshold)
     class_names = loaded.class_names
     check_top_k(top_k, class_names)
+    if ray is not None and out is not None:
+        _predict_on_ray(context, loaded, paths, ray, out, top_k, threads, jobs)
+        return
     facts = facts_of(loaded)
     stdin = read_stdin(paths)
     failed: list[str] = []
@@ -110,19 +123,86 @@ def predict(
 
 
 @contextmanager
-def _counting() -> "Iterator[Callable[[], object]]":
-    """Show on a terminal how many pictures are done, where the predictions go elsewhere; call what it gives for each."""
-    if not sys.stderr.isatty() or sys.stdout.isatty():
-        yield lambda: None
+def _counting(total: int | None = None) -> "Iterator[Callable[..., object]]":
+    """Show on a terminal how many pictures are done; call what it gives for each, or with how many more are done.
+
+    Without a total the predictions themselves go to stdout, and nothing is shown where that is the terminal.
+    """
+    if not sys.stderr.isatty() or (total is None and sys.stdout.isatty()):
+        yield lambda count=1: None
         return
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TimeElapsedColumn
 
-    columns = SpinnerColumn(), "{task.completed:,} pictures", TimeElapsedColumn()
+    of_all = "" if total is None else f" of {total:,}"
+    columns = SpinnerColumn(), f"{{task.completed:,}}{of_all} pictures", TimeElapsedColumn()
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, redirect_stdout=False) as progress:
         task = progress.add_task("", total=None)
-        yield lambda: progress.advance(task)
+        yield lambda count=1: progress.advance(task, count)
+
+
+def _check_ray(ray: str | None, out: str | None, formats: list[str], paths: list[str], provider: str) -> None:
+    """Check that --ray and --out come together, and with no option that a Ray job has no use for."""
+    if ray is None:
+        raise UsageError(f"out (={out}) must come with --ray")
+    if out is None:
+        raise UsageError(f"ray (={ray}) must come with --out")
+    if formats:
+        raise UsageError(f"ray (={ray}) must not come with --{formats[0]}: the predictions go to --out")
+    if "-" in paths:
+        raise UsageError(f"ray (={ray}) must not come with -, because the cluster's machines cannot read this stdin")
+    if provider != "cpu":  # preprocessing, which takes nearly all of the time, runs there anyway
+        raise UsageError(f"provider (={provider}) must be cpu with --ray")
+    require_extra("ray", "ray", "pyarrow", "pandas")
+    from fmcae.runtime.storage import is_uri
+
+    if not is_uri(out):
+        check_out_folder(Path(out))
+
+
+def _predict_on_ray(
+    context: typer.Context,
+    model: "Model",
+    paths: list[str],
+    ray: str,
+    out: str,
+    top_k: int,
+    threads: int | None,
+    jobs: int | None,
+) -> None:
+    from fmcae.runtime.predict_job import open_job, part_name, run_job
+
+    with status("looking for pictures"):
+        job = open_job(model, paths, out, top_k, threads, jobs)
+    if not job.missing:
+        note("the job is done already")
+    elif len(job.missing) < job.shards:
+        note(f"{job.shards - len(job.missing):,} of {job.shards:,} files are there already")
+    unreadable, failed = job.unreadable_before, 0
+    try:
+        with _counting(job.images) as count:
+            count(job.images_before)
+            for result in run_job(job, ray):
+                for error in result.errors:
+                    error_line(in_flags(ImageError(error), context))
+                if result.failure is not None:
+                    error_line(f"{part_name(result.index)}: {result.failure}")
+                    failed += 1
+                unreadable += len(result.errors)
+                count(result.images)
+    except KeyboardInterrupt:
+        note("stopped; the same command goes on")
+        raise typer.Exit(130) from None
+    if failed:
+        note(f"{failed:,} of {job.shards:,} files are missing; the same command tries them again")
+    else:
+        pictures, files = (f"{number:,} {word}{'s' * (number != 1)}" for number, word in (
+            (job.images, "picture"), (job.shards, "file"),
+        ))  # fmt: skip
+        echo(f"{out}: {pictures} in {files}, {unreadable:,} of them unreadable")
+    if failed or unreadable:
+        raise typer.Exit(1)
 
 
 class _Sheet:

@@ -17,17 +17,18 @@ KNOWN_COLUMNS = ("known", "known_score")
 
 def json_text(values: Any, indent: int | None = None) -> str:
     """``values`` as JSON in ASCII, which any encoding of stdout can show; a number that is not finite becomes null."""
-    return json.dumps(_without_what_json_lacks(values), indent=indent, allow_nan=False)
+    return json.dumps(without_what_json_lacks(values), indent=indent, allow_nan=False)
 
 
-def _without_what_json_lacks(values: Any) -> Any:
+def without_what_json_lacks(values: Any) -> Any:
+    """``values`` with null for a number that is not finite, and with escapes for what UTF-8 cannot hold."""
     if isinstance(values, str):  # a file name in an unknown encoding has lone surrogates
         return values.encode("utf-8", "backslashreplace").decode()
     if isinstance(values, float):
         return values if math.isfinite(values) else None
     if isinstance(values, dict):
-        return {key: _without_what_json_lacks(value) for key, value in values.items()}
-    return [_without_what_json_lacks(value) for value in values] if isinstance(values, list | tuple) else values
+        return {key: without_what_json_lacks(value) for key, value in values.items()}
+    return [without_what_json_lacks(value) for value in values] if isinstance(values, list | tuple) else values
 
 
 def check_top_k(top_k: int, class_names: tuple[str, ...]) -> int:

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from operator import itemgetter
 from pathlib import Path
@@ -115,10 +116,15 @@ def read_input(path: str, stdin: bytes = b"") -> Floats:
     Raises:
         ImageError: it cannot be read or preprocessed; the message names the path.
     """
-    return _input_of(stdin, "stdin") if path == STDIN else _input_of(path, path)
+    return input_of(stdin, "stdin") if path == STDIN else input_of(path, path)
 
 
-def _input_of(source: str | bytes, name: str, max_pixels: int = MAX_PIXELS) -> Floats:
+def input_of(source: str | bytes, name: str, max_pixels: int = MAX_PIXELS) -> Floats:
+    """Turn the image at a path, or an encoded one that errors call ``name``, into a model's input (1, 28, 28) float32.
+
+    Raises:
+        ImageError: it cannot be read or preprocessed, or has more than ``max_pixels``.
+    """
     try:
         return preprocess(source, max_pixels)
     except MemoryError:
@@ -139,7 +145,7 @@ def predict_content(model: Model, path: str, content: bytes, name: str, max_pixe
     ``path`` is what the outcome calls it, and ``name`` what its error does. No file is read.
     """
     try:
-        x = _input_of(content, name, max_pixels)
+        x = input_of(content, name, max_pixels)
     except ImageError as error:
         return Outcome(path, None, error)
     return Outcome(path, model.predict_inputs(x[np.newaxis])[0], None, as_bytes(x))
@@ -155,16 +161,17 @@ def predict_images(
         stdin: the encoded image that "-" stands for.
         jobs: as for :func:`predict_found`.
     """
-    return predict_found(model, find_images(names), stdin, jobs)
+    return predict_found(model, find_images(names), jobs, partial(read_input, stdin=stdin))
 
 
 def predict_found(
-    model: Model, found: Iterable[Found], stdin: bytes = b"", jobs: int | None = None
+    model: Model, found: Iterable[Found], jobs: int | None = None, read: Callable[[str], Floats] = read_input
 ) -> Iterator[Outcome]:
     """Predict the images at paths that were found, in order; a path with an error keeps it.
 
     Args:
         jobs: how many threads read pictures and predict; None for one on each CPU.
+        read: what reads the picture at a path, as :func:`read_input` does.
 
     Raises:
         UsageError: ``jobs`` is less than 1.
@@ -175,13 +182,13 @@ def predict_found(
     batches = iter(lambda: list(islice(images, BATCH_SIZE)), [])
     if jobs == 1:
         for batch in batches:
-            yield from _predict_batch(model, batch, stdin)
+            yield from _predict_batch(model, batch, read)
         return
     pool = ThreadPoolExecutor(jobs)
     running: deque[Future[list[Outcome]]] = deque()
     try:
         for batch in batches:
-            running.append(pool.submit(_predict_batch, model, batch, stdin))
+            running.append(pool.submit(_predict_batch, model, batch, read))
             if len(running) > 2 * jobs:  # so that memory stays flat where the outcomes are taken slowly
                 yield from running.popleft().result()
         while running:
@@ -190,13 +197,13 @@ def predict_found(
         pool.shutdown(cancel_futures=True)
 
 
-def _predict_batch(model: Model, batch: list[Found], stdin: bytes) -> list[Outcome]:
+def _predict_batch(model: Model, batch: list[Found], read: Callable[[str], Floats]) -> list[Outcome]:
     x: list[Floats] = []
     errors: list[ImageError | None] = []
     for path, error in batch:
         try:
             if error is None:
-                x.append(read_input(path, stdin))
+                x.append(read(path))
         except ImageError as unreadable:
             error = unreadable
         errors.append(error)

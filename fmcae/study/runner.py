@@ -4,7 +4,6 @@ Each run has its folder, DIR/runs/NAME. A run that is stopped continues from its
 those that start from it fail too, and the next call tries them once more.
 """
 
-import logging
 import multiprocessing
 import os
 import signal
@@ -19,7 +18,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from fmcae import schema
-from fmcae.errors import FmcaeError, RunError
+from fmcae.errors import FmcaeError
+from fmcae.runtime.cluster import connected
 from fmcae.study.grid import Task, autoencoder, multiply_adds, work
 
 State = Literal["waiting", "running", "done", "failed"]
@@ -249,19 +249,11 @@ def ray(address: str, cpus: int, gpu_workers: int) -> Iterator[Submit]:
     Raises:
         RunError: there is no cluster at that address.
     """
-    import ray as library
-
-    try:
-        library.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise RunError(f"ray (={address}) has no cluster that can be reached: {error}") from error
-    try:
-        resources: dict[str, float] = library.cluster_resources()  # type: ignore[no-untyped-call]
+    with connected(address) as library:
+        resources: dict[str, float] = library.cluster_resources()
         gpus = min(1, resources.get("GPU", 0) / gpu_workers) if gpu_workers else 0
         remote = library.remote(num_cpus=cpus, num_gpus=gpus, max_retries=5)(run_task)
         yield lambda *arguments: remote.remote(*arguments).future()
-    finally:
-        library.shutdown()
 
 
 def executor(address: str | None, workers: int, threads: int, device: str) -> AbstractContextManager[Submit]:

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -234,6 +235,17 @@ def test_an_empty_path_is_named(cli: "Cli", image: Path) -> None:
         (["--show", "sheet.jpg"], 2, "--show sheet.jpg must end in .png"),
         (["--show", "nowhere/sheet.png"], 2, "--show nowhere/sheet.png must be a file in a folder that exists"),
         (["--model", ""], 2, "--model '' must not be empty"),
+        (["--out", "out"], 2, "--out out must come with --ray"),
+        (["--ray", "local"], 2, "--ray local must come with --out"),
+        (
+            ["--ray", "auto", "--out", "out", "--json"],
+            2,
+            "--ray auto must not come with --json: the predictions go to --out",
+        ),
+        (["--ray", "auto", "--out", "out", "--csv"], 2, "--ray auto must not come with --csv"),
+        (["--ray", "auto", "--out", "out", "--show", "a.png"], 2, "--ray auto must not come with --show"),
+        (["--ray", "auto", "--out", "out", "-"], 2, "--ray auto must not come with -, because"),
+        (["--ray", "auto", "--out", "out", "--provider", "cuda"], 2, "--provider cuda must be cpu with --ray"),
         (["--model", "missing.onnx"], 1, "missing.onnx: cannot be read: No such file"),
     ],
 )
@@ -392,3 +404,66 @@ def test_a_terminal_counts_pictures_while_predictions_go_elsewhere() -> None:
         os.close(terminal)
     assert result.returncode == 1 and len(result.stdout.splitlines()) == 10
     assert "11 pictures" in shown and "nothing.png: cannot be read" in shown
+
+
+def test_without_its_extra_ray_exits_3_with_the_command(
+    cli: "Cli", image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    result = cli("predict", image, "--ray", "auto", "--out", tmp_path / "out")
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (3, "", 1)
+    assert "needs ray, which is not installed: run  pip install '.[ray]'" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a cluster would do is done in this process; a shard with a picture called fail.png fails."""
+    pytest.importorskip("pyarrow", reason="needs the [ray] extra")
+    from fmcae.runtime import predict_job
+    from fmcae.runtime.predict_job import PredictJob, ShardResult
+    from fmcae.runtime.storage import write_file
+
+    def run(job: PredictJob, address: str) -> Iterator[ShardResult]:
+        write_file(f"{job.work.out}/{predict_job.MANIFEST}", json.dumps(job.manifest).encode())
+        for index, packed in job.missing.items():
+            found = predict_job.unpacked(packed)
+            if address == "stop" and index == 1:
+                raise KeyboardInterrupt
+            if address == "fail" and index == 1:
+                yield ShardResult(index, failure="out of luck")
+                continue
+            images, errors = predict_job.predict_shard(job.work, index, found)
+            yield ShardResult(index, images, tuple(errors))
+
+    monkeypatch.setattr(predict_job, "run_job", run)
+    monkeypatch.setattr(predict_job.open_job, "__defaults__", (1, None, None, 16))
+
+
+def test_a_job_goes_on_where_it_was_and_says_when_it_is_done(
+    cli: "Cli", image: Path, tmp_path: Path, without_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad.png").write_bytes(b"bad")
+    paths = [image] * 20
+
+    def predict(address: str, *more: object) -> tuple[int, str, str]:
+        result = cli("predict", *paths, *more, "--ray", address, "--out", "out")
+        return result.exit_code, result.stdout, result.stderr
+
+    assert predict("stop") == (130, "", "stopped; the same command goes on\n")
+    note = "1 of 2 files are there already\n"
+    failure = "error: part-00001.parquet: out of luck\n1 of 2 files are missing; the same command tries them again\n"
+    assert predict("fail") == (1, "", note + failure)
+    done = "out: 20 pictures in 2 files, 0 of them unreadable\n"
+    assert predict("auto") == (0, done, note)
+    assert predict("auto") == (0, done, "the job is done already\n")
+    code, stdout, stderr = predict("auto", "--threshold", "0.5")
+    assert (code, stdout) == (2, "")
+    assert stderr == "error: --out out must be a new folder: its job is of another --threshold\n"
+    result = cli("predict", tmp_path / "bad.png", image, "--ray", "auto", "--out", "other")
+    assert (result.exit_code, result.stdout) == (1, "other: 2 pictures in 1 file, 1 of them unreadable\n")
+    assert result.stderr.startswith(f"error: {tmp_path}/bad.png: is not an image") and result.stderr.count("\n") == 1
+    (tmp_path / "file").touch()
+    result = cli("predict", image, "--ray", "auto", "--out", "file/x")
+    assert (result.exit_code, result.stderr) == (2, "error: --out file/x must be a folder; file is a file\n")
