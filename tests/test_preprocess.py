@@ -151,7 +151,7 @@ def test_a_picture_on_which_the_graph_fails_is_named(monkeypatch: pytest.MonkeyP
         def run(self, *_: Any) -> None:
             raise RuntimeError("no room\nat some place")
 
-    monkeypatch.setattr(fmcae.preprocess, "_session", Broken)
+    monkeypatch.setattr(fmcae.preprocess, "_session", lambda *_: Broken())
     path = tmp_path / "item.png"
     Image.new("RGB", (30, 40)).save(path)
     for source, name in (

@@ -18,7 +18,8 @@ GROUPS = {
     "Model": ("model", "threshold", "top_k", "precision", "teacher", "budget"),
     "Data": ("data", "split", "labels", "class_weights"),
     "Networks": (
-        "latent_dim", "dropout", "dropout_position", "output_dropout", "pooling", "encoder_init", "encoder_training",
+        "latent_dim", "dropout", "dropout_position", "output_dropout", "pooling", "channels", "size", "encoder_init",
+        "encoder_training",
     ),
     "Training": (
         "resume", "recipe", "stage", "autoencoder_from", "learning_rate", "batch_size", "epochs", "seed", "keep",

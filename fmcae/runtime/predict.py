@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fmcae.errors import FmcaeError, ImageError, UsageError
 from fmcae.images import IMAGE_SUFFIXES, MAX_PIXELS
-from fmcae.preprocess import Floats, as_bytes, preprocess
+from fmcae.preprocess import Floats, as_bytes
 from fmcae.runtime.machine import available_cpus
 from fmcae.runtime.model import Model, Prediction
 
@@ -30,9 +30,9 @@ Found: TypeAlias = tuple[str, ImageError | None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """The prediction of one image and the pixels (28, 28) uint8 that the model saw, or the error that it raised.
+    """The prediction of one image and the pixels uint8 that the model saw, or the error that it raised.
 
-    The pixels are rounded, for eyes.
+    The pixels (S, S), or (S, S, 3) in colour, are rounded, for eyes.
     """
 
     path: str
@@ -42,7 +42,7 @@ class Outcome:
 
 
 def unknown_text(nearest: str, pixels: NDArray[np.uint8] | None) -> str:
-    """What is said of an unknown picture: the nearest label, and that it is blank if all ``pixels`` (28, 28) are 0."""
+    """What is said of an unknown picture: the nearest label, and that it is blank if all ``pixels`` are 0."""
     blank = "blank; " if pixels is not None and not pixels.any() else ""
     return f"unknown ({blank}nearest: {nearest})"
 
@@ -109,18 +109,18 @@ def _unreadable(folder: str, error: OSError) -> ImageError:
     return ImageError(f"{folder}: cannot be read: {error.strerror}")
 
 
-def read_input(path: str, stdin: bytes = b"") -> Floats:
-    """Read the image at ``path``, or the encoded image ``stdin`` if that is "-", as a model's input (1, 28, 28) float32.
+def read_input(model: Model, path: str, stdin: bytes = b"") -> Floats:
+    """Read the image at ``path``, or the encoded image ``stdin`` if that is "-", as a model's input (C, S, S) float32.
 
     Raises:
         ImageError: it cannot be read or preprocessed; the message names the path.
     """
-    return _input_of(stdin, "stdin") if path == STDIN else _input_of(path, path)
+    return _input_of(model, stdin, "stdin") if path == STDIN else _input_of(model, path, path)
 
 
-def _input_of(source: str | bytes, name: str, max_pixels: int = MAX_PIXELS) -> Floats:
+def _input_of(model: Model, source: str | bytes, name: str, max_pixels: int = MAX_PIXELS) -> Floats:
     try:
-        return preprocess(source, max_pixels)
+        return model.preprocess(source, max_pixels)
     except MemoryError:
         raise
     except ImageError as error:
@@ -139,7 +139,7 @@ def predict_content(model: Model, path: str, content: bytes, name: str, max_pixe
     ``path`` is what the outcome calls it, and ``name`` what its error does. No file is read.
     """
     try:
-        x = _input_of(content, name, max_pixels)
+        x = _input_of(model, content, name, max_pixels)
     except ImageError as error:
         return Outcome(path, None, error)
     return Outcome(path, model.predict_inputs(x[np.newaxis])[0], None, as_bytes(x))
@@ -196,7 +196,7 @@ def _predict_batch(model: Model, batch: list[Found], stdin: bytes) -> list[Outco
     for path, error in batch:
         try:
             if error is None:
-                x.append(read_input(path, stdin))
+                x.append(read_input(model, path, stdin))
         except ImageError as unreadable:
             error = unreadable
         errors.append(error)
