@@ -43,7 +43,7 @@ EXAMPLES: dict[str, tuple[tuple[str, str], tuple[str, str]]] = {
     ),
     "train": (
         ("Train for pictures of your own, a folder for each class", "fmcae train --recipe robust --data DIR"),
-        ("Go on with the newest run that was stopped", "fmcae train --resume"),
+        ("Train where colour tells the classes, on 64 pixels", "fmcae train --data DIR --channels 3 --size 64"),
     ),
     "export": (
         ("Export the newest finished run into its folder onnx/", "fmcae export"),
@@ -186,7 +186,7 @@ def in_flags(error: FmcaeError, context: typer.Context) -> str:
 
 
 def _parameter(context: typer.Context, name: str, value: str | None) -> Any:
-    """The verb's parameter of that name or flag; else the one whose value it is, as a model's ``path`` is --model's."""
+    """The verb's parameter of that name or flag; else the text whose value it is, as a model's ``path`` is --model's."""
     parameters = context.command.params
     found = (item for item in parameters if name == item.name or name in item.opts)
     holders = (item for item in parameters if value is not None and _holds(context.params.get(item.name or ""), value))
@@ -194,6 +194,8 @@ def _parameter(context: typer.Context, name: str, value: str | None) -> Any:
 
 
 def _holds(given: Any, value: str) -> bool:
+    if isinstance(given, int | float):  # numbers are equal by chance
+        return False
     return value in map(str, given) if isinstance(given, list | tuple) else given is not None and str(given) == value
 
 

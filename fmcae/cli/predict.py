@@ -44,7 +44,7 @@ PathsArgument = Annotated[
     list[str], typer.Argument(metavar="PATH", help="Image files, folders, globs, or - for an image on stdin.")
 ]
 THRESHOLD_HELP = "Known score, 0 to 1, below which an image is unknown; 0 turns it off. [default: the model's own]"
-SHOW_HELP = "Write a contact sheet: each picture, the 28x28 that the model sees, label and probability."
+SHOW_HELP = "Write a contact sheet: each picture, what the model sees of it, label and probability."
 
 
 def predict(
@@ -67,9 +67,9 @@ def predict(
 ) -> None:
     """Classify images of any size, colour and format.
 
-    A 28x28 grey image is taken as it is; anything else is brought into Fashion-MNIST's form first. One that looks like
-    nothing that the model was trained on is unknown, and the nearest label comes with it. A file that cannot be read
-    gets its line on stderr, the rest goes on, and the exit code is 1.
+    An image in the model's form (28x28 grey, by default) is taken as it is, and others are brought into it. One that
+    looks like nothing that the model was trained on is unknown, and the nearest label comes with it. A file that cannot
+    be read gets its line on stderr, the rest goes on, and the exit code is 1.
     """
     from fmcae.runtime.model import load
     from fmcae.runtime.predict import predict_images

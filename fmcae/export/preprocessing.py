@@ -46,7 +46,7 @@ PIXEL = SAMPLES / (1 + 2 * MARGIN)  # one that comes out, in pixels of the item'
 OWN_SHARE = 1 / 3  # of a pixel's height and width is sampled for Fashion-MNIST's form, which makes it as sharp
 CLOSE = 0.05  # a pixel within this share of the range from the corners' colour is background: the paper's 5%
 CLEAN = 2.5 / 255  # in a picture without noise, pixels that stand out this much and touch the item belong to it
-BLACK = 0.1  # what a coloured item's black becomes, so that it differs from the background
+BLACK = 0.2  # what a coloured item's black becomes, so that it differs from the background
 SIMILAR, SMOOTH = (
     0.25,
     0.03,
