@@ -142,7 +142,7 @@ function showResult({ label, probabilities, knownScore, x, shape, width, height,
   const pixels = Uint8ClampedArray.from({ length: 4 * size * size }, (_, at) => (at % 4 === 3 ? 255 : 255 * x[plane(at) + (at >> 2)]));
   byId('seen').width = byId('seen').height = size;
   byId('seen').getContext('2d').putImageData(new ImageData(pixels, size, size), 0, 0);
-  byId('seen').ariaLabel = `The picture as the model sees it, ${size} by ${size} pixels`;
+  byId('seen').setAttribute('aria-label', `The picture as the model sees it, ${size} by ${size} pixels`);
   byId('edges').textContent = `${size}\u00a0×\u00a0${size}`;
   byId('size').textContent = `of ${width}\u00a0×\u00a0${height}`;
   byId('known').textContent = `${knownScore.toFixed(3)}; below ${model.threshold.toFixed(3)} it is unknown`;
