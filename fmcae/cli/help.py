@@ -186,16 +186,16 @@ def in_flags(error: FmcaeError, context: typer.Context) -> str:
 
 
 def _parameter(context: typer.Context, name: str, value: str | None) -> Any:
-    """The verb's parameter of that name or flag; else the text whose value it is, as a model's ``path`` is --model's."""
+    """The verb's parameter of that name or flag; else what was given that value, as a model's ``path`` is --model's."""
     parameters = context.command.params
     found = (item for item in parameters if name == item.name or name in item.opts)
-    holders = (item for item in parameters if value is not None and _holds(context.params.get(item.name or ""), value))
+    sources = ((item, context.get_parameter_source(item.name or "")) for item in parameters)
+    typed = (item for item, source in sources if source is not None and source.name == "COMMANDLINE")
+    holders = (item for item in typed if value is not None and _holds(context.params.get(item.name or ""), value))
     return next(found, None) or next(holders, None)
 
 
 def _holds(given: Any, value: str) -> bool:
-    if isinstance(given, int | float):  # numbers are equal by chance
-        return False
     return value in map(str, given) if isinstance(given, list | tuple) else given is not None and str(given) == value
 
 
