@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from fmcae import schema
 from fmcae.errors import ArtefactError
 from fmcae.precision import PRECISION_PROVIDERS
+from fmcae.shape import SHAPES
 
 SCHEMA_VERSION = 1
 CARD_KEY, GOLDEN_KEY, SEAL_KEY, NAMES_KEY = "fmcae.card", "fmcae.golden", "fmcae.seal", "names"
@@ -159,6 +160,17 @@ class Card:
     schema_version: int = SCHEMA_VERSION
 
     @property
+    def x_shape(self) -> tuple[int, int, int]:
+        """The shape (channels, size, size) of the model's input x, which a decoder gives again, and a picture makes."""
+        if self.kind == "picture":
+            channels, size = (
+                self.preprocessing.get(name, default) for name, default in (("channels", 1), ("size", 28))
+            )
+            return channels, size, size
+        channels, height, width = (self.output if self.kind == "decoder" else self.input)["shape"][1:]
+        return channels, height, width
+
+    @property
     def temperature(self) -> float:
         """What the logits are divided by before the softmax; 1 where nothing was calibrated."""
         return float(self.calibration.get("temperature", 1))
@@ -211,7 +223,14 @@ class Card:
             [(item["name"], item["shape"][1:]) for item in (self.input, self.output)],
         )
         code = given[self.kind == "encoder"][1][:1]
-        shapes = {"x": [1, 28, 28], "x_hat": [1, 28, 28], "z": code, "logits": [classes]}
+        known = [[channels, size, size] for channels, size in SHAPES]
+        x = [sizes for name, sizes in given if name in ("x", "x_hat")]
+        if self.kind == "picture":
+            x = [list(self.x_shape)]
+        if len(x) != 1 or x[0] not in known or not all(type(length) is int for length in x[0]):
+            said = f"the shape of its images (={', '.join(map(str, x[0]))})" if x else "its input and output"
+            raise ArtefactError(f"its card is damaged: {said} is that of no model")
+        shapes = {"x": x[0], "x_hat": x[0], "z": code, "logits": [classes]}
         shapes |= {"image": ["width", "channels"], "probabilities": []}
         has_classes = self.kind != "picture" or self.output["shape"] == [classes]
         if not has_classes or given != [(name, shapes[name]) for name in TENSORS[self.kind]]:

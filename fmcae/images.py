@@ -40,7 +40,7 @@ TURNS: dict[object, Transpose] = {  # that undo it
     2: Transpose.FLIP_LEFT_RIGHT, 3: Transpose.ROTATE_180, 4: Transpose.FLIP_TOP_BOTTOM, 5: Transpose.TRANSPOSE,
     6: Transpose.ROTATE_270, 7: Transpose.TRANSVERSE, 8: Transpose.ROTATE_90,
 }  # fmt: skip
-DRAFT_SIZE = 1344  # pixels of an edge that a JPEG is not decoded below: eight times what preprocessing samples
+DRAFT_SIZE = 1344  # pixels of an edge that a JPEG is not decoded below: at least 3.5 times what preprocessing samples
 LARGE_PIXELS = 2**22
 STRIP_PIXELS = 2**16  # that are computed with at once: few enough for the processor's cache
 

@@ -126,11 +126,31 @@ def test_a_calibration_that_is_no_object_is_named(content: bytes, calibration: o
         ({"parity": {"passed": 1}}, "its card is damaged"),
         ({"precision": []}, r"at `\$.precision`"),
         ({"another": 1}, "it has the unknown key another"),
+        *(
+            ({"input": {"name": "x", "shape": ["batch", *shape], "dtype": "float32", "range": ""}}, message)
+            for shape, message in (
+                ([2, 31, 7], r"the shape of its images \(=2, 31, 7\) is that of no model"),
+                ([3, 64, 28], r"the shape of its images \(=3, 64, 28\) is that of no model"),
+                (["c", 28, 28], r"the shape of its images \(=c, 28, 28\) is that of no model"),
+                ([784], r"the shape of its images \(=784\) is that of no model"),
+            )
+        ),
     ],
 )
 def test_a_card_with_another_value_is_named(content: bytes, change: dict[str, Any], message: str) -> None:
     with pytest.raises(ArtefactError, match=message):
         Card.from_json(json.dumps(card_values(content) | change))
+
+
+@pytest.mark.parametrize("size", [28.0, 32, "28", 1e300, -1])
+def test_a_picture_of_a_strange_size_is_named(shipped: Path, size: object) -> None:
+    values = json.loads(read_metadata((shipped / "picture.onnx").read_bytes())[CARD_KEY])
+    assert Card.from_json(json.dumps(values)).x_shape == (1, 28, 28)
+    values["preprocessing"] |= {"channels": 1, "size": 64}
+    assert Card.from_json(json.dumps(values)).x_shape == (1, 64, 64)
+    values["preprocessing"]["size"] = size
+    with pytest.raises(ArtefactError, match="the shape of its images .* is that of no model"):
+        Card.from_json(json.dumps(values))
 
 
 def test_a_card_that_is_nested_without_end_is_named() -> None:
@@ -155,6 +175,7 @@ def test_a_card_is_read_or_named_whatever_it_holds(content: bytes, data: st.Data
     with contextlib.suppress(ArtefactError):
         card = Card.from_json(json.dumps(values))
         assert card.providers and card.temperature > 0 and 0 <= card.threshold <= 1
+        assert len(card.x_shape) == 3
         assert Card.from_json(card.to_json()) == card or "NaN" in card.to_json()
         if card.parity:
             parity_lines(card.parity)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from fmcae.data import CLASS_NAMES_FILE, IDX_NAMES, idx
 
@@ -19,6 +20,7 @@ pytestmark = pytest.mark.train
 REPOSITORY = Path(__file__).parent.parent
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 RAY = ("ray", "pyarrow", "pandas")
+PICTURES = "pictures"
 SERVE = ("starlette", "uvicorn", "prometheus_client", "python_multipart")
 LESS_WORK = {
     "train": ("--epochs", "1"),
@@ -35,6 +37,12 @@ def few_images(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         count = 120 if name.startswith("train") else 40
         idx.write(folder / f"{name}.gz", idx.parse(idx.read_bytes(sample / f"{name}.gz"), name)[:count])
     shutil.copy(sample / CLASS_NAMES_FILE, folder)  # what ships is evaluated on it
+    for name, colour in (("ripe", (200, 30, 30)), ("unripe", (60, 160, 40))):
+        (folder / PICTURES / name).mkdir(parents=True)
+        for edge in range(50, 64):
+            picture = Image.new("RGB", (80, 70), "white")
+            picture.paste(colour, (10, 5, edge, 60))
+            picture.save(folder / PICTURES / name / f"{edge}.png")
     return folder
 
 
@@ -121,7 +129,8 @@ def run_line(line: str, cli: Callable[..., Any], server: Server, data: Path) -> 
     if words[1] == "serve":
         server.start(words[1:])
         return
-    arguments = [str(data) if word == "DIR" else word for word in words[1:]]
+    folder = data / PICTURES if "--channels" in words else data
+    arguments = [str(folder) if word == "DIR" else word for word in words[1:]]
     arguments = [found for word in arguments for found in (sorted(glob.glob(word)) if "*" in word else [word])]
     verb = " ".join(arguments[: 2 if arguments[0] == "study" else 1]) + (" int8" if "int8" in arguments else "")
     less_work = () if "--resume" in arguments else LESS_WORK.get(verb, ())

@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFilter
 
 import fmcae.preprocess
-from fmcae.errors import ImageError
+from fmcae.errors import ImageError, UsageError
 from fmcae.images import ImageSource
 from fmcae.preprocess import SIZE, preprocess, scale, to_uint8
+from fmcae.shape import SHAPES
 
 SAMPLE = Path(__file__).parent / "data" / "fashion-mnist-sample" / "t10k-images-idx3-ubyte.gz"
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
@@ -151,7 +152,7 @@ def test_a_picture_on_which_the_graph_fails_is_named(monkeypatch: pytest.MonkeyP
         def run(self, *_: Any) -> None:
             raise RuntimeError("no room\nat some place")
 
-    monkeypatch.setattr(fmcae.preprocess, "_session", Broken)
+    monkeypatch.setattr(fmcae.preprocess, "_session", lambda *_: Broken())
     path = tmp_path / "item.png"
     Image.new("RGB", (30, 40)).save(path)
     for source, name in (
@@ -162,6 +163,111 @@ def test_a_picture_on_which_the_graph_fails_is_named(monkeypatch: pytest.MonkeyP
         with pytest.raises(ImageError) as failure:
             preprocess(source)
         assert str(failure.value) == f"{name}: cannot be preprocessed: no room"
+
+
+# --- colours and other sizes -------------------------------------------------------------------------------------
+
+INK = st.tuples(*[st.integers(0, 255)] * 3)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.sampled_from(SHAPES), st.integers(1, 90), st.integers(1, 90), st.sampled_from([0, 1, 3, 4]), st.integers(0, 999)
+)
+def test_any_pixels_have_the_form_that_is_asked_for(
+    shape: tuple[int, int], height: int, width: int, planes: int, seed: int
+) -> None:
+    channels, size = shape
+    picture = np.random.default_rng(seed).integers(
+        0, 256, (height, width, planes) if planes else (height, width), np.uint8
+    )
+    x = preprocess(picture, channels, size)
+    assert x.shape == (channels, size, size) and x.dtype == np.float32 and 0 <= x.min() <= x.max() <= 1
+    assert to_uint8(picture, channels, size).shape == (size, size) + (3,) * (channels == 3)
+    if planes < 3:  # grey
+        assert all(np.array_equal(plane, x[0]) for plane in x)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.sampled_from(SHAPES[1:]), INK, st.booleans(), st.data())
+def test_a_mirrored_picture_gives_mirrored_pixels(
+    shape: tuple[int, int], ink: tuple[int, int, int], is_dark: bool, data: st.DataObject
+) -> None:
+    paper = np.uint8(10 if is_dark else 245)
+    height, width = data.draw(st.integers(100, 200)), data.draw(st.integers(240, 300))
+    picture = np.full((height + 60, width + 80, 3), paper)
+    picture[20 : 20 + height, 30 : 30 + width] = ink
+    picture[20 : 20 + height // 2, 30 : 30 + width // 3] = 128
+    if np.abs(picture.astype(int) - paper).max(axis=2)[20:-40, 30:-50].min() < 40:
+        return  # an item that looks like its background
+    x, mirrored = (preprocess(pixels, *shape) for pixels in (picture, picture[:, ::-1]))
+    assert np.abs(mirrored[:, :, ::-1] - x).mean() < 0.02
+
+
+@pytest.mark.parametrize("size", [28, 56, 64])
+@pytest.mark.parametrize("paper", [(255, 255, 255), (20, 20, 25), (200, 230, 255), None])
+@pytest.mark.parametrize("ink", [(220, 40, 30), (20, 180, 60), (0, 0, 0), (255, 255, 255)])
+def test_an_item_keeps_its_colour_before_any_background(
+    size: int, paper: tuple[int, int, int] | None, ink: tuple[int, int, int]
+) -> None:
+    if ink == paper:
+        return
+    image = Image.new("RGB", (300, 260), paper) if paper else Image.new("RGBA", (300, 260))
+    ImageDraw.Draw(image).ellipse((90, 50, 210, 170), fill=ink)
+    x = preprocess(image, 3, size)
+    middle = np.array(ink) / 255 * 0.8 + 0.2  # black is 0.2
+    assert x[:, size // 2, size // 2] == pytest.approx(middle, abs=0.01)
+    assert not x[:, [0, 0, -1, -1], [0, -1, 0, -1]].any()
+    assert (x.max(axis=0) > 0).mean() == pytest.approx(np.pi / 4, abs=0.08)
+
+
+def test_light_and_shadow_on_the_background_are_none_of_a_coloured_item() -> None:
+    y, x = np.mgrid[:400, :500]
+    photo = np.repeat((235 - y / 20 - 40 * np.exp(-(((x - 250) / 90) ** 2) - ((y - 330) / 20) ** 2))[..., None], 3, 2)
+    photo[(x - 250) ** 2 + (y - 200) ** 2 < 110**2] = 220, 120, 30
+    photo += np.random.default_rng(0).normal(0, 2, photo.shape)
+    found = preprocess(photo.clip(0, 255).astype(np.uint8), 3, 64)
+    is_seen = found.max(axis=0) > 0
+    assert np.median(found[:, is_seen], axis=1) == pytest.approx(np.array([220, 120, 30]) / 255 * 0.8 + 0.2, abs=0.02)
+    rows, columns = (np.flatnonzero(is_seen.any(axis=axis)) for axis in (1, 0))
+    assert np.ptp(rows) == pytest.approx(np.ptp(columns), abs=2)  # a circle
+
+
+@pytest.mark.parametrize("ink", [(255, 250, 225), (245, 245, 245)])
+def test_a_pale_item_is_not_taken_for_background(ink: tuple[int, int, int]) -> None:
+    image = Image.new("RGB", (300, 260), "white")
+    ImageDraw.Draw(image).ellipse((90, 50, 210, 170), fill=ink)
+    for picture in (image, image.filter(ImageFilter.GaussianBlur(3))):
+        assert (preprocess(picture, 3, 64).max(axis=0) > 0).mean() > 0.6
+
+
+def test_a_photo_is_as_pillow_shrinks_it() -> None:
+    y, x = np.mgrid[:600, :480] / 600
+    waves = [np.sin(40 * x + 20 * y), np.cos(70 * (x - 0.4) ** 2 + 90 * y), np.sin(60 * y * x + 9)]
+    item = np.rint(128 + 100 * np.stack(waves, axis=2)).astype(np.uint8)
+    picture = np.full((700, 700, 3), (0, 255, 0), np.uint8)
+    picture[40:640, 100:580] = item
+    expected = np.asarray(Image.fromarray(item).resize((51, 64), Image.Resampling.LANCZOS)) / 255 * 0.8 + 0.2
+    found = preprocess(picture, 3, 64).transpose(1, 2, 0)[:, 7:58]
+    assert np.abs(found - expected)[2:-2, 2:-2].mean() < 0.02
+
+
+def test_pictures_of_the_size_are_taken_as_they_are() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    for source in (pixels, Image.fromarray(pixels)):
+        assert np.array_equal(to_uint8(source, 3, 64), pixels)
+    assert np.array_equal(preprocess(pixels, 3, 64), scale(pixels)) and scale(pixels).flags.c_contiguous
+    assert np.array_equal(scale(pixels[None])[0], scale(pixels))
+    assert np.array_equal(to_uint8(pixels[..., 0], 1, 64), pixels[..., 0])
+    assert np.array_equal(to_uint8(pixels[..., 0], 3, 64), pixels[..., [0, 0, 0]])
+    transparent = np.dstack([pixels, np.full((64, 64), 99, np.uint8)])
+    assert not np.array_equal(to_uint8(transparent, 3, 64), pixels)
+
+
+@pytest.mark.parametrize(("channels", "size"), [(2, 28), (1, 32), (4, 64)])
+def test_another_shape_is_refused(channels: int, size: int) -> None:
+    with pytest.raises(UsageError, match=r"channels \(=\d\) must be 1 or 3|size \(=32\) must be 28, 56 or 64"):
+        preprocess(np.zeros((9, 9), np.uint8), channels, size)
 
 
 # --- what is read how --------------------------------------------------------------------------------------------

@@ -129,7 +129,7 @@ async function nameIt(blob, title) {
   }
 }
 
-function showResult({ label, probabilities, knownScore, x, width, height, channels, decodeMs, modelMs }) {
+function showResult({ label, probabilities, knownScore, x, shape, width, height, channels, decodeMs, modelMs }) {
   const known = knownScore >= model.threshold;
   const ranks = Array.from(probabilities.keys()).sort((a, b) => probabilities[b] - probabilities[a]);
   const share = percent(probabilities[ranks[0]]);
@@ -137,8 +137,13 @@ function showResult({ label, probabilities, knownScore, x, width, height, channe
   tell(known ? label : 'Unknown', known ? share : `${blank}nearest: ${label}, ${share}`);
   byId('bars').className = known ? '' : 'unknown';
   byId('bars').replaceChildren(...ranks.slice(0, MAX_BARS).map((index) => bar(model.classNames[index], probabilities[index])));
-  const pixels = Uint8ClampedArray.from({ length: 4 * x.length }, (_, at) => (at % 4 === 3 ? 255 : 255 * x[at >> 2]));
-  byId('seen').getContext('2d').putImageData(new ImageData(pixels, 28, 28), 0, 0);
+  const [, planes, size] = shape; // x is (1, planes, size, size): grey, or red, green and blue
+  const plane = (at) => (planes === 3 ? (at % 4) * size * size : 0);
+  const pixels = Uint8ClampedArray.from({ length: 4 * size * size }, (_, at) => (at % 4 === 3 ? 255 : 255 * x[plane(at) + (at >> 2)]));
+  byId('seen').width = byId('seen').height = size;
+  byId('seen').getContext('2d').putImageData(new ImageData(pixels, size, size), 0, 0);
+  byId('seen').setAttribute('aria-label', `The picture as the model sees it, ${size} by ${size} pixels`);
+  byId('edges').textContent = `${size}\u00a0×\u00a0${size}`;
   byId('size').textContent = `of ${width}\u00a0×\u00a0${height}`;
   byId('known').textContent = `${knownScore.toFixed(3)}; below ${model.threshold.toFixed(3)} it is unknown`;
   byId('time').textContent = `${decodeMs.toFixed(1)} ms to read the picture, ${modelMs.toFixed(1)} ms for the answer`;

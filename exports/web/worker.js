@@ -51,7 +51,7 @@ async function predict(blob) {
   const { probabilities, known_score: score, x } = await session.run({ image });
   const index = probabilities.data.indexOf(Math.max(...probabilities.data));
   return {
-    label: card.class_names[index], probabilities: probabilities.data, knownScore: score.data[0], x: x.data,
+    label: card.class_names[index], probabilities: probabilities.data, knownScore: score.data[0], x: x.data, shape: x.dims,
     width, height, channels, decodeMs: decoded - start, modelMs: performance.now() - decoded,
   };
 }

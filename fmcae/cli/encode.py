@@ -53,7 +53,7 @@ def encode(
     check_is_no_input(out, names)
     latents = []
     for start in range(0, len(names), BATCH_SIZE):
-        x = [read_input(name, stdin) for name in names[start : start + BATCH_SIZE]]
+        x = [read_input(loaded, name, stdin) for name in names[start : start + BATCH_SIZE]]
         latents.append(loaded.encode(np.stack(x)))
     z = np.concatenate(latents)
     buffer = io.BytesIO()

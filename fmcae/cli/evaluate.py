@@ -63,7 +63,7 @@ def evaluate(
         _check_out(out, data)
     loaded = load(model, provider=provider, threads=threads, only="classifier", threshold=threshold)
     session = loaded.session("classifier")
-    pictures = find_pictures(data, loaded.class_names, split)
+    pictures = find_pictures(data, loaded.class_names, split, loaded.channels, loaded.size)
     for text in pictures.notes:
         note(printable(text))
     if _seems_trained_on(pictures, loaded.artefacts["classifier"].card):
@@ -77,7 +77,7 @@ def evaluate(
         "split": pictures.split,
     }
     if out is not None:
-        _write(out, facts, pictures, evaluation)
+        _write(out, facts, pictures, evaluation, (loaded.channels, loaded.size))
     if as_json:
         print_json({**facts, **evaluation.to_json()})
     else:
@@ -134,7 +134,9 @@ class _Watch:
             self.bar.advance(self.bar.task_ids[0])
 
 
-def _write(out: Path, facts: dict[str, Any], pictures: "LabelledPictures", evaluation: "Evaluation") -> None:
+def _write(
+    out: Path, facts: dict[str, Any], pictures: "LabelledPictures", evaluation: "Evaluation", shape: tuple[int, int]
+) -> None:
     from fmcae.files import write_all_atomic
     from fmcae.runtime.charts import confusion_png, mistakes_png, reliability_png
 
@@ -145,7 +147,7 @@ def _write(out: Path, facts: dict[str, Any], pictures: "LabelledPictures", evalu
             out / "evaluation.json": json_text(result, indent=2) + "\n",
             out / "confusion.png": confusion_png(evaluation.scores),
             out / "reliability.png": reliability_png(evaluation.scores),
-            out / "errors.png": mistakes_png(pictures, evaluation),
+            out / "errors.png": mistakes_png(pictures, evaluation, *shape),
         }
     )
 

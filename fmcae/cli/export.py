@@ -65,7 +65,8 @@ def export(
     from fmcae.train.run import open_run
 
     opened = open_run(run) if run else _newest_finished_run()
-    dataset = load_dataset(data or opened.config.data)
+    network = opened.config.network
+    dataset = load_dataset(data or opened.config.data, network.channels, network.size)
     if precision == "fp32":
         with status(f"exporting {opened.folder}, with parity on all of test ..."):
             folder = out or opened.folder / ("onnx-teacher" if teacher else "onnx")

@@ -18,7 +18,8 @@ GROUPS = {
     "Model": ("model", "threshold", "top_k", "precision", "teacher", "budget"),
     "Data": ("data", "split", "labels", "class_weights"),
     "Networks": (
-        "latent_dim", "dropout", "dropout_position", "output_dropout", "pooling", "encoder_init", "encoder_training",
+        "latent_dim", "dropout", "dropout_position", "output_dropout", "pooling", "channels", "size", "encoder_init",
+        "encoder_training",
     ),
     "Training": (
         "resume", "recipe", "stage", "autoencoder_from", "learning_rate", "batch_size", "epochs", "seed", "keep",
@@ -42,7 +43,7 @@ EXAMPLES: dict[str, tuple[tuple[str, str], tuple[str, str]]] = {
     ),
     "train": (
         ("Train for pictures of your own, a folder for each class", "fmcae train --recipe robust --data DIR"),
-        ("Go on with the newest run that was stopped", "fmcae train --resume"),
+        ("Train where colour tells the classes, on 64 pixels", "fmcae train --data DIR --channels 3 --size 64"),
     ),
     "export": (
         ("Export the newest finished run into its folder onnx/", "fmcae export"),
@@ -186,10 +187,12 @@ def in_flags(error: FmcaeError, context: typer.Context) -> str:
 
 
 def _parameter(context: typer.Context, name: str, value: str | None) -> Any:
-    """The verb's parameter of that name or flag; else the one whose value it is, as a model's ``path`` is --model's."""
+    """The verb's parameter of that name or flag; else what was given that value, as a model's ``path`` is --model's."""
     parameters = context.command.params
     found = (item for item in parameters if name == item.name or name in item.opts)
-    holders = (item for item in parameters if value is not None and _holds(context.params.get(item.name or ""), value))
+    sources = ((item, context.get_parameter_source(item.name or "")) for item in parameters)
+    typed = (item for item, source in sources if source is not None and source.name == "COMMANDLINE")
+    holders = (item for item in typed if value is not None and _holds(context.params.get(item.name or ""), value))
     return next(found, None) or next(holders, None)
 
 

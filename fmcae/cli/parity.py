@@ -51,7 +51,8 @@ def parity(
         raise UsageError(f"export (={export}) must come with its encoder: name the folder that holds both")
     # A provider that is missing is found before the data are read.
     sessions = {kind: model.session(kind) for kind in model.artefacts}
-    dataset = load_dataset(data or opened.config.data)
+    network = opened.config.network
+    dataset = load_dataset(data or opened.config.data, network.channels, network.size)
     check_data(opened, dataset)
     tolerance = next(iter(model.artefacts.values())).card.tolerance
     with status(f"comparing {export} with {run} on {len(dataset.test):,} images ..."):

@@ -50,7 +50,7 @@ THRESHOLD_HELP = "Known score, 0 to 1, below which an image is unknown; 0 turns 
 JOBS_HELP = "Pictures read at once, with --ray by each worker. [default: one on each CPU]"
 OUT_HELP = "With --ray: the folder or URI of the Parquet files, new or of a job to go on with."
 RAY_HELP = "Predict on this Ray cluster (local, auto, HOST:PORT or ray://HOST:PORT), into --out."
-SHOW_HELP = "Write a contact sheet: each picture, the 28x28 that the model sees, label and probability."
+SHOW_HELP = "Write a contact sheet: each picture, what the model sees of it, label and probability."
 
 
 def predict(
@@ -75,9 +75,9 @@ def predict(
 ) -> None:
     """Classify images of any size, colour and format.
 
-    A 28x28 grey image is taken as it is; anything else is brought into Fashion-MNIST's form first. One that looks like
-    nothing that the model was trained on is unknown, and the nearest label comes with it. A file that cannot be read
-    gets its line on stderr, the rest goes on, and the exit code is 1.
+    An image in the model's form (28x28 grey, by default) is taken as it is, and others are brought into it. One that
+    looks like nothing that the model was trained on is unknown, and the nearest label comes with it. A file that cannot
+    be read gets its line on stderr, the rest goes on, and the exit code is 1.
     """
     from fmcae.runtime.model import load
     from fmcae.runtime.predict import predict_images

@@ -17,7 +17,7 @@ from fmcae.cli.options import (
 )
 from fmcae.errors import UsageError
 
-ZOOM = 10  # pixels of the picture for each pixel of the image
+EDGE = 280  # pixels of the picture for each edge of an image, about
 GAP = 1  # pixels between image and reconstruction
 
 
@@ -39,6 +39,7 @@ def reconstruct(
 
     from fmcae.files import write_atomic
     from fmcae.metrics import mse
+    from fmcae.preprocess import as_bytes
     from fmcae.runtime.model import load
     from fmcae.runtime.predict import read_input
 
@@ -49,11 +50,10 @@ def reconstruct(
     check_out(out)
     check_is_no_input(out, [image])
     loaded = load(model, provider=provider, threads=threads)
-    x = read_input(image, read_stdin([image]))
+    x = read_input(loaded, image, read_stdin([image]))
     x_hat = loaded.reconstruct(x)
-    gap = np.ones((28, GAP), np.float32)
-    pair = np.concatenate([x[0], gap, x_hat[0]], axis=1)  # (28, 57)
-    pixels = np.rint(pair * 255).astype(np.uint8).repeat(ZOOM, axis=0).repeat(ZOOM, axis=1)
+    gap, zoom = np.ones((*x.shape[:2], GAP), np.float32), EDGE // x.shape[1]
+    pixels = as_bytes(np.concatenate([x, gap, x_hat], axis=2)).repeat(zoom, axis=0).repeat(zoom, axis=1)
     buffer = io.BytesIO()
     try:
         Image.fromarray(pixels).save(buffer, picture_format)

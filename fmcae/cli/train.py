@@ -23,6 +23,7 @@ from fmcae.cli.options import (
 )
 from fmcae.cli.progress import watch_training
 from fmcae.errors import RunError, UsageError, require_extra, require_train_extra
+from fmcae.shape import Channels, Size
 from fmcae.train.config import (
     LIMITS,
     ROBUST,
@@ -85,6 +86,8 @@ def train(
     dropout_position: Annotated[DropoutPosition, Option(help="Where the encoder drops.")] = NETWORK.dropout_position,
     output_dropout: Annotated[bool, Option(help="Drop the decoder's output too.")] = NETWORK.output_dropout,
     pooling: Annotated[bool, Option(help="Max pooling in the encoder.")] = NETWORK.pooling,
+    channels: Annotated[Channels, Option(help="1 for grey images, 3 where colour tells classes.")] = NETWORK.channels,
+    size: Annotated[Size, Option(help="Pixels of the images' edges; more show smaller details.")] = NETWORK.size,
     encoder_init: Annotated[
         EncoderInit, Option("--encoder", help="Where the classifier's encoder starts.")
     ] = DEFAULT.encoder_init,
@@ -139,13 +142,13 @@ def train(
             if run.finished:
                 echo(f"{run.folder} is already finished")
                 return
-            dataset = load_dataset(run.config.data)
+            dataset = load_dataset(run.config.data, run.config.network.channels, run.config.network.size)
             note(f"going on with {run.folder}")
             if changes := "; ".join(changes_since(run)):
                 note(f"warning: {changes}: the weights may differ in the last bits from those of an uninterrupted run")
         else:
             _config(settings)
-            dataset = load_dataset(settings["data"])
+            dataset = load_dataset(settings["data"], channels, size)
             config = _config(settings | {"class_count": len(dataset.class_names)})
             run = create_run(_lock_folder(stack, out), config, dataset, autoencoder_from)
         threads_text = "1 thread" if run.config.threads == 1 else f"{run.config.threads} threads"

@@ -23,7 +23,8 @@ from fmcae.data.download import download as download_fashion_mnist
 from fmcae.data.split import split_by_class, split_val
 from fmcae.errors import INSTALL_TRAIN, DataError, UsageError
 from fmcae.images import IMAGE_SUFFIXES, read_image
-from fmcae.preprocess import to_uint8
+from fmcae.preprocess import SIZE, to_uint8
+from fmcae.shape import check_shape
 
 ENVIRONMENT_VARIABLE = "FMCAE_DATA"
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
@@ -49,7 +50,7 @@ IDX_NAMES = tuple(FASHION_MNIST_SHA256)
 
 @dataclass(frozen=True)
 class Split:
-    """Images (N, 28, 28) uint8 and their class indices (N,) uint8."""
+    """Images uint8, (N, S, S) or in colour (N, S, S, 3), and their class indices (N,) uint8."""
 
     images: NDArray[np.uint8]
     labels: NDArray[np.uint8]
@@ -82,28 +83,31 @@ class Dataset:
         return digest.hexdigest()
 
 
-def load_dataset(data: str | os.PathLike[str] | None = None) -> Dataset:
+def load_dataset(data: str | os.PathLike[str] | None = None, channels: int = 1, size: int = SIZE) -> Dataset:
     """Find, check and split a data set.
 
     Args:
         data: a folder that holds four IDX files (gzipped or plain), or one folder of images for each class, or such
             folders in ``train``, ``val`` and ``test``; None looks through the places that this module's docstring lists.
+        channels, size: the form of the images, as for :func:`fmcae.preprocess.preprocess`.
 
     Raises:
-        UsageError: ``data`` or FMCAE_DATA names a place without a data set.
+        UsageError: ``data`` or FMCAE_DATA names a place without a data set, there is no such form, or the images of IDX
+            files have another size than one that is not the default.
         DataError: a file is damaged, or no place has Fashion-MNIST.
     """
+    check_shape(channels, size)
     if data is not None:
-        return _load_folder(Path(data).expanduser(), f"data (={os.fspath(data)})")
+        return _load_folder(Path(data).expanduser(), f"data (={os.fspath(data)})", channels, size)
     if environment := os.environ.get(ENVIRONMENT_VARIABLE):
-        return _load_folder(Path(environment).expanduser(), f"{ENVIRONMENT_VARIABLE} (={environment})")
+        return _load_folder(Path(environment).expanduser(), f"{ENVIRONMENT_VARIABLE} (={environment})", channels, size)
     cache = cache_folder()
     found = _find_idx(cache, ignore_incomplete=True) or _find_idx(DEBIAN_FOLDER, ignore_incomplete=True)
     if not found:
         reason = download_fashion_mnist(cache)
         found = _find_idx(cache, ignore_incomplete=True)
     if found:
-        return _load_idx(found, must_be_fashion_mnist=True)
+        return _load_idx(found, channels, size, must_be_fashion_mnist=True)
     raise DataError(
         f"no data set found. Tried: --data (not given), ${ENVIRONMENT_VARIABLE} (not set), {cache} (not all four "
         f"IDX files), {DEBIAN_FOLDER} (not all four IDX files), a download ({reason}). To get Fashion-MNIST: "
@@ -118,12 +122,12 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fmcae"
 
 
-def _load_folder(folder: Path, parameter: str) -> Dataset:
+def _load_folder(folder: Path, parameter: str, channels: int, size: int) -> Dataset:
     if not folder.is_dir():
         raise UsageError(f"{parameter} must be an existing folder")
     try:
         found = _find_idx(folder)
-        dataset = _load_idx(found) if found else _load_image_folders(folder)
+        dataset = _load_idx(found, channels, size) if found else _load_image_folders(folder, channels, size)
     except PermissionError as error:
         raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from error
     if dataset is None:
@@ -159,7 +163,7 @@ def _find_idx(folder: Path, *, ignore_incomplete: bool = False) -> dict[str, Pat
     return {}
 
 
-def _load_idx(files: dict[str, Path], *, must_be_fashion_mnist: bool = False) -> Dataset:
+def _load_idx(files: dict[str, Path], channels: int, size: int, *, must_be_fashion_mnist: bool = False) -> Dataset:
     contents = {name: idx.read_bytes(path) for name, path in files.items()}
     wrong = [name for name, digest in FASHION_MNIST_SHA256.items() if sha256(contents[name]).hexdigest() != digest]
     if wrong and must_be_fashion_mnist:
@@ -191,7 +195,15 @@ def _load_idx(files: dict[str, Path], *, must_be_fashion_mnist: bool = False) ->
                 notes += (
                     f"{folder}: its classes go by numbers; a {CLASS_NAMES_FILE} there, a name a line, names them",
                 )
-    train_images, test = _as_28(train_images), Split(_as_28(test_images), test_labels)
+    for images in (train_images, test_images):
+        if (channels, size) != (1, SIZE) and images.shape[1:3] != (size, size):
+            height, width = images.shape[1:3]
+            rule = f"must be that of the images of {name}, which have {width}×{height} pixels"
+            raise UsageError(f"size (={size}) {rule}; only folders of pictures are brought to another size")
+    if channels == 3 and train_images.ndim == 3:
+        notes += (f"{name} is grey: three channels say no more than one",)
+    train_images, test_images = (_prepared(images, channels, size) for images in (train_images, test_images))
+    test = Split(test_images, test_labels)
     train, val = (Split(train_images[part], train_labels[part]) for part in split_val(len(train_labels)))
     if wrong:
         notes += _duplicates(train, val, test)
@@ -220,11 +232,13 @@ def _class_names(folder: Path, labels: dict[Path, NDArray[np.uint8]]) -> tuple[s
     return names
 
 
-def _as_28(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return images if images.shape[1:] == (28, 28) else np.stack([to_uint8(image) for image in images])
+def _prepared(images: NDArray[np.uint8], channels: int, size: int) -> NDArray[np.uint8]:
+    if images.shape[1:] == ((size, size) if channels == 1 else (size, size, 3)):
+        return images
+    return np.stack([to_uint8(image, channels, size) for image in images])
 
 
-def _load_image_folders(folder: Path) -> Dataset | None:
+def _load_image_folders(folder: Path, channels: int, size: int) -> Dataset | None:
     """Load one folder of images per class, None if there is none, in an order that does not depend on the file system.
 
     Where ``train`` and ``val`` or ``test`` hold the class folders, they are the splits. One that is missing is drawn: val is
@@ -232,7 +246,7 @@ def _load_image_folders(folder: Path) -> Dataset | None:
     """
     places = [folder / name for name in SPLIT_FOLDERS if (folder / name).is_dir()]
     if folder / "train" in places and len(places) > 1 and any(_pictures_by_class(folder / "train").values()):
-        return _load_split_folders(folder, places)
+        return _load_split_folders(folder, places, channels, size)
     classes = _pictures_by_class(folder)
     if not any(classes.values()):
         return None
@@ -240,18 +254,18 @@ def _load_image_folders(folder: Path) -> Dataset | None:
     count = sum(map(len, classes.values()))
     if count < 7:
         raise DataError(f"{folder}: holds {count} images; at least 7 are needed to split 5 : 1 : 1")
-    pictures = _read(classes, tuple(classes))
+    pictures = _read(classes, tuple(classes), channels, size)
     return _from_pictures(folder, tuple(classes), [pictures.part(i) for i in split_by_class(pictures.labels, 7, 2)])
 
 
-def _load_split_folders(folder: Path, places: list[Path]) -> Dataset:
+def _load_split_folders(folder: Path, places: list[Path], channels: int, size: int) -> Dataset:
     found = {place.name: _pictures_by_class(place) for place in places}
     names = tuple(found["train"])
     for name, classes in found.items():
         _check_classes(folder / name, classes, fewest=2 if name == "train" else 1)
         if strange := sorted(set(classes) - set(names)):
             raise DataError(f"{folder / name / strange[0]}: must be a class of {folder / 'train'}: {', '.join(names)}")
-    splits = {name: _read(classes, names) for name, classes in found.items()}
+    splits = {name: _read(classes, names, channels, size) for name, classes in found.items()}
     notes = []
     if "val" not in splits:
         splits["train"], splits["val"] = (splits["train"].part(i) for i in split_by_class(splits["train"].labels, 6, 1))
@@ -267,14 +281,18 @@ def _load_split_folders(folder: Path, places: list[Path]) -> Dataset:
 
 @dataclass(frozen=True)
 class _Pictures:
-    """Pictures of classes: images (N, 28, 28) and labels (N,) uint8, and the mean colours (N, 3) of the files."""
+    """Pictures of classes: images and labels (N,) uint8, the mean colours (N, 3) of the files, and which are lit (N,).
+
+    A lit one is taken as it is, and has light corners.
+    """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.uint8]
     colours: NDArray[np.float64]
+    lit: NDArray[np.bool_]
 
     def part(self, indices: NDArray[np.int64]) -> "_Pictures":
-        return _Pictures(self.images[indices], self.labels[indices], self.colours[indices])
+        return _Pictures(self.images[indices], self.labels[indices], self.colours[indices], self.lit[indices])
 
 
 def class_folders(folder: Path) -> list[Path]:
@@ -304,22 +322,25 @@ def _check_classes(folder: Path, classes: dict[str, list[Path]], fewest: int = 2
         raise DataError(f"{folder}: must hold {fewest} to 256 class folders with images; it holds {len(classes)}")
 
 
-def _read(classes: dict[str, list[Path]], names: tuple[str, ...]) -> _Pictures:
-    images, labels, colours = [], [], []
+def _read(classes: dict[str, list[Path]], names: tuple[str, ...], channels: int, size: int) -> _Pictures:
+    images, labels, colours, lit = [], [], [], []
     for name, paths in classes.items():
         for path in paths:
             picture = read_image(path)
-            images.append(to_uint8(picture))
+            images.append(to_uint8(picture, channels, size))
+            lit.append(picture.size == (size, size) and images[-1][[0, 0, -1, -1], [0, -1, 0, -1]].min() > 127)
             labels.append(names.index(name))
             colours.append(np.asarray(picture.convert("RGB").resize((1, 1), Image.Resampling.BOX), np.float64)[0, 0])
-    return _Pictures(np.stack(images), np.array(labels, np.uint8), np.stack(colours))
+    return _Pictures(np.stack(images), np.array(labels, np.uint8), np.stack(colours), np.array(lit))
 
 
 def _from_pictures(
     folder: Path, class_names: tuple[str, ...], parts: list[_Pictures], notes: tuple[str, ...] = ()
 ) -> Dataset:
     train, val, test = (Split(part.images, part.labels) for part in parts)
-    notes += _duplicates(train, val, test) + _colours_that_tell(parts)
+    notes += _duplicates(train, val, test) + _light_backgrounds(parts)
+    if train.images.ndim == 3:
+        notes += _colours_that_tell(parts)
     return Dataset(folder.resolve().name, class_names, train, val, test, notes)
 
 
@@ -332,6 +353,17 @@ def _duplicates(train: Split, val: Split, test: Split) -> tuple[str, ...]:
             notes.append(f"{count:,} of {len(own):,} images of {name} are in {before} too, so they prove little")
         seen.update(own)
     return tuple(notes)
+
+
+def _light_backgrounds(parts: list[_Pictures]) -> tuple[str, ...]:
+    """A note if many pictures are taken as they are and have a light background: other pictures get a dark one."""
+    count, size = sum(int(part.lit.sum()) for part in parts), parts[0].images.shape[1]
+    if count <= sum(len(part.lit) for part in parts) / 10:
+        return ()
+    return (
+        f"{count:,} pictures of {size}×{size} pixels are taken as they are, and their background is light: "
+        "pictures of other sizes get a dark one, so that the model would see them otherwise",
+    )
 
 
 def _colours_that_tell(parts: list[_Pictures]) -> tuple[str, ...]:
@@ -349,5 +381,5 @@ def _colours_that_tell(parts: list[_Pictures]) -> tuple[str, ...]:
         return ()
     return (
         f"the mean colour of a picture alone tells {told:.0%} of the classes of val and test: "
-        "fmcae drops colour, and sees shape and shading only",
+        "fmcae drops colour, and sees shape and shading only, but for a model that is trained with --channels 3",
     )

@@ -15,7 +15,7 @@ from fmcae.card import TENSORS, Kind
 from fmcae.train.networks import Encoder
 
 OPSET, IR_VERSION = 18, 8
-USED_PIXELS = 26  # of 28, by pooling: 5·2 rows of the second convolution, ·2 of the first block, +2 for each kernel
+UNUSED_PIXELS = 2  # of 28 by pooling: 5·2 rows of the second convolution, ·2 of the first block, +2 for each kernel
 
 
 def to_onnx(network: nn.Module, kind: Kind, example: NDArray[np.float32]) -> bytes:
@@ -47,7 +47,7 @@ def to_onnx(network: nn.Module, kind: Kind, example: NDArray[np.float32]) -> byt
         item.doc_string = ""
     is_the_papers = any(isinstance(module, Encoder) for module in network.modules())
     if is_the_papers and any(isinstance(layer, nn.MaxPool2d) for layer in network.modules()):
-        _crop(model, USED_PIXELS)
+        _crop(model, example.shape[-1] - UNUSED_PIXELS)
     onnx.checker.check_model(model, full_check=True)
     return bytes(model.SerializeToString(deterministic=True))
 

@@ -94,7 +94,8 @@ def measure_parity(
     if "encoder" in sessions and "decoder" in sessions:
         autoencoder = nn.Sequential(networks["encoder"], networks["decoder"])
         paths.append(("x_hat", lambda x: sessions["decoder"].run(sessions["encoder"].run(x)), autoencoder))
-    x = np.stack([preprocess(_png(image)) for image in split.images])  # (N, 1, 28, 28)
+    shape = (3 if split.images.ndim == 4 else 1), split.images.shape[1]
+    x = np.stack([preprocess(_png(image), *shape) for image in split.images])  # (N, C, S, S)
     comparisons = []
     for output, run, network in paths:
         reference = _reference(network, split)

@@ -2,7 +2,7 @@
 # mypy: disable-error-code="attr-defined,no-any-return"
 """``picture.onnx``: preprocessing, a classifier and its temperature in one graph, from pixels to probabilities.
 
-    image (H, W, 1 | 3 | 4) uint8 of any size -> probabilities (K,), known_score (), x (1, 1, 28, 28)
+    image (H, W, 1 | 3 | 4) uint8 of any size -> probabilities (K,), known_score (), x (1, C, S, S)
 
 It is made of an exported classifier, whose facts its card keeps, and carries golden pictures: PNG files, and what Python
 makes of them. The file has nothing that ONNX Runtime does not run in a browser, on a phone or in C.
@@ -25,7 +25,7 @@ from fmcae.export.graph import IR_VERSION, OPSET
 from fmcae.export.preprocessing import tidied
 from fmcae.export.sealing import seal_graph
 from fmcae.metrics import known_score, softmax
-from fmcae.preprocess import DESCRIPTION, GRAPH, as_bytes, preprocess
+from fmcae.preprocess import as_bytes, description, graph_path, preprocess
 from fmcae.runtime.model import Artefact, file_name
 
 KIND: Kind = "picture"
@@ -36,11 +36,12 @@ INKS = ((0, 0, 0), (90, 10, 20), (10, 30, 90), (240, 240, 240))
 
 def picture_artefact(classifier: Artefact) -> Artefact:
     """Make the picture that lies beside a classifier; ``verify`` says whether its graph gives what Python does."""
+    shape = classifier.card.x_shape[:2]
     card = replace(
         classifier.card,
         kind=KIND,
         fmcae_version=fmcae.__version__,
-        preprocessing=DESCRIPTION,
+        preprocessing=description(*shape),
         input={"name": "image", "shape": ["height", "width", "channels"], "dtype": "uint8", "range": "[0, 255]"},
         output={
             "name": "probabilities",
@@ -50,7 +51,7 @@ def picture_artefact(classifier: Artefact) -> Artefact:
         },
     )
     pictures = golden_pictures([as_bytes(x) for x in classifier.golden.inputs])
-    logits = classifier.session().run(np.stack([preprocess(picture) for picture in pictures]))
+    logits = classifier.session().run(np.stack([preprocess(picture, *shape) for picture in pictures]))
     probabilities = softmax(logits, card.temperature)
     labels = tuple(card.class_names[index] for index in logits.argmax(axis=1))
     golden = GoldenPictures(tuple(pictures), labels, probabilities, known_score(logits))
@@ -60,7 +61,7 @@ def picture_artefact(classifier: Artefact) -> Artefact:
 
 def picture_graph(classifier: bytes, card: Card) -> bytes:
     """Join the preprocessing graph, unchanged, with a classifier's, and with what makes probabilities of logits."""
-    before, network = onnx.load(GRAPH), onnx.ModelProto.FromString(classifier)
+    before, network = onnx.load(graph_path(*card.x_shape[:2])), onnx.ModelProto.FromString(classifier)
     after = _after(len(card.class_names), card.temperature)
     names = {"x", "logits", *(value.name for value in after.graph.output)}
     parts = [before.graph]
@@ -94,17 +95,20 @@ def _after(classes: int, temperature: float) -> onnx.ModelProto:
 
 
 def golden_pictures(images: list[NDArray[np.uint8]]) -> list[bytes]:
-    """Make a small PNG file of each image (28, 28) uint8, the background 0: on papers, cut out, and one as it is."""
+    """Make a small PNG file of each image (S, S) or (S, S, 3) uint8, the background 0: on papers, cut out, and as it is."""
     pictures = []
     for number, image in enumerate(images):
-        share = np.asarray(Image.fromarray(image).resize((ENLARGED, ENLARGED), Image.Resampling.BICUBIC))
-        alpha = np.zeros(EDGES, np.uint8)
-        alpha[10 : 10 + ENLARGED, 20 : 20 + ENLARGED] = share
+        is_colour = image.ndim == 3
+        share = np.where(image.any(axis=2), 255, 0).astype(np.uint8) if is_colour else image
+        alpha = _enlarged(share)
         paper, ink = (np.array(colours[number % len(PAPERS)], np.float64) for colours in (PAPERS, INKS))
+        own = _enlarged(image) if is_colour else np.full((*EDGES, 3), 40, np.uint8)
+        if is_colour:
+            ink = own.astype(np.float64)
         if number == len(images) - 1:
             picture = Image.fromarray(image)
         elif number % 5 == 4:
-            picture = Image.fromarray(np.dstack([*np.full((3, *EDGES), 40, np.uint8), alpha]))
+            picture = Image.fromarray(np.dstack([own, alpha]))
         else:
             colours = paper + (ink - paper) * (alpha[..., np.newaxis] / 255)
             picture = Image.fromarray(np.rint(colours).astype(np.uint8))
@@ -112,3 +116,11 @@ def golden_pictures(images: list[NDArray[np.uint8]]) -> list[bytes]:
         picture.save(buffer, "PNG", optimize=True)
         pictures.append(buffer.getvalue())
     return pictures
+
+
+def _enlarged(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """An image in a picture of EDGES, which is 0 elsewhere."""
+    picture = np.zeros((*EDGES, *image.shape[2:]), np.uint8)
+    item = Image.fromarray(image).resize((ENLARGED, ENLARGED), Image.Resampling.BICUBIC)
+    picture[10 : 10 + ENLARGED, 20 : 20 + ENLARGED] = np.asarray(item)
+    return picture

@@ -48,16 +48,17 @@ class Half(nn.Module):
 
 
 def int8_graph(classifier: Classifier, calibration: NDArray[np.uint8]) -> bytes:
-    """The classifier's graph in int8, x (N, 1, 28, 28) float32 -> logits (N, K) float32, as an ONNX file.
+    """The classifier's graph in int8, x (N, C, S, S) float32 -> logits (N, K) float32, as an ONNX file.
 
     Args:
-        calibration: training images (M, 28, 28) uint8.
+        calibration: training images uint8, (M, S, S) or (M, S, S, 3).
     """
-    constants = _int8_constants(classifier, calibration)
+    constants, config = _int8_constants(classifier, calibration), classifier.config
+    shape = ["batch", config.channels, config.size, config.size]
     graph = helper.make_graph(
-        _int8_nodes(classifier.config.pooling),
+        _int8_nodes(config.pooling),
         "classifier_int8",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 1, 28, 28])],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", len(constants["head.bias"])])],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
     )
@@ -75,7 +76,7 @@ def latent_units(graph: bytes) -> int:
 
 
 def calibration_images(dataset: Dataset) -> NDArray[np.uint8]:
-    """Training images (M, 28, 28) uint8, evenly spaced, since folders of images come class by class."""
+    """Training images uint8, evenly spaced, since folders of images come class by class."""
     count = len(dataset.train)
     return dataset.train.images[np.linspace(0, count - 1, min(count, CALIBRATION_IMAGES)).astype(np.intp)]
 

@@ -1,6 +1,8 @@
 # spox does not say what its opset modules export.
 # mypy: disable-error-code="attr-defined,no-any-return"
-"""Preprocessing as an ONNX graph: image (H, W, C) uint8 of any size -> x (1, 1, 28, 28) float32.
+"""Preprocessing as an ONNX graph: image (H, W, C) uint8 of any size -> x (1, 1, 28, 28) float32, or of another shape.
+
+    python -m fmcae.export.preprocessing    # builds the graphs of all shapes and writes those that ship
 
 A 28×28 grey image is taken as it is. Anything else goes through the pipeline that made Fashion-MNIST of product photos:
 trim the edges that are close to the corners' colour, bring the longest edge to 28 pixels by subsampling, sharpen, centre,
@@ -9,6 +11,12 @@ and put the item on a background of 0, bright where it is dark.
 The picture is sampled twice, each time on a square canvas of a fixed size, so that every later tensor has a fixed shape
 and a large picture costs hardly more than a small one: first all of it, to find the item, then the item with a margin.
 Standard operators of opset 18 alone; nothing loops, so a photo takes no longer than a drawing.
+
+Of another shape an image of ``size``×``size`` pixels is taken as it is too, and each pixel that comes out is the mean of its
+whole area. With three channels the item keeps its colours, whether it is lighter or darker than its background: nothing is
+negated, and only the background becomes 0. An item's black becomes BLACK instead, or a black item would vanish. Background
+is what a flood from the margin reaches, over paper, soft shadows and gradients; paper that an item encloses is a part of it.
+What shows through a cut-out is background everywhere. A grey picture has three equal channels.
 
 Source: Xiao, Rasul and Vollgraf 2017, arXiv:1708.07747, section 2. Made robust here: any background colour,
 transparency, soft edges, noise, any size and shape. ``bench/pictures.py`` measures how well that works.
@@ -24,31 +32,38 @@ from onnx_ir.passes import common
 from spox import Tensor, Var, argument, build
 
 from fmcae.export.graph import IR_VERSION
+from fmcae.preprocess import graph_path
+from fmcae.shape import SHAPES
 
 Map: TypeAlias = Var  # (1, 1, h, w) float32
 Pair: TypeAlias = Var  # (2,) float32: of rows and of columns
 Places: TypeAlias = Var  # (2, n): of rows and of columns
 
-SIZE = 28  # pixels
-COARSE, CANVAS = 128, 168  # pixels of the squares that the picture and then the item are sampled on
+COARSE = 128  # pixels of the square that the picture is sampled on
+SAMPLES = 6  # pixels of the square that the item is sampled on, for each one that comes out
 MARGIN = 0.06  # of the item, on each side of its canvas
-PIXEL = CANVAS / (1 + 2 * MARGIN) / SIZE  # one of the 28, in pixels of the item's canvas: 5.4
+PIXEL = SAMPLES / (1 + 2 * MARGIN)  # one that comes out, in pixels of the item's canvas: 5.4
+OWN_SHARE = 1 / 3  # of a pixel's height and width is sampled for Fashion-MNIST's form, which makes it as sharp
 CLOSE = 0.05  # a pixel within this share of the range from the corners' colour is background: the paper's 5%
 CLEAN = 2.5 / 255  # in a picture without noise, pixels that stand out this much and touch the item belong to it
+BLACK = 0.2  # what a coloured item's black becomes, so that it differs from the background
+SIMILAR, SMOOTH = (
+    0.25,
+    0.03,
+)  # most that a coloured picture's background differs from the corners', and between neighbours
+SWEEPS = 16  # of the flood along rows and columns
 SHARPEN = 0.25  # subsampling keeps most of a picture's sharpness, and a picture at hand may be sharpened already
 MIXED = 0.15  # a pixel that stands out less than this share of its neighbour may be background beside a soft edge
 SOFT = 0.2  # the share of such pixels beside the background from which edges are soft
-FLOOD_STEPS, SOFT_STEPS = 14, 14  # pixels from the margin inwards, and from there into soft gaps
 
 _GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's "L"
 _GAUSSIAN = np.exp(-(np.arange(-3, 4) ** 2) / 2)  # of radius 1
-_BLUR = sum(np.eye(SIZE, k=k - 3) * share for k, share in enumerate(_GAUSSIAN / _GAUSSIAN.sum()))
 
 
-def preprocessing_graph() -> onnx.ModelProto:
-    """Build the graph ``image`` (H, W, 1 | 3 | 4) uint8 -> ``x`` (1, 1, 28, 28) float32 in [0, 1]."""
+def preprocessing_graph(channels: int = 1, size: int = 28) -> onnx.ModelProto:
+    """Build the graph ``image`` (H, W, 1 | 3 | 4) uint8 -> ``x`` (1, channels, size, size) float32 in [0, 1]."""
     image = argument(Tensor(np.uint8, ("height", "width", "channels")))
-    return tidied(build({"image": image}, {"x": _preprocessed(image)}))
+    return tidied(build({"image": image}, {"x": _preprocessed(image, channels, size)}))
 
 
 def tidied(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -92,7 +107,8 @@ def _two(pair: Var) -> tuple[Var, Var]:
     return op.gather(pair, _i(0), axis=0), op.gather(pair, _i(1), axis=0)  # (2, ...) -> (...), (...)
 
 
-def _preprocessed(image: Var) -> Var:
+def _preprocessed(image: Var, out_channels: int, size: int) -> Var:
+    canvas = SAMPLES * size
     picture = _Picture(image)
     longest = op.reduce_max(picture.edges, keepdims=0)
     step, origin = op.div(longest, _f(COARSE)), op.div(op.sub(picture.edges, longest), _f(2))
@@ -117,18 +133,25 @@ def _preprocessed(image: Var) -> Var:
         op.max([op.add(op.mul(op.reduce_max(op.sub(end, begin), keepdims=0), _f(0.5 + MARGIN)), _f(1)), _f(1)]), step
     )
     middle = op.add(origin, op.div(op.mul(op.add(begin, end), step), _f(2)))
-    rgb, alpha, inside = picture.canvas(op.sub(middle, reach), op.mul(reach, _f(2 / CANVAS)), CANVAS)
+    rgb, alpha, inside = picture.canvas(op.sub(middle, reach), op.mul(reach, _f(2 / canvas)), canvas)
     distance = op.mul(_distance(rgb, background), inside)
     standing_out = outline(distance, alpha, inside)
-    shrink = _Shrink(*_without_soft_edges(standing_out, *_spans(standing_out, noise, CANVAS)))
+    span = _without_soft_edges(standing_out, *_spans(standing_out, noise, canvas), canvas)
+    shrink = _Shrink(*span, canvas, OWN_SHARE if (out_channels, size) == (1, 28) else 1)
 
-    paper = _scalar(_grey(background))
-    ink = _ink(op.mul(op.sub(_grey(rgb), paper), inside), distance, paper, noise, is_negative, shrink)
-    ink = op.div(ink, op.max([op.reduce_max(ink, keepdims=0), _f(1e-6)]))
-    blurred = op.matmul(op.matmul(_f(_BLUR), ink), _f(_BLUR))
-    x = op.mul(op.clip(op.add(ink, op.mul(op.sub(ink, blurred), _f(SHARPEN))), _f(0), _f(1)), shrink.box)
+    if out_channels == 1:
+        paper = _scalar(_grey(background))
+        x = _ink(op.mul(op.sub(_grey(rgb), paper), inside), distance, paper, noise, is_negative, shrink)
+        x = op.div(x, op.max([op.reduce_max(x, keepdims=0), _f(1e-6)]))
+    else:
+        own = op.sub(rgb, op.mul(op.mul(op.sub(_f(1), alpha), picture.backdrop), is_cut_out))
+        paper = op.mul(background, op.sub(_f(1), is_cut_out))
+        x = _colours(own, paper, standing_out, inside, noise, is_cut_out, shrink)
+    blur = sum(np.eye(size, k=k - 3) * share for k, share in enumerate(_GAUSSIAN / _GAUSSIAN.sum()))
+    blurred = op.matmul(op.matmul(_f(blur), x), _f(blur))
+    x = op.mul(op.clip(op.add(x, op.mul(op.sub(x, blurred), _f(SHARPEN))), _f(0), _f(1)), shrink.box)
     is_blank = op.less_or_equal(op.reduce_max(standing_out, keepdims=0), noise)
-    return _unless_taken_as_it_is(picture, op.where(is_blank, _f(0), x))
+    return _unless_taken_as_it_is(picture, op.where(is_blank, _f(0), x), out_channels, size)
 
 
 class _Picture:
@@ -161,15 +184,16 @@ class _Picture:
         return rgb, alpha, op.mul(op.unsqueeze(inside_rows, _i([0, 1, 3])), inside_columns)
 
 
-def _unless_taken_as_it_is(picture: _Picture, x: Map) -> Var:
-    """The image itself where it is 28×28, grey and opaque, otherwise ``x``; (1, 1, 28, 28)."""
-    places = op.min([_i(np.arange(SIZE)), op.sub(op.cast(op.reduce_min(picture.edges), to=np.int64), _i(1))])
+def _unless_taken_as_it_is(picture: _Picture, x: Var, channels: int, size: int) -> Var:
+    """The image itself where it has that size, is opaque and, for one channel, grey, otherwise ``x``."""
+    places = op.min([_i(np.arange(size)), op.sub(op.cast(op.reduce_min(picture.edges), to=np.int64), _i(1))])
     rgb, alpha = picture.at(places, places)
-    grey = op.slice(rgb, _i([0]), _i([1]), _i([1]))
-    differences = op.sub(rgb, grey), op.sub(alpha, _f(1)), op.sub(picture.edges, _f(SIZE))
+    own = op.slice(rgb, _i([0]), _i([1]), _i([1])) if channels == 1 else rgb
+    differences = [op.sub(rgb, own)] if channels == 1 else []
+    differences += [op.sub(alpha, _f(1)), op.sub(picture.edges, _f(size))]
     other = [op.reduce_max(op.abs(difference), keepdims=0) for difference in differences]
     is_taken = op.equal(op.max(other), _f(0))
-    return op.reshape(op.where(is_taken, grey, x), _i([1, 1, SIZE, SIZE]))
+    return op.reshape(op.where(is_taken, own, x), _i([1, channels, size, size]))
 
 
 # --- the background ----------------------------------------------------------------------------------------------
@@ -268,9 +292,9 @@ def _spans(outline: Map, noise: Var, size: int) -> tuple[Pair, Pair]:
     return op.add(_last(before, size), _f(1)), _first(after, size)
 
 
-def _without_soft_edges(outline: Map, begin: Pair, end: Pair) -> tuple[Pair, Pair]:
-    """Cut soft edges (of an enlarged picture, a blurred photo) half way up their rise, within one of the 28 pixels."""
-    profiles, places, reach = _profiles(outline), _f(np.arange(CANVAS)), _f(int(0.95 * PIXEL))
+def _without_soft_edges(outline: Map, begin: Pair, end: Pair, canvas: int) -> tuple[Pair, Pair]:
+    """Cut soft edges (of an enlarged picture, a blurred photo) half way up their rise, within a pixel that comes out."""
+    profiles, places, reach = _profiles(outline), _f(np.arange(canvas)), _f(int(0.95 * PIXEL))
     after_begin = op.greater_or_equal(places, _column(begin))
     before_end = op.less(places, _column(end))
 
@@ -280,37 +304,38 @@ def _without_soft_edges(outline: Map, begin: Pair, end: Pair) -> tuple[Pair, Pai
 
     first = high(op.and_(after_begin, op.less(places, op.add(_column(begin), reach))))
     last = high(op.and_(before_end, op.greater_or_equal(places, op.sub(_column(end), reach))))
-    return _first(first, CANVAS), op.add(_last(last, CANVAS), _f(1))
+    return _first(first, canvas), op.add(_last(last, canvas), _f(1))
 
 
 class _Shrink:
-    """Shrinks the item's box to 28 pixels at its longest edge, and centres it.
+    """Shrinks the item's box to ``size`` pixels at its longest edge, and centres it.
 
-    Each pixel is the mean of the middle ninth of its area, as sharp as Fashion-MNIST's. Of an odd margin the greater part
-    is above and to the left, as there.
+    Each pixel is the mean of the middle of its area, of which ``share`` on each axis. Of an odd margin the greater part is
+    above and to the left, as in Fashion-MNIST.
     """
 
-    def __init__(self, begin: Pair, end: Pair) -> None:
+    def __init__(self, begin: Pair, end: Pair, canvas: int, share: float) -> None:
+        self.size = canvas // SAMPLES
         extent = op.max([op.sub(end, begin), _f(1)])
-        size = op.max([op.floor(op.add(op.div(op.mul(extent, _f(SIZE)), op.reduce_max(extent)), _f(0.5))), _f(1)])
-        first, pixel = _column(op.floor(op.div(op.sub(_f(SIZE + 1), size), _f(2)))), _column(op.div(extent, size))
-        places = _f(np.arange(SIZE))
+        size = op.max([op.floor(op.add(op.div(op.mul(extent, _f(self.size)), op.reduce_max(extent)), _f(0.5))), _f(1)])
+        first, pixel = _column(op.floor(op.div(op.sub(_f(self.size + 1), size), _f(2)))), _column(op.div(extent, size))
+        places = _f(np.arange(self.size))
         in_box = op.and_(op.greater_or_equal(places, first), op.less(places, op.add(first, _column(size))))
-        inside = _float(in_box)  # (2, 28)
+        inside = _float(in_box)  # (2, size)
         centres = op.unsqueeze(
             op.add(_column(begin), op.mul(op.add(op.sub(places, first), _f(0.5)), pixel)), _i([2])
-        )  # (2, 28, 1)
-        half = op.max([op.div(op.unsqueeze(pixel, _i([2])), _f(6)), _f(0.5)])
-        pixels = np.arange(CANVAS)
+        )  # (2, size, 1)
+        half = op.max([op.div(op.unsqueeze(pixel, _i([2])), _f(2 / share)), _f(0.5)])
+        pixels = np.arange(canvas)
         overlap = op.sub(op.min([_f(pixels + 1), op.add(centres, half)]), op.max([_f(pixels), op.sub(centres, half)]))
         weights = op.mul(op.div(op.relu(overlap), op.mul(half, _f(2))), op.unsqueeze(inside, _i([2])))
-        self.rows, columns = _two(weights)  # (28, CANVAS)
+        self.rows, columns = _two(weights)  # (size, canvas)
         self.columns = op.transpose(columns, perm=[1, 0])
         inside_rows, inside_columns = _two(inside)
-        self.box = op.mul(op.unsqueeze(inside_rows, _i([0, 1, 3])), inside_columns)  # (1, 1, 28, 28)
+        self.box = op.mul(op.unsqueeze(inside_rows, _i([0, 1, 3])), inside_columns)  # (1, 1, size, size)
 
     def __call__(self, values: Var) -> Var:
-        """(1, C, CANVAS, CANVAS) -> (1, C, 28, 28), 0 beside the box."""
+        """(1, C, canvas, canvas) -> (1, C, size, size), 0 beside the box."""
         return op.matmul(op.matmul(self.rows, values), self.columns)
 
 
@@ -318,7 +343,7 @@ class _Shrink:
 
 
 def _ink(lighter: Map, distance: Map, paper: Var, noise: Var, is_negative: Var, shrink: _Shrink) -> Map:
-    """How dark the item is in each of the 28×28 pixels, as if it lay on white; 0 for the background.
+    """How dark the item is in each pixel that comes out, as if it lay on white; 0 for the background.
 
     Args:
         lighter: by how much grey is lighter than the background; negative where it is darker.
@@ -340,9 +365,9 @@ def _ink(lighter: Map, distance: Map, paper: Var, noise: Var, is_negative: Var, 
     )
     small_grey = op.add(op.sub(small_lighter, small_darker), op.mul(paper, shrink.box))
     is_faint = op.less(op.reduce_max(distance, keepdims=0), _f(CLOSE))
-    is_light_ink = op.or_(is_faint, op.not_(_rim_is_lighter(small_grey, small_distance)))
+    is_light_ink = op.or_(is_faint, op.not_(_rim_is_lighter(small_grey, small_distance, shrink.size)))
     as_it_is = op.or_(op.cast(is_negative, to=np.bool_), op.and_(op.not_(is_darker), is_light_ink))
-    outside = _outside(small_distance, noise)
+    outside = _outside(small_distance, noise, shrink.size)
     photo = op.mul(
         op.mul(op.sub(op.sub(_f(1), small_grey), op.mul(small_background, _near(outside))), op.sub(_f(1), outside)),
         shrink.box,
@@ -350,13 +375,79 @@ def _ink(lighter: Map, distance: Map, paper: Var, noise: Var, is_negative: Var, 
     return op.where(as_it_is, small_distance, op.where(is_drawn, small_darker, photo))
 
 
-def _rim_is_lighter(grey: Map, distance: Map) -> Var:
+def _colours(rgb: Var, paper: Var, standing_out: Map, inside: Map, noise: Var, is_cut_out: Var, shrink: _Shrink) -> Var:
+    """The item's colours (1, 3, size, size), its black at BLACK and the background at 0.
+
+    What a flood from the margin reaches is background, and of the pixels beside it the share that is item counts.
+
+    Args:
+        rgb: the colours on the item's canvas (1, 3, canvas, canvas); of a cut-out, times the coverage.
+        paper: the background's colour (1, 3, 1, 1); 0 behind a cut-out.
+        standing_out: how much each pixel of it stands out from the background; of a cut-out, the coverage.
+    """
+    small = shrink(op.concat([op.mul(op.sub(rgb, paper), inside), standing_out], axis=1))
+    change, outline = op.slice(small, _i([0]), _i([3]), _i([1])), op.slice(small, _i([3]), _i([4]), _i([1]))
+    outside = _outside_of_colours(change, outline, noise, is_cut_out, shrink.size)
+    outside, is_rim = (
+        op.slice(value, _i([1, 1]), _i([shrink.size + 1] * 2), _i([2, 3])) for value in (outside, _near(_near(outside)))
+    )
+    highest = op.max([_near(_near(outline)), _f(1e-6)])
+    share = op.sub(_f(1), op.mul(op.sub(_f(1), op.div(outline, highest)), is_rim))
+    share = op.add(share, op.mul(op.sub(outline, share), is_cut_out))
+    item = op.relu(op.add(change, op.mul(paper, share)))
+    lifted = op.add(op.mul(share, _f(BLACK)), op.mul(item, _f(1 - BLACK)))
+    return op.mul(lifted, op.mul(op.sub(_f(1), outside), shrink.box))
+
+
+def _outside_of_colours(change: Var, outline: Map, noise: Var, is_cut_out: Var, size: int) -> Map:
+    """1 where a flood comes (1, 1, size + 2, size + 2): over the background's colour, and soft light and shadow on it.
+
+    It starts from a frame of one pixel, and runs along whole rows and columns, as far as no step is in its way, so that it
+    gets around corners.
+
+    Args:
+        change: by how much each colour differs from the background's (1, 3, size, size).
+    """
+    frame = _i([0, 0, 1, 1, 0, 0, 1, 1])
+    change, outline = op.pad(change, frame, _f(0)), op.pad(outline, frame, _f(0))
+    highest = op.mul(op.reduce_max(outline, keepdims=0), op.sub(_f(1), is_cut_out))  # a pale item must not be flooded
+    is_paper = op.less_or_equal(outline, noise)
+    is_like_it = op.or_(is_paper, op.less_or_equal(outline, op.min([_f(SIMILAR), op.div(highest, _f(2))])))
+    smooth = op.max([op.min([_f(SMOOTH), op.div(highest, _f(8))]), noise])
+
+    def runs(axis: int) -> Var:
+        """(size + 2, size + 2, size + 2): whether two pixels of a row, or of a column, have nothing between them."""
+        first, second = (
+            [op.slice(value, _i([k]), _i([size + 1 + k]), _i([axis])) for value in (change, is_paper, is_like_it)]
+            for k in (0, 1)
+        )
+        step = op.reduce_max(op.abs(op.sub(first[0], second[0])), _i([1]))
+        is_open = op.and_(op.and_(first[2], second[2]), op.less_or_equal(step, smooth))
+        is_open = op.or_(is_open, op.and_(first[1], second[1]))
+        ids = op.cumsum(op.sub(_f(1), _float(is_open)), _i(axis))
+        ids = op.pad(ids, _i([int(k == axis) for k in range(4)] + [0] * 4), _f(0))
+        ids = op.squeeze(op.transpose(ids, perm=[0, 1, 2, 3] if axis == 3 else [0, 1, 3, 2]), _i([0, 1]))
+        return _float(op.equal(op.unsqueeze(ids, _i([1])), op.unsqueeze(ids, _i([2]))))
+
+    margin = np.pad(np.zeros((size, size, 1)), [(1, 1), (1, 1), (0, 0)], constant_values=1)
+    reached, rows, columns = _f(margin), runs(3), runs(2)
+    for _ in range(SWEEPS):
+        for run in (rows, columns):
+            reached = _float(op.greater(op.matmul(run, reached), _f(0)))  # (size + 2, size + 2, 1)
+            reached = op.transpose(reached, perm=[1, 0, 2])
+    reached = op.unsqueeze(op.transpose(reached, perm=[2, 0, 1]), _i([0]))
+    closed = op.sub(_f(1), _near(op.sub(_f(1), _near(reached))))  # without specks, such as JPEG leaves beside an item
+    is_faint = _float(op.less_or_equal(outline, op.min([_f(2 * CLOSE), op.div(highest, _f(2))])))
+    return op.max([reached, op.min([closed, is_faint])])
+
+
+def _rim_is_lighter(grey: Map, distance: Map, size: int) -> Var:
     """Whether a picture with a dark background is a photo, to be negated, and not negative already.
 
     An item's rim was partly white background when the photo was taken: in the photo it is lighter than the next pixel
     inwards, in the negative darker. That holds for 99% of Fashion-MNIST.
     """
-    tall, wide, before = [SIZE, 1], [1, SIZE], SIZE - 1
+    tall, wide, before = [size, 1], [1, size], size - 1
     item = _float(op.greater(distance, op.max([_f(CLOSE), op.mul(op.reduce_max(distance, keepdims=0), _f(0.1))])))
     sides = [
         op.max_pool(item, kernel_shape=kernel, pads=pads)[0]
@@ -369,7 +460,7 @@ def _rim_is_lighter(grey: Map, distance: Map) -> Var:
     ]
     item = op.min(sides)  # with what lies between, which may look like the background
     framed = op.pad(op.sub(_f(1), item), _i([0, 0, 1, 1, 0, 0, 1, 1]), _f(1))
-    beside = op.slice(_cross(framed), _i([1, 1]), _i([SIZE + 1, SIZE + 1]), _i([2, 3]))
+    beside = op.slice(_cross(framed), _i([1, 1]), _i([size + 1, size + 1]), _i([2, 3]))
     rim = op.mul(item, beside)
     next_to_rim = op.mul(op.mul(item, op.sub(_f(1), rim)), _cross(rim))
 
@@ -381,28 +472,28 @@ def _rim_is_lighter(grey: Map, distance: Map) -> Var:
     return op.and_(exists, op.greater(mean(rim), mean(next_to_rim)))
 
 
-def _outside(distance: Map, noise: Var) -> Map:
-    """1 where one of the 28×28 pixels shows background, which a flood from the margin reaches, or a mixture with it.
+def _outside(distance: Map, noise: Var, size: int) -> Map:
+    """1 where a pixel that comes out shows background, which a flood from the margin reaches, or a mixture with it.
 
     The middle of a pixel beside the item shows a little of it where edges are soft.
     """
     is_mixed = op.less_or_equal(distance, op.max([noise, op.mul(_near(distance), _f(MIXED))]))
-    margin = np.pad(np.zeros((1, 1, SIZE, SIZE)), [(0, 0), (0, 0), (1, 1), (1, 1)], constant_values=1)
+    margin = np.pad(np.zeros((1, 1, size, size)), [(0, 0), (0, 0), (1, 1), (1, 1)], constant_values=1)
     free, mixed = (
         op.pad(_float(value), _i([0, 0, 1, 1, 0, 0, 1, 1]), _f(1))
         for value in (op.less_or_equal(distance, noise), is_mixed)
     )
     reached = _f(margin)
-    for _ in range(FLOOD_STEPS):
+    for _ in range(size // 2):  # pixels from the margin inwards
         reached = op.min([_cross(reached), free])
     beside = op.sub(_cross(reached), reached)
     is_soft = op.greater(
         op.reduce_sum(op.mul(beside, mixed), keepdims=0), op.mul(op.reduce_sum(beside, keepdims=0), _f(SOFT))
     )
     free = op.where(is_soft, mixed, free)
-    for _ in range(SOFT_STEPS):
+    for _ in range(size // 2):  # and from there into soft gaps
         reached = op.min([_cross(reached), free])
-    return op.slice(reached, _i([1, 1]), _i([SIZE + 1, SIZE + 1]), _i([2, 3]))
+    return op.slice(reached, _i([1, 1]), _i([size + 1, size + 1]), _i([2, 3]))
 
 
 def _near(values: Map) -> Map:
@@ -415,3 +506,8 @@ def _cross(values: Map) -> Map:
     tall, _ = op.max_pool(values, kernel_shape=[3, 1], pads=[1, 0, 1, 0])
     wide, _ = op.max_pool(values, kernel_shape=[1, 3], pads=[0, 1, 0, 1])
     return op.max([tall, wide])
+
+
+if __name__ == "__main__":  # write the graphs that ship
+    for shape in SHAPES:
+        graph_path(*shape).write_bytes(preprocessing_graph(*shape).SerializeToString(deterministic=True))

@@ -7,7 +7,7 @@ import onnx
 
 import fmcae
 from fmcae.card import CARD_KEY, GOLDEN_KEY, NAMES_KEY, SEAL_KEY, TENSORS, Card, Golden, GoldenPictures, Kind, seal
-from fmcae.preprocess import DESCRIPTION
+from fmcae.preprocess import description
 from fmcae.runtime.model import Artefact
 from fmcae.train.run import KEPT, Run
 
@@ -52,7 +52,7 @@ def make_card(
         class_names=tuple(run.data["class_names"]),
         input=_tensor(TENSORS[kind][0], golden.inputs.shape),
         output=_tensor(TENSORS[kind][1], golden.outputs.shape),
-        preprocessing=DESCRIPTION,
+        preprocessing=description(run.config.network.channels, run.config.network.size),
         training=training,
         metrics=metrics,
         parity=parity or {},

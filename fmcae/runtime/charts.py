@@ -127,13 +127,16 @@ def reliability_png(scores: Scores) -> bytes:
     return png(drawn)
 
 
-def mistakes_png(pictures: LabelledPictures, evaluation: Evaluation) -> bytes:
-    """Draw a contact sheet of the most confident mistakes; one that can no longer be read is left out."""
+def mistakes_png(pictures: LabelledPictures, evaluation: Evaluation, channels: int = 1, size: int = 28) -> bytes:
+    """Draw a contact sheet of the most confident mistakes; one that can no longer be read is left out.
+
+    ``channels`` and ``size`` are the model's.
+    """
     tiles = []
     for mistake in evaluation.mistakes[:SHOWN_MISTAKES]:
         path = mistake.path
         try:
-            pixels = to_uint8(path) if pictures.images is None else pictures.images[mistake.index]
+            pixels = to_uint8(path, channels, size) if pictures.images is None else pictures.images[mistake.index]
             source = path if pictures.images is None else Image.fromarray(np.asarray(pixels))
             name = f"is {mistake.truth}: {os.path.basename(path)}"
             tiles.append(tile(source, pixels, mistake.prediction, name))

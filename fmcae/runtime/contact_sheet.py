@@ -1,4 +1,4 @@
-"""A contact sheet for eyes: each picture, the 28×28 pixels that the model sees of it, and what the model says.
+"""A contact sheet for eyes: each picture, the pixels that the model sees of it, and what the model says.
 
 Only Pillow draws, so that the light install can; its own font comes with it. ``fmcae predict --show OUT.png`` writes one,
 and ``fmcae evaluate --out DIR`` one of the most confident mistakes.
@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from fmcae.images import ImageSource, read_image
-from fmcae.preprocess import SIZE
 from fmcae.runtime.model import Prediction
 from fmcae.runtime.predict import unknown_text
 
@@ -23,9 +22,8 @@ Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 MAX_TILES = 200  # more than eyes look at in one picture
 COLUMNS = 6
-ZOOM = 5  # pixels of the sheet for each one that the model sees
-EDGE = SIZE * ZOOM
-GAP = 4  # pixels between picture and 28×28
+EDGE = 140  # pixels of a picture, and of what the model sees of it, each pixel enlarged alike: 5 times of 28
+GAP = 4  # pixels between the two
 MARGIN = 10  # pixels around each tile
 LINE = 18  # pixels of height
 TITLE = 30  # pixels of height
@@ -48,7 +46,7 @@ def tile(source: ImageSource, pixels: NDArray[np.uint8], prediction: Prediction,
 
     Args:
         source: the picture as given; what lies behind transparent parts is a checkerboard.
-        pixels: (28, 28) uint8, what the model saw of it.
+        pixels: (S, S) or (S, S, 3) uint8, what the model saw of it.
         name: the line below the prediction, such as the file's name; cut in the middle if it is too long.
 
     Raises:
@@ -56,8 +54,7 @@ def tile(source: ImageSource, pixels: NDArray[np.uint8], prediction: Prediction,
     """
     drawn = Image.new("RGB", TILE_SIZE, PAPER)
     drawn.paste(_fitted(read_image(source)))
-    seen = Image.fromarray(pixels).resize((EDGE, EDGE), Image.Resampling.NEAREST)
-    drawn.paste(seen, (EDGE + GAP, 0))
+    drawn.paste(_fitted(Image.fromarray(pixels), EDGE // len(pixels)), (EDGE + GAP, 0))
     draw = ImageDraw.Draw(drawn)
     for left in (0, EDGE + GAP):  # a white picture must not merge with the paper
         draw.rectangle((left, 0, left + EDGE - 1, EDGE - 1), outline=CHECKER)
@@ -90,9 +87,9 @@ def png(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def _fitted(picture: Image.Image) -> Image.Image:
+def _fitted(picture: Image.Image, zoom: float | None = None) -> Image.Image:
     """The whole picture in the middle of a square of EDGE pixels; a small one keeps its pixels' edges."""
-    zoom = EDGE / max(picture.size)
+    zoom = zoom or EDGE / max(picture.size)
     size = max(1, round(picture.width * zoom)), max(1, round(picture.height * zoom))
     method = Image.Resampling.NEAREST if zoom > 1 else Image.Resampling.BOX
     square = Image.new("RGB", (EDGE, EDGE), GROUND)

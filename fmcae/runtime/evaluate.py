@@ -46,8 +46,8 @@ SHOWN_MISTAKES = 24  # in JSON and on the contact sheet
 class LabelledPictures:
     """Pictures and what each of them shows; ``data`` is the folder that was named, or the name of an IDX set.
 
-    ``truth`` (N,) int64 has a class index of the model for each path that was found, or NO_CLASS. ``images`` (N, 28, 28)
-    uint8 are those of an IDX set, whose paths only number them; other pictures are read when they are predicted.
+    ``truth`` (N,) int64 has a class index of the model for each path that was found, or NO_CLASS. ``images`` uint8,
+    in the model's form, are those of an IDX set, whose paths only number them; others are read when they are predicted.
     ``notes`` are sentences about them that whoever reads the numbers should know.
     """
 
@@ -222,7 +222,11 @@ def _outcomes(model: Model, pictures: LabelledPictures) -> Iterator[Outcome]:
 
 
 def find_pictures(
-    data: str | os.PathLike[str] | None, class_names: tuple[str, ...], split: str | None = None
+    data: str | os.PathLike[str] | None,
+    class_names: tuple[str, ...],
+    split: str | None = None,
+    channels: int = 1,
+    size: int = 28,
 ) -> LabelledPictures:
     """Find labelled pictures and match their labels with a model's classes, as :func:`class_index` does.
 
@@ -230,6 +234,7 @@ def find_pictures(
         data: a folder with the four IDX files; with ``truth.csv``; with a folder for each class, ``unknown`` for what is of
             none; or with folders train, val and test of such folders. None takes the data set of ``fmcae train``.
         split: "test", "val" or "train" where the data has them; None takes test, or else val.
+        channels, size: the model's own, to which IDX files must fit.
 
     Raises:
         UsageError: ``data`` is none of these, has no such split, or a class is none of the model's.
@@ -239,14 +244,14 @@ def find_pictures(
     if data is None:
         data = os.environ.get(ENVIRONMENT_VARIABLE)
         if not data:
-            return _from_dataset(load_dataset(), split, class_names, "data (=None)")
+            return _from_dataset(load_dataset(None, channels, size), split, class_names, "data (=None)")
         parameter = f"{ENVIRONMENT_VARIABLE} (={data})"
     folder = Path(data).expanduser()
     if data == "" or not folder.is_dir():  # Path takes nothing for the current folder
         raise UsageError(f"{parameter} must be an existing folder")
     try:
         if holds_idx(folder):
-            return _from_dataset(load_dataset(folder), split, class_names, parameter)
+            return _from_dataset(load_dataset(folder, channels, size), split, class_names, parameter)
         folder, split = _split_folder(folder, split, class_names, parameter)
         parameter += f" in {split}" if split else ""
         if (folder / TRUTH_FILE).is_file():

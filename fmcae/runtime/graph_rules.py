@@ -12,7 +12,7 @@ from functools import cache
 
 from fmcae.card import GRAPH_FIELD, Card, Kind, protobuf_fields, varint
 from fmcae.errors import ArtefactError
-from fmcae.preprocess import GRAPH
+from fmcae.preprocess import graph_path
 
 _CORE = (
     "Add", "Cast", "Conv", "ConvTranspose", "DequantizeLinear", "Flatten", "Gemm", "MatMul", "MaxPool", "QuantizeLinear",
@@ -36,12 +36,11 @@ _TENSOR = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14, 16}
 _NODES, _INITIALIZERS, _INPUT, _OUTPUT = 1, 5, 11, 12  # of a graph
 _OPERATOR, _DOMAIN, _ATTRIBUTES, _INT, _INTS, _DATA_TYPE, _DATA_LOCATION = 4, 7, 5, 3, 8, 2, 14
 _FLOAT16 = 10  # a tensor's data type
-_MORE_OUTPUTS = [("known_score", []), ("x", [1, 1, 28, 28])]  # of a picture
 _NODE_NAMES, _TENSOR_NAME = (1, 2, 3), 8  # of inputs, of outputs, and a node's own; a tensor's
 
 
-def check_graph(model: bytes, kind: Kind) -> None:
-    """Check an ONNX file's bytes, whose card says of which kind it is.
+def check_graph(model: bytes, kind: Kind, x_shape: tuple[int, int, int] = (1, 28, 28)) -> None:
+    """Check an ONNX file's bytes, whose card says of which kind it is and of which shape (C, S, S) its x.
 
     Raises:
         ArtefactError: they hold something that no export of fmcae does; the message names it.
@@ -54,7 +53,7 @@ def check_graph(model: bytes, kind: Kind) -> None:
             tensors = _children(graph, "the graph", _GRAPH, _INITIALIZERS)
             if kind == "picture":
                 nodes, tensors = (
-                    _without_preprocessing(*parts) for parts in ((nodes, _NODES), (tensors, _INITIALIZERS))
+                    _without_preprocessing(*parts, x_shape) for parts in ((nodes, _NODES), (tensors, _INITIALIZERS))
                 )
             for node in nodes:
                 operators[_check_node(node, allowed)] += 1
@@ -82,7 +81,8 @@ def check_interface(model: bytes, card: Card) -> None:
             raise ArtefactError(f"is not an ONNX model: {error}") from error
         expected = [(said["name"], said["shape"][1:])]
         if card.kind == "picture":
-            expected = [("image", [])] if name == "input" else [(said["name"], said["shape"]), *_MORE_OUTPUTS]
+            more = [("known_score", []), ("x", [1, *card.x_shape])]
+            expected = [("image", [])] if name == "input" else [(said["name"], said["shape"]), *more]
         if found != expected:
             raise ArtefactError(f"is no artefact of fmcae: the {name} of its graph is not that of its card")
 
@@ -100,17 +100,18 @@ def has_half_weights(model: bytes) -> bool:
     return any(number == _DATA_TYPE and raw[-1] == _FLOAT16 for number, _, raw in fields)
 
 
-def _without_preprocessing(found: list[bytes], field: int) -> list[bytes]:
+def _without_preprocessing(found: list[bytes], field: int, x_shape: tuple[int, int, int]) -> list[bytes]:
     """The nodes or tensors of a picture's graph behind those of preprocessing."""
-    known = _preprocessing(field)
+    known = _preprocessing(field, *x_shape[:2])
     if found[: len(known)] != known:
         raise ArtefactError("begins with another preprocessing graph than this version's: export it again")
     return found[len(known) :]
 
 
 @cache
-def _preprocessing(field: int) -> list[bytes]:
-    graph = next(content for number, content, _ in protobuf_fields(GRAPH.read_bytes()) if number == GRAPH_FIELD)
+def _preprocessing(field: int, channels: int, size: int) -> list[bytes]:
+    model = graph_path(channels, size).read_bytes()
+    graph = next(content for number, content, _ in protobuf_fields(model) if number == GRAPH_FIELD)
     return [content for number, content, _ in protobuf_fields(graph) if number == field]
 
 

@@ -26,7 +26,7 @@ from fmcae.card import (
 )
 from fmcae.errors import ArtefactError, ProviderError, UsageError
 from fmcae.files import read_at_most
-from fmcae.images import ImageSource
+from fmcae.images import MAX_PIXELS, ImageSource
 from fmcae.metrics import known_score, softmax
 from fmcae.precision import Precision, check_made_for
 from fmcae.preprocess import preprocess, scale
@@ -152,7 +152,7 @@ def read_artefact(path: PathName) -> Artefact:
         metadata = read_metadata(content)
         check_seal(content, metadata)
         card = Card.from_json(metadata[CARD_KEY])
-        check_graph(content, card.kind)
+        check_graph(content, card.kind, card.x_shape)
         check_interface(content, card)
         return Artefact(path, content, card, metadata[GOLDEN_KEY])
     except OSError as error:
@@ -183,6 +183,8 @@ def read_artefacts(path: PathName | None = None, only: Kind | None = None) -> di
         # All files of one export have the autoencoder in common; a classifier's may come from another run.
         if training.get("autoencoder", training) != first_training.get("autoencoder", first_training):
             raise ArtefactError(f"{path}: {artefact.path.name} and {first} come from different runs")
+    if len({artefact.card.x_shape for artefact in artefacts.values()}) > 1:
+        raise ArtefactError(f"{path}: its files are for images of different shapes")
     return artefacts
 
 
@@ -222,6 +224,16 @@ class Model:
         return next(iter(self.artefacts.values())).card.class_names
 
     @property
+    def channels(self) -> int:
+        """The channels of the model's images: 1 for grey, 3 for colour."""
+        return next(iter(self.artefacts.values())).card.x_shape[0]
+
+    @property
+    def size(self) -> int:
+        """The pixels of the edges of the model's images."""
+        return next(iter(self.artefacts.values())).card.x_shape[1]
+
+    @property
     def threshold(self) -> float:
         """The known score from which an image is known: what was asked for, or what the classifier's card says."""
         if self._threshold is not None:
@@ -244,8 +256,9 @@ class Model:
         """Compute the logits (N, K) float32 of model inputs, or (K,) for one.
 
         Args:
-            x: (N, 1, 28, 28) float32 in [0, 1], or (1, 28, 28) for one image, from :func:`fmcae.preprocess.preprocess`.
-                Values are not checked, because that takes longer than a small batch; logits of others mean nothing.
+            x: (N, C, S, S) float32 in [0, 1], or (C, S, S) for one image, from :meth:`preprocess`: C and S are the model's
+                ``channels`` and ``size``, 1 and 28 by default. Values are not checked, because that takes longer than a
+                small batch; logits of others mean nothing.
 
         Raises:
             UsageError: x has another shape or dtype.
@@ -253,15 +266,15 @@ class Model:
         return self._run("classifier", x, 4)
 
     def encode(self, x: FloatArray) -> FloatArray:
-        """Compute the latents (N, latent_dim) float32 of x (N, 1, 28, 28) float32; errors as for classify."""
+        """Compute the latents (N, latent_dim) float32 of x (N, C, S, S) float32; errors as for classify."""
         return self._run("encoder", x, 4)
 
     def decode(self, z: FloatArray) -> FloatArray:
-        """Compute the reconstructions (N, 1, 28, 28) float32 in [0, 1] of latents z (N, latent_dim) float32."""
+        """Compute the reconstructions (N, C, S, S) float32 in [0, 1] of latents z (N, latent_dim) float32."""
         return self._run("decoder", z, 2)
 
     def reconstruct(self, x: FloatArray) -> FloatArray:
-        """Return decode(encode(x)), of x's shape (N, 1, 28, 28) float32."""
+        """Return decode(encode(x)), of x's shape (N, C, S, S) float32."""
         return self.decode(self.encode(x))
 
     @overload
@@ -273,7 +286,7 @@ class Model:
 
         Args:
             images: a path, encoded bytes, a PIL image or an array (uint8, (H, W) or (H, W, C)); or a list of them, or
-                arrays of many: uint8 (N, 28, 28), or float32 model inputs (N, 1, 28, 28).
+                arrays of many: float32 model inputs (N, C, S, S), or uint8 (N, S, S), or (N, S, S, 3) in colour.
 
         Raises:
             ImageError: an image cannot be read.
@@ -284,14 +297,19 @@ class Model:
                 return self.predict_inputs(images[np.newaxis])[0]
             if images.dtype == np.float32:
                 return self.predict_inputs(images)
-            if images.dtype == np.uint8 and images.ndim == 3 and images.shape[1:] == (28, 28):
+            many = (self.size, self.size) if self.channels == 1 else (self.size, self.size, 3)
+            if images.dtype == np.uint8 and images.shape[1:] == many and images.ndim == len(many) + 1:
                 return self.predict_inputs(scale(images))
         elif isinstance(images, Sequence) and not isinstance(images, str | bytes):
-            return self.predict_inputs(np.stack([preprocess(image) for image in images])) if images else []
-        return self.predict_inputs(preprocess(images)[np.newaxis])[0]
+            return self.predict_inputs(np.stack([self.preprocess(image) for image in images])) if images else []
+        return self.predict_inputs(self.preprocess(images)[np.newaxis])[0]
+
+    def preprocess(self, source: ImageSource, max_pixels: int = MAX_PIXELS) -> FloatArray:
+        """The model's input (C, S, S) for one image, as :func:`fmcae.preprocess.preprocess` makes it; errors as there."""
+        return preprocess(source, self.channels, self.size, max_pixels)
 
     def predict_inputs(self, x: FloatArray) -> list[Prediction]:
-        """Return a Prediction for each of x (N, 1, 28, 28) float32; errors as for classify.
+        """Return a Prediction for each of x (N, C, S, S) float32; errors as for classify.
 
         Raises:
             ArtefactError: the classifier gives logits that are not finite.

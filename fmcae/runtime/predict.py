@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from fmcae.errors import FmcaeError, ImageError, UsageError
 from fmcae.images import IMAGE_SUFFIXES, MAX_PIXELS
-from fmcae.preprocess import Floats, as_bytes, preprocess
+from fmcae.preprocess import Floats, as_bytes
 from fmcae.runtime.machine import available_cpus
 from fmcae.runtime.model import Model, Prediction
 
@@ -31,9 +31,9 @@ Found: TypeAlias = tuple[str, ImageError | None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """The prediction of one image and the pixels (28, 28) uint8 that the model saw, or the error that it raised.
+    """The prediction of one image and the pixels uint8 that the model saw, or the error that it raised.
 
-    The pixels are rounded, for eyes.
+    The pixels (S, S), or (S, S, 3) in colour, are rounded, for eyes.
     """
 
     path: str
@@ -43,7 +43,7 @@ class Outcome:
 
 
 def unknown_text(nearest: str, pixels: NDArray[np.uint8] | None) -> str:
-    """What is said of an unknown picture: the nearest label, and that it is blank if all ``pixels`` (28, 28) are 0."""
+    """What is said of an unknown picture: the nearest label, and that it is blank if all ``pixels`` are 0."""
     blank = "blank; " if pixels is not None and not pixels.any() else ""
     return f"unknown ({blank}nearest: {nearest})"
 
@@ -110,23 +110,23 @@ def _unreadable(folder: str, error: OSError) -> ImageError:
     return ImageError(f"{folder}: cannot be read: {error.strerror}")
 
 
-def read_input(path: str, stdin: bytes = b"") -> Floats:
-    """Read the image at ``path``, or the encoded image ``stdin`` if that is "-", as a model's input (1, 28, 28) float32.
+def read_input(model: Model, path: str, stdin: bytes = b"") -> Floats:
+    """Read the image at ``path``, or the encoded image ``stdin`` if that is "-", as a model's input (C, S, S) float32.
 
     Raises:
         ImageError: it cannot be read or preprocessed; the message names the path.
     """
-    return input_of(stdin, "stdin") if path == STDIN else input_of(path, path)
+    return input_of(model, stdin, "stdin") if path == STDIN else input_of(model, path, path)
 
 
-def input_of(source: str | bytes, name: str, max_pixels: int = MAX_PIXELS) -> Floats:
-    """Turn the image at a path, or an encoded one that errors call ``name``, into a model's input (1, 28, 28) float32.
+def input_of(model: Model, source: str | bytes, name: str, max_pixels: int = MAX_PIXELS) -> Floats:
+    """Turn the image at a path, or an encoded one that errors call ``name``, into the model's input (C, S, S) float32.
 
     Raises:
         ImageError: it cannot be read or preprocessed, or has more than ``max_pixels``.
     """
     try:
-        return preprocess(source, max_pixels)
+        return model.preprocess(source, max_pixels)
     except MemoryError:
         raise
     except ImageError as error:
@@ -145,7 +145,7 @@ def predict_content(model: Model, path: str, content: bytes, name: str, max_pixe
     ``path`` is what the outcome calls it, and ``name`` what its error does. No file is read.
     """
     try:
-        x = input_of(content, name, max_pixels)
+        x = input_of(model, content, name, max_pixels)
     except ImageError as error:
         return Outcome(path, None, error)
     return Outcome(path, model.predict_inputs(x[np.newaxis])[0], None, as_bytes(x))
@@ -165,13 +165,13 @@ def predict_images(
 
 
 def predict_found(
-    model: Model, found: Iterable[Found], jobs: int | None = None, read: Callable[[str], Floats] = read_input
+    model: Model, found: Iterable[Found], jobs: int | None = None, read: Callable[[Model, str], Floats] = read_input
 ) -> Iterator[Outcome]:
     """Predict the images at paths that were found, in order; a path with an error keeps it.
 
     Args:
         jobs: how many threads read pictures and predict; None for one on each CPU.
-        read: what reads the picture at a path, as :func:`read_input` does.
+        read: what reads the picture at a path for the model, as :func:`read_input` does.
 
     Raises:
         UsageError: ``jobs`` is less than 1.
@@ -197,13 +197,13 @@ def predict_found(
         pool.shutdown(cancel_futures=True)
 
 
-def _predict_batch(model: Model, batch: list[Found], read: Callable[[str], Floats]) -> list[Outcome]:
+def _predict_batch(model: Model, batch: list[Found], read: Callable[[Model, str], Floats]) -> list[Outcome]:
     x: list[Floats] = []
     errors: list[ImageError | None] = []
     for path, error in batch:
         try:
             if error is None:
-                x.append(read(path))
+                x.append(read(model, path))
         except ImageError as unreadable:
             error = unreadable
         errors.append(error)

@@ -24,7 +24,7 @@ from typing import Any
 
 from fmcae import __version__, schema
 from fmcae.errors import DataError, FmcaeError, ImageError, RunError, UsageError
-from fmcae.preprocess import GRAPH
+from fmcae.preprocess import graph_path
 from fmcae.runtime.as_json import (
     JSON_SCHEMA_VERSION,
     check_top_k,
@@ -164,7 +164,7 @@ def open_job(
         "shards": len(shards),
         "model": str(artefact.path),
         "model_digest": hashlib.sha256(artefact.content).hexdigest(),
-        "preprocessing_digest": hashlib.sha256(GRAPH.read_bytes()).hexdigest(),
+        "preprocessing_digest": hashlib.sha256(graph_path(model.channels, model.size).read_bytes()).hexdigest(),
         "threshold": model.threshold,
         "top_k": top_k,
         "class_names": list(model.class_names),

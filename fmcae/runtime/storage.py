@@ -17,6 +17,7 @@ from fmcae.errors import DataError, FmcaeError, ImageError, UsageError
 from fmcae.files import read_at_most, write_atomic
 from fmcae.images import IMAGE_SUFFIXES, MAX_FILE_BYTES
 from fmcae.preprocess import Floats
+from fmcae.runtime.model import Model
 from fmcae.runtime.predict import find_images, input_of, read_input
 
 Stamp: TypeAlias = tuple[int, int | None]  # bytes, and when it changed in nanoseconds
@@ -42,16 +43,16 @@ def find_sources(names: Iterable[str]) -> Iterator[Source]:
             yield path, error, None if error else _stamp(path)
 
 
-def read_source(path: str) -> Floats:
-    """Read the picture at a path or URI as a model's input (1, 28, 28) float32; raise ImageError if that fails."""
+def read_source(model: Model, path: str) -> Floats:
+    """Read the picture at a path or URI as the model's input (C, S, S) float32; raise ImageError if that fails."""
     if not is_uri(path):
-        return read_input(path)
+        return read_input(model, path)
     try:
         with _errors_of(path), _opened(path) as file:
             content = read_at_most(file, MAX_FILE_BYTES)
     except DataError as error:
         raise ImageError(str(error)) from error
-    return input_of(content, path)
+    return input_of(model, content, path)
 
 
 def list_folder(folder: str) -> set[str]:

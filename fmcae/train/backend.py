@@ -26,7 +26,7 @@ class PlainBackend:
         self.network, self.class_weights = network, class_weights
 
     def backward(self, x: Tensor, labels: Tensor, keys: NDArray[np.uint32]) -> Tensor:
-        """The training loss, a scalar, of x (B, 1, 28, 28) and labels (B,); gradients go into ``parameter.grad``.
+        """The training loss, a scalar, of x (B, C, S, S) and labels (B,); gradients go into ``parameter.grad``.
 
         Dropout takes torch's generator instead of ``keys``.
         """
@@ -36,7 +36,7 @@ class PlainBackend:
         return loss.detach()
 
     def outputs(self, x: Tensor) -> Tensor:
-        """The network's outputs for x (N, 1, 28, 28) in evaluation mode: x_hat (N, 1, 28, 28) or logits (N, K)."""
+        """The network's outputs for x (N, C, S, S) in evaluation mode: x_hat (N, C, S, S) or logits (N, K)."""
         # on a CPU in parts whose activations fit the cache: without pooling twice as fast as all at once
         parts = torch.split(x, CPU_CHUNK) if x.device.type == "cpu" else (x,)
         return torch.cat([self.network(part) for part in parts])
@@ -50,14 +50,15 @@ Optimizer: TypeAlias = FusedAdam | torch.optim.Adam
 def backend_for(
     network: Autoencoder | Classifier, device: torch.device, threads: int, class_weights: Tensor | None = None
 ) -> Iterator[Backend]:
-    """The faster backend where there is one: the fused one on a CPU, for networks with pooling.
+    """The faster backend where there is one: the fused one on a CPU, for networks with pooling and images (1, 28, 28).
 
     ``class_weights`` are as for :func:`training_loss`. On leaving, its threads are closed, and PyTorch's number of threads
     is what it was.
     """
     before = torch.get_num_threads()
     try:
-        if device.type == "cpu" and network.config.pooling:
+        config = network.config
+        if device.type == "cpu" and config.pooling and (config.channels, config.size) == (1, 28):
             torch.set_num_threads(1)  # the threads divide a batch, not its operators
             with closing(FusedBackend(network, threads, class_weights)) as backend:
                 yield backend

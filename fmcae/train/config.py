@@ -11,6 +11,7 @@ from typing import Any, Literal, TypedDict, TypeVar, get_args, get_origin, get_t
 
 from fmcae import schema
 from fmcae.errors import UsageError
+from fmcae.shape import Channels, Size
 
 DropoutPosition = Literal["before-pooling", "after-pooling"]
 Stage = Literal["both", "autoencoder", "classifier"]
@@ -52,6 +53,8 @@ class NetworkConfig:
     output_dropout: bool = False  # of the decoder's sigmoid output too, which trains x_hat towards (1-p)·x
     pooling: bool = True  # in the encoder; without it (the paper's Appendix) the layers adapt their sizes
     class_count: int = 10  # the number of the classifier's logits
+    channels: Channels = 1  # of the images: 3 for colour
+    size: Size = 28  # pixels of the images' edges
 
     def __post_init__(self) -> None:
         _check_fields(self)
@@ -191,11 +194,15 @@ class TrainConfig:
     def to_json(self) -> dict[str, Any]:
         """A dict of plain JSON values. What came later than the paper's recipe is left out where it has its default."""
         later = ("robust", "keep", "patience", "class_weights")
-        return {
+        values = {
             name: value
             for name, value in asdict(self).items()
             if not (name in later and value == getattr(TrainConfig, name))
         }
+        for name in ("channels", "size"):
+            if values["network"][name] == getattr(NetworkConfig, name):
+                del values["network"][name]
+        return values
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "TrainConfig":
@@ -237,8 +244,10 @@ def _check_fields(config: "NetworkConfig | RobustConfig | TrainConfig") -> None:
             low, high = LIMITS[name]
             if type(value) is not int or not low <= value <= high:
                 raise UsageError(f"{_shown(config, name)} must be an integer from {low:,} to {high:,}")
-        elif get_origin(kind) is Literal and value not in get_args(kind):
-            raise UsageError(f"{_shown(config, name)} must be one of {', '.join(get_args(kind))}")
+        elif get_origin(kind) is Literal and not any(
+            value == choice and type(value) is type(choice) for choice in get_args(kind)
+        ):
+            raise UsageError(f"{_shown(config, name)} must be one of {', '.join(map(str, get_args(kind)))}")
         elif kind in (float, bool) and not isinstance(value, (int, float) if kind is float else bool):
             raise UsageError(f"{_shown(config, name)} must be a {kind.__name__}")
 

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from fmcae.files import write_atomic
+from fmcae.preprocess import scale
 
 BLUE, ORANGE = "#0072B2", "#D55E00"
 COLUMNS = 10  # of the picture of reconstructions
@@ -64,23 +65,27 @@ def examples(labels: NDArray[np.int64]) -> NDArray[np.int64]:
 def draw_reconstructions(
     folder: Path, images: NDArray[np.uint8], x_hat: NDArray[np.float32], captions: list[str]
 ) -> None:
-    """Write ``reconstructions.png``: images (N, 28, 28) uint8, each below its caption and above its x_hat (1, 28, 28)."""
+    """Write ``reconstructions.png``: images uint8, each below its caption and above its x_hat (C, S, S)."""
     columns = min(len(images), COLUMNS)
+    channels, size = x_hat.shape[1:3]
+    edge = size * 8 // 7  # with a margin, of 2 pixels beside 28
+    inner = slice(size // 14, size // 14 + size)
     rows = -(-len(images) // columns)
     figure = Figure(figsize=(max(columns, 5) + 0.8, 2.5 * rows + 0.4), layout="constrained")  # 5: the title
     for row, axes in enumerate(figure.subplots(rows, 1, squeeze=False)[:, 0]):
         part = slice(row * columns, (row + 1) * columns)
         count = len(images[part])
         # one picture of all, with white between them: an axes for each would take ten times as long
-        tiles = np.ones((2, 32, columns, 32), np.float32)
-        tiles[0, 2:30, :count, 2:30] = images[part].transpose(1, 0, 2) / 255
-        tiles[1, 2:30, :count, 2:30] = x_hat[part, 0].transpose(1, 0, 2)
-        axes.imshow(tiles.reshape(64, 32 * columns), cmap="gray", vmin=0, vmax=1)
+        tiles = np.ones((2, edge, columns, edge, channels), np.float32)
+        for line, shown in enumerate((scale(images[part]), x_hat[part])):  # each (N, C, S, S)
+            tiles[line, inner, :count, inner] = shown.transpose(2, 0, 3, 1)
+        picture = tiles.reshape(2 * edge, edge * columns, channels)
+        axes.imshow(picture if channels == 3 else picture[..., 0], cmap="gray", vmin=0, vmax=1)
         # so much of a name as fits above its picture
         names = [textwrap.fill(name if len(name) <= 36 else f"{name[:35]}…", 12) for name in captions[part]]
         axes.xaxis.tick_top()
-        axes.set_xticks(16 + 32 * np.arange(count), names, fontsize=9, **AS_TEXT)
-        axes.set_yticks([16, 48], ["input", "output"])
+        axes.set_xticks(edge / 2 + edge * np.arange(count), names, fontsize=9, **AS_TEXT)
+        axes.set_yticks([edge / 2, edge * 3 / 2], ["input", "output"])
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
     figure.suptitle("Validation images by class, and their reconstructions")

@@ -20,7 +20,7 @@ GPU_BATCH = 10_000  # images; with fewer a GPU waits for Python
 
 @dataclass(frozen=True)
 class DeviceSplit:
-    """A split on the training device: images (N, 28, 28) uint8, labels (N,) int64."""
+    """A split on the training device: images uint8, (N, S, S) or (N, S, S, 3); labels (N,) int64."""
 
     images: Tensor
     labels: Tensor
@@ -68,8 +68,9 @@ def _mse_on_device(x: Tensor, x_hat: Tensor) -> float:
 
 
 def scale(images: Tensor) -> Tensor:
-    """uint8 (N, 28, 28) -> float32 (N, 1, 28, 28) in [0, 1]: ``fmcae.preprocess.scale`` on the device, bit for bit."""
-    return images.unsqueeze(1).float().div_(255)
+    """uint8 images -> float32 (N, C, S, S) in [0, 1]: ``fmcae.preprocess.scale`` on the device, bit for bit."""
+    planes = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
+    return planes.float().div_(255)
 
 
 def epoch_seed(config: TrainConfig, stage: str, epoch: int) -> int:

@@ -8,6 +8,9 @@ Appendix's ("adapting the input sizes").
     decoder     z (N, n) -> linear -> (N, 32, 5, 5) -> transposed conv -> (N, 16, 13, 13) -> x_hat (N, 1, 28, 28)
     classifier  x -> encoder -> z -> linear -> logits (N, K)
 
+Images of 3 channels, or of 56 or 64 pixels, take the same layers: where an edge has S pixels, a multiple of 4, pooling
+leaves S/4 - 2 of them, and the decoder gives S again.
+
 The robust recipe trains the same classifier with batch normalization, which is folded into its weights in the end, and
 a larger teacher for it.
 """
@@ -23,14 +26,13 @@ class Encoder(nn.Sequential):
     """x (N, 1, 28, 28) in [0, 1] -> z (N, latent_dim), at least 0."""
 
     def __init__(self, config: NetworkConfig) -> None:
-        flat_size = 32 * 5 * 5 if config.pooling else 32 * 24 * 24
         super().__init__(
-            nn.Conv2d(1, 16, kernel_size=3),  # (N, 16, 26, 26)
+            nn.Conv2d(config.channels, 16, kernel_size=3),  # (N, 16, 26, 26)
             *_activation(config),  # (N, 16, 13, 13); without pooling (N, 16, 26, 26)
             nn.Conv2d(16, 32, kernel_size=3),  # (N, 32, 11, 11); without pooling (N, 32, 24, 24)
             *_activation(config),  # (N, 32, 5, 5); without pooling (N, 32, 24, 24)
             nn.Flatten(),
-            nn.Linear(flat_size, config.latent_dim),
+            nn.Linear(32 * _side(config) ** 2, config.latent_dim),
             nn.ReLU(),
             nn.Dropout(config.dropout),
         )
@@ -40,13 +42,13 @@ class Decoder(nn.Sequential):
     """z (N, latent_dim) -> x_hat (N, 1, 28, 28) in [0, 1]."""
 
     def __init__(self, config: NetworkConfig) -> None:
-        shape = (32, 5, 5) if config.pooling else (32, 24, 24)
+        shape = (32, _side(config), _side(config))
         if config.pooling:
             up1 = nn.ConvTranspose2d(32, 16, kernel_size=4, stride=2, output_padding=1)  # (N, 16, 13, 13)
-            up2 = nn.ConvTranspose2d(16, 1, kernel_size=3, stride=2, output_padding=1)  # (N, 1, 28, 28)
+            up2 = nn.ConvTranspose2d(16, config.channels, kernel_size=3, stride=2, output_padding=1)  # (N, 1, 28, 28)
         else:
             up1 = nn.ConvTranspose2d(32, 16, kernel_size=3)  # (N, 16, 26, 26)
-            up2 = nn.ConvTranspose2d(16, 1, kernel_size=3)  # (N, 1, 28, 28)
+            up2 = nn.ConvTranspose2d(16, config.channels, kernel_size=3)  # (N, 1, 28, 28)
         super().__init__(
             nn.Linear(config.latent_dim, shape[0] * shape[1] * shape[2]),
             nn.ReLU(),
@@ -85,6 +87,11 @@ class Classifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(self.encoder(x))  # type: ignore[no-any-return]
+
+
+def _side(config: NetworkConfig) -> int:
+    """The edge of the encoder's last maps: 5 of 28 pixels, 24 without pooling."""
+    return config.size // 4 - 2 if config.pooling else config.size - 4
 
 
 def _activation(config: NetworkConfig) -> list[nn.Module]:

@@ -52,6 +52,48 @@ def test_train_export_verify_predict_as_a_user_would(
     assert cli("reconstruct", "item.png", "-o", "pair.png", "--model", folder).exit_code == 0
 
 
+def test_colours_from_training_to_prediction(cli: Callable[..., Any], tmp_path: Path, undrawn: None) -> None:
+    """Three discs that differ in colour alone: grey networks cannot tell them, and those of colours can."""
+    from PIL import Image, ImageDraw
+
+    from fmcae.images import read_image
+
+    inks = {"blue": (20, 60, 220), "green": (20, 180, 60), "red": (220, 40, 30)}
+
+    def draw(folder: Path, count: int, suffix: str, paper: Any, smallest: int, largest: int) -> None:
+        generator = np.random.default_rng(0)
+        for name, ink in inks.items():
+            (folder / name).mkdir(parents=True)
+            for number in range(count):
+                image = Image.new("RGB", tuple(generator.integers(smallest, largest, 2)), paper)
+                x, y = generator.integers(10, 30, 2)
+                ImageDraw.Draw(image).ellipse((x, y, x + smallest - 40, y + smallest - 40), fill=ink)
+                image.save(folder / name / f"{number}{suffix}")
+
+    draw(tmp_path / "discs", 24, ".png", "white", 80, 120)
+    draw(tmp_path / "new", 2, ".jpg", (235, 230, 220), 200, 300)
+    shape = ("--channels", "3", "--size", "64", "--latent-dim", "8", "--threads", "1", "--batch-size", "10")
+    result = cli("train", "--data", "discs", "--epochs", "3", *shape, "--out", "run", "--seed", "1")
+    assert result.exit_code == 0 and "classifier: test cross entropy" in result.stdout
+    assert "accuracy 1.0000" in result.stdout.splitlines()[1] and "the mean colour" not in result.stderr
+    assert "must be the run's own (=3) to resume it" in cli("train", "--resume", "--out", "run", "--channels", 1).stderr
+    assert cli("export", "run").exit_code == 0
+    assert cli("verify", *Path("run/onnx").glob("*.onnx")).exit_code == 0
+    result = cli("predict", "new", "--model", "run", "--jsonl", "--threshold", 0, "--show", "sheet.png")
+    found = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [Path(row["path"]).parent.name for row in found] == [row["label"] for row in found]
+    pixels = np.asarray(read_image("sheet.png")).astype(int)
+    assert np.abs(pixels[..., 0] - pixels[..., 2]).max() > 150  # what the model sees is drawn in colour too
+    evaluated = json.loads(cli("evaluate", "run", "new", "--json", "--out", "report").stdout)
+    assert evaluated["accuracy"] == 1 and Path("report/errors.png").is_file()
+    assert cli("reconstruct", "new/red/0.jpg", "-o", "pair.png", "--model", "run").exit_code == 0
+    assert read_image("pair.png").size == ((64 + 1 + 64) * 4, 64 * 4)
+    assert cli("encode", "new", "-o", "z.npy", "--model", "run").exit_code == 0
+    assert np.load("z.npy").shape == (6, 8)
+    wrong = cli("evaluate", "run", Path(__file__).parents[1] / "data" / "fashion-mnist-sample")
+    assert wrong.exit_code == 2 and "size (=64) must be that of the images of" in wrong.stderr
+
+
 def test_one_process_at_a_time_trains_in_a_folder(cli: Callable[..., Any], sample: Path, tmp_path: Path) -> None:
     from fmcae.train.run import locked
 

@@ -246,8 +246,40 @@ def test_colours_that_tell_the_classes_are_said(tmp_path: Path, test_images: NDA
             disc[(y - 30) ** 2 + (x - 30) ** 2 < radius**2] = colour
         _save(discs, tmp_path / "discs" / name)
         _save(generator.choice(test_images, 40), tmp_path / "grey" / name)
-    assert any("the mean colour of a picture alone tells" in note for note in load_dataset(tmp_path / "discs").notes)
+    (note,) = (
+        note for note in load_dataset(tmp_path / "discs").notes if "the mean colour of a picture alone tells" in note
+    )
+    assert "--channels 3" in note
+    coloured = load_dataset(tmp_path / "discs", 3, 64)
+    assert coloured.train.images.shape[1:] == (64, 64, 3) and not any("the mean colour" in n for n in coloured.notes)
+    centre = coloured.test.images[:, 32, 32].argmax(axis=1)  # the strongest of red, green and blue
+    assert [coloured.class_names[label] for label in coloured.test.labels] == [
+        ("red", "green", "blue")[i] for i in centre
+    ]
     assert not any("the mean colour" in note for note in load_dataset(tmp_path / "grey").notes)
+
+
+@pytest.mark.parametrize(("channels", "size"), [(1, 56), (3, 56), (3, 28)])
+def test_idx_files_fit_a_size_or_are_named(sample: Path, tmp_path: Path, channels: int, size: int) -> None:
+    for name in IDX_NAMES:
+        array = idx.parse(idx.read_bytes(sample / f"{name}.gz"), name)[:60]
+        idx.write(tmp_path / name, array.repeat(size // 28, 1).repeat(size // 28, 2) if array.ndim == 3 else array)
+    images = load_dataset(tmp_path, channels, size).test.images
+    assert images.shape == (60, size, size) + (3,) * (channels == 3)
+    raw = idx.parse(idx.read_bytes(tmp_path / IDX_NAMES[2]), "images")
+    assert np.array_equal(images if channels == 1 else images[..., 2], raw)
+    rule = rf"must be that of the images of {tmp_path.name}, which have {size}×{size} pixels"
+    with pytest.raises(UsageError, match=rf"size \(=64\) {rule}"):
+        load_dataset(tmp_path, channels, 64)
+
+
+def test_a_light_background_that_is_taken_as_it_is_is_said(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    for name in ("a", "b"):
+        _save(generator.integers(200, 256, (10, 64, 64, 3), np.uint8), tmp_path / name)
+    (note,) = (note for note in load_dataset(tmp_path, 3, 64).notes if "taken as they are" in note)
+    assert note.startswith("20 pictures of 64×64 pixels are taken as they are, and their background is light")
+    assert not any("taken as they are" in note for note in load_dataset(tmp_path, 3, 56).notes)
 
 
 def test_fashion_mnist_with_own_labels_is_a_set_of_its_own(

@@ -88,11 +88,17 @@ def test_a_model_card_names_the_gpu_of_its_times(int8: Path) -> None:
     assert ", NVIDIA L4, driver 570.86.15, ONNX Runtime" in model_card({"classifier": replace(artefact, card=card)})
 
 
+@pytest.mark.parametrize(("channels", "size"), [(1, 28), (3, 56)])
 @pytest.mark.parametrize("pooling", [True, False])
-def test_the_int8_graph_computes_what_the_network_does(pooling: bool, test_images: NDArray[np.uint8]) -> None:
-    network = random_classifier(pooling=pooling)
-    graph = int8_graph(network, test_images[:50])
-    x = scale(test_images[50:90])
+def test_the_int8_graph_computes_what_the_network_does(
+    pooling: bool, channels: int, size: int, test_images: NDArray[np.uint8]
+) -> None:
+    network = random_classifier(pooling=pooling, channels=channels, size=size)
+    images = test_images[:90].repeat(size // 28, axis=1).repeat(size // 28, axis=2)
+    if channels == 3:
+        images = np.stack([images, images[:, ::-1], images[:, :, ::-1]], axis=3)
+    graph = int8_graph(network, images[:50])
+    x = scale(images[50:90])
     with torch.no_grad():
         reference = network(torch.from_numpy(x)).numpy()
     difference = np.abs(Session(graph, threads=1).run(x) - reference)

@@ -1,3 +1,5 @@
+from functools import cache
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -8,13 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fmcae.export.preprocessing import preprocessing_graph
-from fmcae.preprocess import GRAPH, preprocess
+from fmcae.preprocess import graph_path, preprocess
+from fmcae.shape import SHAPES
 
 pytestmark = pytest.mark.train
 
 
-def test_the_graph_that_ships_is_the_one_that_the_code_builds() -> None:
-    built, shipped = preprocessing_graph(), onnx.load(GRAPH)
+@pytest.mark.parametrize(("channels", "size"), SHAPES)
+def test_the_graph_that_ships_is_the_one_that_the_code_builds(channels: int, size: int) -> None:
+    built, shipped = preprocessing_graph(channels, size), onnx.load(graph_path(channels, size))
     assert [node.op_type for node in shipped.graph.node] == [node.op_type for node in built.graph.node]
     sizes = {name: np.prod(shape) for name, shape in _initializers(built).items()}
     assert sizes == {name: np.prod(shape) for name, shape in _initializers(shipped).items()}
@@ -29,27 +33,45 @@ def _initializers(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     return {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
 
 
-def test_it_has_standard_operators_alone_and_nothing_loops() -> None:
-    model = onnx.load(GRAPH)
+def test_the_default_graph_is_that_of_every_picture_that_was_exported() -> None:
+    digest = "32fbbe43c0678d5f1020d66f0261018fb9120bcd351f1521a6bad539641ebdae"
+    assert sha256(graph_path().read_bytes()).hexdigest() == digest
+
+
+@pytest.mark.parametrize(("channels", "size"), SHAPES)
+def test_it_has_standard_operators_alone_and_nothing_loops(channels: int, size: int) -> None:
+    model = onnx.load(graph_path(channels, size))
     assert [(item.domain, item.version) for item in model.opset_import] == [("", 18)]
     assert not {"If", "Loop", "Scan"} & {node.op_type for node in model.graph.node}
     assert not any(node.domain for node in model.graph.node) and not model.functions
 
 
 @settings(deadline=None, max_examples=30)
-@given(st.integers(1, 90), st.integers(1, 90), st.sampled_from([1, 3, 4]), st.integers(0, 2**32 - 1))
-def test_any_client_gets_what_python_gets(height: int, width: int, channels: int, seed: int) -> None:
+@given(
+    st.integers(1, 90),
+    st.integers(1, 90),
+    st.sampled_from([1, 3, 4]),
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([SHAPES[0], SHAPES[-1]]),
+)
+def test_any_client_gets_what_python_gets(
+    height: int, width: int, channels: int, seed: int, shape: tuple[int, int]
+) -> None:
     image = np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
     image[: height // 3] = 255  # some have a background
-    session = onnxruntime.InferenceSession(GRAPH, providers=["CPUExecutionProvider"])  # with all that it optimizes
-    x = session.run(None, {"image": image})[0]
-    assert x.shape == (1, 1, 28, 28) and x.dtype == np.float32
-    assert np.abs(x[0] - preprocess(image)).max() < 1e-4
+    x = _optimized(*shape).run(None, {"image": image})[0]
+    assert x.shape == (1, shape[0], shape[1], shape[1]) and x.dtype == np.float32
+    assert np.abs(x[0] - preprocess(image, *shape)).max() < 1e-4
+
+
+@cache
+def _optimized(channels: int, size: int) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(graph_path(channels, size), providers=["CPUExecutionProvider"])
 
 
 def test_large_pictures_take_hardly_longer(tmp_path: Path) -> None:
     """The canvas is of a fixed size: of 16 megapixels no float is made but those of the places that are sampled."""
-    model = onnx.shape_inference.infer_shapes(onnx.load(GRAPH), data_prop=True)
+    model = onnx.shape_inference.infer_shapes(onnx.load(graph_path()), data_prop=True)
     free = [
         value.name
         for value in model.graph.value_info

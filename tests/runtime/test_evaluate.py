@@ -90,7 +90,7 @@ def test_no_data_is_that_of_training(sample: Path, folder: Path, monkeypatch: py
     with pytest.raises(UsageError, match=r"FMCAE_DATA \(=nowhere\) must be an existing folder"):
         find_pictures(None, CLASSES)
     monkeypatch.delenv(ENVIRONMENT_VARIABLE)
-    monkeypatch.setattr("fmcae.runtime.evaluate.load_dataset", lambda: load_dataset(sample))
+    monkeypatch.setattr("fmcae.runtime.evaluate.load_dataset", lambda *_: load_dataset(sample))
     assert len(find_pictures(None, CLASSES)) == 400
 
 

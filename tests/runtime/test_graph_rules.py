@@ -101,6 +101,8 @@ def test_a_picture_begins_with_the_preprocessing_graph(shipped: Path, changed: i
     check_graph(content, "picture")
     with pytest.raises(ArtefactError, match="more nodes than an export|has the operator"):
         check_graph(content, "classifier")
+    with pytest.raises(ArtefactError, match="begins with another preprocessing graph than this version's"):
+        check_graph(content, "picture", (3, 28, 28))
     graph = next(part for number, part, _ in protobuf_fields(content) if number == 7)
     parts = [(number, raw) for number, _, raw in protobuf_fields(graph)]
     nodes = [index for index, (number, _) in enumerate(parts) if number == 1]

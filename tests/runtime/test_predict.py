@@ -105,12 +105,12 @@ def test_a_picture_that_comes_from_elsewhere_is_named_as_asked_and_may_have_fewe
 
 
 def test_nor_does_one_that_breaks_preprocessing(model: Model, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(source: str, _: int) -> NDArray[np.float32]:
+    def fail(source: str, *_: int) -> NDArray[np.float32]:
         if source == str(folder / "a.PNG"):
             raise ZeroDivisionError("division by zero")
         return preprocess(source)
 
-    monkeypatch.setattr(predict, "preprocess", fail)
+    monkeypatch.setattr("fmcae.runtime.model.preprocess", fail)
     first, second, third = predict_images(model, [str(folder)])
     assert isinstance(first.error, ImageError) and second.prediction is not None and third.prediction is not None
     assert str(first.error) == f"{folder}/a.PNG: cannot be preprocessed: ZeroDivisionError: division by zero"
@@ -144,7 +144,7 @@ def test_memory_that_is_gone_stops_it(model: Model, folder: Path, monkeypatch: p
     def fail(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(predict, "preprocess", fail)
+    monkeypatch.setattr("fmcae.runtime.model.preprocess", fail)
     with pytest.raises(MemoryError):
         list(predict_images(model, [str(folder)]))
 
@@ -187,11 +187,11 @@ def test_what_is_no_file_is_left_out_and_a_broken_link_is_not(folder: Path) -> N
     assert _paths(str(folder / "sub")) == [str(folder / "sub" / name) for name in ("c.jpg", "link.png")]
 
 
-def test_stdin_is_named() -> None:
+def test_stdin_is_named(model: Model) -> None:
     with pytest.raises(ImageError, match="^stdin: is empty$"):
-        read_input("-", b"")
+        read_input(model, "-", b"")
     with pytest.raises(ImageError, match="^stdin: is not an image"):
-        read_input("-", b"hello")
+        read_input(model, "-", b"hello")
 
 
 def test_stdin(model: Model, folder: Path) -> None:

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from fmcae import Model
 from fmcae.errors import DataError, ImageError, UsageError
 from fmcae.preprocess import preprocess
 from fmcae.runtime import storage
@@ -64,14 +65,16 @@ def test_what_is_not_there_is_named(bucket: Path) -> None:
     assert "secret" not in str(caught.value)
 
 
-def test_a_picture_of_a_bucket_is_read_as_a_file_is(bucket: Path) -> None:
-    x = read_source("s3://bucket/a/c d.JPG")
-    assert np.array_equal(x, preprocess(bucket / "a" / "c d.JPG")) and np.array_equal(x, read_source(f"{bucket}/b.png"))
+def test_a_picture_of_a_bucket_is_read_as_a_file_is(model: Model, bucket: Path) -> None:
+    x = read_source(model, "s3://bucket/a/c d.JPG")
+    assert np.array_equal(x, preprocess(bucket / "a" / "c d.JPG")) and np.array_equal(
+        x, read_source(model, f"{bucket}/b.png")
+    )
     (bucket / "bad.png").write_bytes(b"bad")
     (bucket / "empty.png").touch()
     for name, reason in (("bad.png", "is not an image"), ("empty.png", "is empty"), ("x.png", "cannot be read")):
         with pytest.raises(ImageError, match=f"^s3://bucket/{name}: {reason}"):
-            read_source(f"s3://bucket/{name}")
+            read_source(model, f"s3://bucket/{name}")
 
 
 @pytest.mark.parametrize("kind", ["path", "file", "bucket"])

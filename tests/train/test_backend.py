@@ -6,6 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fmcae.shape import SHAPES
 from fmcae.train.backend import PlainBackend, backend_for, balanced_weights
 from fmcae.train.config import NetworkConfig
 from fmcae.train.cpu import FusedBackend
@@ -19,6 +20,13 @@ def test_only_networks_with_pooling_have_a_fused_step() -> None:
         assert isinstance(backend, FusedBackend)
     with backend_for(Autoencoder(NetworkConfig(pooling=False)), CPU, 2) as backend:
         assert isinstance(backend, PlainBackend) and torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize(("channels", "size"), SHAPES[1:])
+def test_images_of_another_shape_have_pytorchs_step(channels: int, size: int) -> None:
+    config = NetworkConfig(latent_dim=2, channels=channels, size=size)  # type: ignore[arg-type]
+    with backend_for(Autoencoder(config), CPU, 1) as backend:
+        assert isinstance(backend, PlainBackend)
 
 
 @pytest.mark.parametrize("fails", [False, True])

@@ -28,6 +28,21 @@ def test_options_that_came_later_leave_the_description_of_the_papers_runs_as_it_
     ]  # fmt: skip
 
 
+def test_a_network_of_another_shape_survives_json_and_the_papers_is_described_as_before() -> None:
+    assert list(TrainConfig().to_json()["network"]) == [
+        "latent_dim", "dropout", "dropout_position", "output_dropout", "pooling", "class_count",
+    ]  # fmt: skip
+    config = TrainConfig(NetworkConfig(channels=3, size=64))
+    assert config.to_json()["network"] | {"channels": 3, "size": 64} == config.to_json()["network"]
+    assert TrainConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
+@pytest.mark.parametrize(("name", "value"), [("channels", 3), ("size", 56)])
+def test_the_robust_recipe_is_for_grey_images_of_28_pixels(name: str, value: int) -> None:
+    with pytest.raises(UsageError, match=rf"{name} \(={value}\) must come with recipe=paper, not recipe=robust"):
+        TrainConfig(NetworkConfig(**{name: value}), robust=ROBUST)  # type: ignore[arg-type]
+
+
 def test_a_missing_key_takes_its_default_and_an_unknown_one_is_refused() -> None:
     assert TrainConfig.from_json({"seed": 3, "network": {"latent_dim": 8}}) == TrainConfig(NetworkConfig(8), seed=3)
     with pytest.raises(UsageError, match="TrainConfig has no momentum, wings"):
@@ -51,6 +66,10 @@ def test_an_epoch_with_few_labels_goes_over_them_again(labels: int | None, passe
         ({"class_count": 1}, r"class_count \(=1\)"),
         ({"dropout": "0.1"}, r"dropout \(=0.1\) must be a float"),
         ({"pooling": "yes"}, r"pooling \(=yes\) must be a bool"),
+        ({"channels": 2}, r"channels \(=2\) must be one of 1, 3"),
+        ({"channels": True}, r"channels \(=True\) must be one of 1, 3"),
+        ({"size": 32}, r"size \(=32\) must be one of 28, 56, 64"),
+        ({"size": 64.0}, r"size \(=64.0\) must be one of 28, 56, 64"),
     ],
 )
 def test_a_network_out_of_range_is_named(values: dict[str, Any], message: str) -> None:

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from fmcae.shape import SHAPES
 from fmcae.train.config import NetworkConfig
 from fmcae.train.networks import Autoencoder, Classifier
 
@@ -19,6 +20,15 @@ def test_shapes(pooling: bool, latent_dim: int) -> None:
     assert x_hat.shape == x.shape
     assert 0 <= x_hat.min() and x_hat.max() <= 1
     assert classifier(x).shape == (3, 7)
+
+
+@pytest.mark.parametrize("pooling", [True, False])
+@pytest.mark.parametrize(("channels", "size"), SHAPES)
+def test_every_size_and_colour_comes_back(channels: int, size: int, pooling: bool) -> None:
+    config = NetworkConfig(latent_dim=2, pooling=pooling, channels=channels, size=size)  # type: ignore[arg-type]
+    x = torch.rand(1, channels, size, size)
+    assert Autoencoder(config).eval()(x).shape == x.shape
+    assert Classifier(config).eval()(x).shape == (1, 10)
 
 
 def test_the_layout_has_the_papers_parameters() -> None:
