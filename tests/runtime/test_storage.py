@@ -66,10 +66,8 @@ def test_what_is_not_there_is_named(bucket: Path) -> None:
 
 
 def test_a_picture_of_a_bucket_is_read_as_a_file_is(model: Model, bucket: Path) -> None:
-    x = read_source(model, "s3://bucket/a/c d.JPG")
-    assert np.array_equal(x, preprocess(bucket / "a" / "c d.JPG")) and np.array_equal(
-        x, read_source(model, f"{bucket}/b.png")
-    )
+    for source, path in (("s3://bucket/a/c d.JPG", bucket / "a" / "c d.JPG"), (f"{bucket}/b.png", bucket / "b.png")):
+        assert np.array_equal(read_source(model, source), preprocess(path))
     (bucket / "bad.png").write_bytes(b"bad")
     (bucket / "empty.png").touch()
     for name, reason in (("bad.png", "is not an image"), ("empty.png", "is empty"), ("x.png", "cannot be read")):
