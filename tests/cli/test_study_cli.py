@@ -25,13 +25,13 @@ def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_plan_run_and_report_as_a_user_would(cli: Callable[..., Any], sample: Path) -> None:
     result = cli("study", "plan", *FINAL_MODEL, "--list")
     assert result.exit_code == 0
-    assert "final-model          2      2" in result.stdout
+    assert "final-model                2      2" in result.stdout
     assert "to do  fmcae train --stage classifier --from runs/study/runs/autoencoder-" in result.stdout
     result = cli("study", "run", *FINAL_MODEL, "--data", sample)
     assert result.exit_code == 0 and "2 of 2 runs are done, 0 failed" in result.stdout
     assert "next: fmcae study report runs/study --epochs 1" in result.stdout
     assert "done: classifier n=128, p=0.1, lr=0.001, seed 0 (2/2, " in result.stderr
-    assert "final-model          2      0     0.0" in cli("study", "plan", *FINAL_MODEL).stdout
+    assert "final-model                2      0     0.0" in cli("study", "plan", *FINAL_MODEL).stdout
     result = cli("study", "run", *FINAL_MODEL, "--data", sample)
     assert result.exit_code == 0 and "2 runs, 2 of them done before" in result.stderr
     result = cli("study", "report", "--epochs", "1")

@@ -322,6 +322,7 @@ def test_the_robust_recipe_from_one_command(cli: Callable[..., Any], small_sampl
     assert [line.split(":")[0] for line in result.stdout.splitlines()[:3]] == ["autoencoder", "teacher", "classifier"]
     config = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
     assert config["epochs"] == config["robust"]["teacher_epochs"] == config["robust"]["classifier_epochs"] == 1
+    assert config["network"]["decoder_padding"] is False  # so that reconstructions have no grey edge
     result = cli("train", "--resume", "--out", "run", "--recipe", "paper")
     assert result.exit_code == 2 and "--recipe paper must be the run's own (=robust)" in result.stderr
     result = cli("export", "--onnx", "run")
@@ -436,6 +437,7 @@ def test_only_the_robust_recipe_has_a_teacher_to_export(cli: Callable[..., Any],
         ("--lr", "0.1"),
         ("--keep", "best"),
         ("--patience", "3"),
+        ("--steps-per-epoch", "3"),
     ],
 )
 def test_an_option_that_the_robust_recipe_does_not_use_is_refused(
