@@ -40,6 +40,8 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "no-latent-activation": {"latent_activation": False},
     "no-decoder-relu": {"decoder_relu": False},
 }
+COMPONENTS = 128  # of the linear baseline, as many as the latent vector of most autoencoders has
+LINEAR_PARAMETERS = 784 * COMPONENTS + 784  # with the mean
 EQUAL_STEPS = 100  # mini-batches of each epoch with few labels: one pass over 10,000
 # What the settings of a task leave out: the device and threads move last bits only, and the rest is said elsewhere.
 NOT_SETTINGS = {"network", "stage", "seed", "device", "threads", "data", "autoencoder_from", "class_count"}
@@ -227,8 +229,25 @@ PARTS["dropout-first"] = {
     "figure-ap2, with pooling": partial(classifier, dropout_position="before-pooling"),
     "figure-ap2, without pooling": PARTS["figure-ap2"]["without pooling"],
 }
+# Where the cells of other readings than the one taken throughout are: part, and cell after that of the paper's part.
+OTHER_READINGS: dict[str, tuple[tuple[str, str], ...]] = {
+    "dropout before pooling": (
+        ("readings", "dropout before pooling, output not dropped: {}"), ("dropout-first", "{}"),
+    ),
+    "output dropped": (("readings", "dropout after pooling, output dropped: {}"),),
+    "both": (("readings", "dropout before pooling, output dropped: {}"),),
+    "no edge": (("no-decoder-padding", "{}"),),
+    "linear z": (("no-latent-activation", "{}"),),
+    "linear decoder": (("no-decoder-relu", "{}"),),
+}  # fmt: skip
 # Figures that are made from a part of another name.
 ALSO_CALLED = {"figure-5": "final-model", "figure-6": "final-model", "figure-ap1": "appendix"}
+
+
+def find_reading(reading: str, part: str, cell: str) -> tuple[str, str] | None:
+    """Return the part and cell of another reading that a cell of the paper's becomes; None where there is none."""
+    places = [(other, name.format(f"{part}, {cell}")) for other, name in OTHER_READINGS[reading]]
+    return next(((other, name) for other, name in places if name in PARTS[other]), None)
 
 
 def plan(
@@ -283,6 +302,14 @@ def multiply_adds(config: TrainConfig) -> int:
     encoder = convolution + second + linear * network.latent_dim
     head = decoder + linear * network.latent_dim
     return encoder + (head if config.stage == "autoencoder" else network.latent_dim * network.class_count)
+
+
+def parameters(network: NetworkConfig) -> int:
+    """Return the number of weights and biases of an autoencoder."""
+    channels = 32 * 25 if network.pooling else 32 * 24 * 24
+    size1, size2 = (3, 3) if not network.pooling else (4, 3) if network.decoder_padding else (5, 4)
+    encoder = 16 * (9 + 1) + 32 * (16 * 9 + 1) + network.latent_dim * (channels + 1)
+    return encoder + channels * (network.latent_dim + 1) + 16 * (32 * size1**2 + 1) + 16 * size2**2 + 1
 
 
 def work(config: TrainConfig) -> int:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from fmcae import metrics, schema
 from fmcae.errors import FmcaeError, RunError
 from fmcae.files import write_atomic
-from fmcae.study.grid import NOT_SETTINGS, Task, autoencoder, cells_of_runs
+from fmcae.study.grid import COMPONENTS, NOT_SETTINGS, Task, autoencoder, cells_of_runs
 from fmcae.train.config import LIMITS
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ SPLITS = ("train", "val")  # that are measured after each epoch
 METRICS_OF = {"autoencoder": ("mse",), "classifier": ("cross_entropy", "accuracy")}  # by stage
 EXAMPLES = 8  # test images in Figure Ap.1
 EXAMPLES_OF: tuple[dict[str, Any], ...] = ({}, {"pooling": False}, {"decoder_padding": False})  # their autoencoders
-COMPONENTS = 128  # of the linear baseline, as many as the latent vector of most autoencoders has
 
 
 class _Config(TypedDict):
