@@ -356,7 +356,7 @@ CLAIMS = (
     Claim("C16", f"The spread over runs is negligible: below {LAST_DIGIT}, the tables' last digit.", "Table 1", tuple(
         Contrast("test MSE", (("table-1", n),), limit=LAST_DIGIT, label=f"standard deviation of the test MSE, {n}",
             subject=f"spread {_with(n)}") for n in _N), by_reading=False),
-    Claim("C17", f"The autoencoder does not overfit: val and train error differ by less than {LAST_DIGIT}.", "§3.2", tuple(
+    Claim("C17", f"The autoencoder does not overfit: val and train error within {LAST_DIGIT}.", "§3.2", tuple(
         Contrast(_MSE_GAP, ((part, cell),), LAST_DIGIT, label=f"{_MSE_GAP}, {cell}", subject=f"val MSE {_with(cell)}",
             than="than the train MSE")
         for part, cell in (*(("table-1", n) for n in _N), ("appendix", "without pooling"))), by_reading=False),
@@ -371,15 +371,14 @@ FINDINGS = (
         _pretraining(metric, _TUNED, _CONTROL, SAME_ACCURACY) for metric in _LATER)),
     Claim("F3", "A pre-trained encoder, frozen, is better than a random one, frozen.", "control of C13",
         (_pretraining("test accuracy", _FROZEN, _RANDOM),)),
-    Claim("F4", "Pre-training on all images helps with few labels, pooled over their numbers, with equal steps.",
+    Claim("F4", "Pre-training helps with few labels, pooled over their numbers, with equal steps.",
         "few labels", (_few_labels("equal-steps", *FEW_LABELS),)),
-    Claim("F5", "The same with the first edition's steps, which differ between the numbers of labels.", "few labels",
+    Claim("F5", "The same with the first edition's unequal steps.", "few labels",
         (_few_labels("labels", *FEW_LABELS),)),
-    Claim("F6", f"The classifiers of Figure 4 come out the same from the autoencoder with p={DROPOUTS[0]} as from their "
-        "own.", "§3.2", tuple(
+    Claim("F6", f"Figure 4's classifiers come out the same from the autoencoder with p={DROPOUTS[0]}.", "§3.2", tuple(
         Contrast(metric, (("encoder-dropout", f"p={p}"), ("figure-4", f"p={p}")), margin,
             label=f"{metric}, p={p}: pre-trained with p={DROPOUTS[0]} minus with its own",
-            than=f"for p={p} from the autoencoder with p={DROPOUTS[0]} than from its own")
+            than=f"than from its own, p={p}")
         for p, (metric, margin) in product(
             DROPOUTS[1:], (("test accuracy", SAME_ACCURACY), ("test cross-entropy", SAME_LOSS))))),
 )  # fmt: skip
@@ -400,15 +399,14 @@ def evaluate(claims: Sequence[Claim], results: Results, seeds: Sequence[int], ep
 
 
 def verdicts(claim: Claim, results: Results, seeds: Sequence[int], epochs: int) -> dict[str, dict[str, Verdict]]:
-    """Return the claim's verdicts by reading and by moment; those readings are left out that change or have no run of it."""
+    """Return the claim's verdicts by reading and by moment, under those readings that the grid tries it under."""
     found: dict[str, dict[str, Verdict]] = {}
     for reading in (READING, *OTHER_READINGS):
         own = claim if reading == READING else claim.under(reading) if claim.by_reading else None
-        moments = (EARLY, BEST, END) if claim.by_epoch else (END,)
-        evaluated = evaluate([own.at(moment) for moment in moments], results, seeds, epochs) if own else []
-        by_moment = {moment: one.verdict for moment, one in zip(moments, evaluated, strict=False)}
-        if reading == READING or (own and by_moment[END] != "not run"):
-            found[reading] = by_moment
+        if own is not None:
+            moments = (EARLY, BEST, END) if claim.by_epoch else (END,)
+            evaluated = evaluate([own.at(moment) for moment in moments], results, seeds, epochs)
+            found[reading] = {moment: one.verdict for moment, one in zip(moments, evaluated, strict=True)}
     return found
 
 

@@ -252,7 +252,7 @@ class _Page:
             if reading != READING:
                 found.setdefault(overall(own), []).append(reading)
         return "; ".join(
-            f"{'the same' if verdict == self.verdict[claim.name] else verdict}: {', '.join(readings)}"
+            f"{'the same' if verdict == self.verdict[claim.name] != NOT_RUN else verdict}: {', '.join(readings)}"
             for verdict, readings in found.items()
         )
 
@@ -337,8 +337,13 @@ def _words(contrast: Contrast, than: bool = True) -> str:
 
 
 def _brief(claim: Claim) -> str:
-    """What a claim's contrasts found after the last epoch: one or two that are not as claimed, or else the weakest."""
+    """What a claim's contrasts found after the last epoch: one or two that are not as claimed, or else the weakest.
+
+    For a claim about curves they stand in a table of their own.
+    """
     seeds = min(len(contrast.values) for contrast in claim.contrasts)
+    if claim.by_epoch and seeds > 1:
+        return "below"
     if seeds < 2:
         return "one seed only, which decides nothing" if seeds else NOT_RUN
     found: dict[Verdict, list[Contrast]] = {}
