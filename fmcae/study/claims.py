@@ -9,12 +9,12 @@ All contrasts of a claim must hold together, so its confirmation needs no correc
 intersection-union test). One alone refutes it, so refutation does: Bonferroni's, 5% over their number.
 
 A claim about curves may hold at one epoch and not at another, and any claim under one reading of the paper and not under
-another: :func:`verdicts` has them all.
+another: :func:`variants` has them all.
 """
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise, product
 from typing import Any, Literal
@@ -204,8 +204,17 @@ class Claim:
             cells = [find_reading(reading, *cell) for cell in contrast.cells]
             if not all(cells):
                 return None
-            contrasts.append(replace(contrast, cells=tuple(cell for cell in cells if cell)))
+            own = tuple(cell for cell in cells if cell)
+            contrasts.append(replace(contrast, cells=own, label=_label(contrast), than=_than(contrast)))
         return replace(self, contrasts=tuple(contrasts))
+
+
+def _label(contrast: Contrast) -> str:
+    return contrast.label or f"{contrast.metric}: {' minus '.join(cell for _, cell in contrast.cells)}"
+
+
+def _than(contrast: Contrast) -> str:
+    return contrast.than or " than ".join(_with(cell) for _, cell in contrast.cells)
 
 
 def _shirts(metric: str, confusion: NDArray[np.int64], class_names: Sequence[str]) -> float:
@@ -398,25 +407,26 @@ def evaluate(claims: Sequence[Claim], results: Results, seeds: Sequence[int], ep
     return evaluated
 
 
-def verdicts(claim: Claim, results: Results, seeds: Sequence[int], epochs: int) -> dict[str, dict[str, Verdict]]:
-    """Return the claim's verdicts by reading and by moment, under those readings that the grid tries it under."""
-    found: dict[str, dict[str, Verdict]] = {}
+def variants(claim: Claim, results: Results, seeds: Sequence[int], epochs: int) -> dict[str, dict[str, Claim]]:
+    """Return the claim, evaluated, by reading and by moment, under those readings that the grid tries it under."""
+    found: dict[str, dict[str, Claim]] = {}
     for reading in (READING, *OTHER_READINGS):
         own = claim if reading == READING else claim.under(reading) if claim.by_reading else None
         if own is not None:
             moments = (EARLY, BEST, END) if claim.by_epoch else (END,)
             evaluated = evaluate([own.at(moment) for moment in moments], results, seeds, epochs)
-            found[reading] = {moment: one.verdict for moment, one in zip(moments, evaluated, strict=True)}
+            found[reading] = dict(zip(moments, evaluated, strict=True))
     return found
 
 
-def overall(by_moment: dict[str, Verdict]) -> Verdict:
+def overall(by_moment: Mapping[str, Claim]) -> Verdict:
     """Return the verdict at the end, or that a claim which does not hold then holds before."""
-    if by_moment[END] == "confirmed" or by_moment[END] == "not run":
-        return by_moment[END]
-    if by_moment.get(EARLY) == "confirmed":
+    found = {moment: claim.verdict for moment, claim in by_moment.items()}
+    if found[END] in ("confirmed", "not run"):
+        return found[END]
+    if found.get(EARLY) == "confirmed":
         return "holds early, not at the end"
-    return "holds at the best epoch, not at the end" if by_moment.get(BEST) == "confirmed" else by_moment[END]
+    return "holds at the best epoch, not at the end" if found.get(BEST) == "confirmed" else found[END]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -441,12 +451,9 @@ def with_values(contrast: Contrast, results: Results, seeds: Sequence[int], epoc
         numbers = [number for number in measured if number is not None]
         if numbers and len(numbers) == len(cells):
             values.append(_number(contrast, numbers))
-    names = [cell for _, cell in contrast.cells]
     end, half = (f"{max(last - 2, 1)} to {max(last, 1)}" for last in (epochs, epochs // 2))
-    label = contrast.label.format(end=end, half=half) or f"{contrast.metric}: {' minus '.join(names)}"
-    than = contrast.than or " than ".join(map(_with, names))
-    subject = contrast.subject or contrast.metric
-    return replace(contrast, cells=cells, label=label, subject=subject, than=than, values=tuple(values))
+    label, subject = _label(contrast).format(end=end, half=half), contrast.subject or contrast.metric
+    return replace(contrast, cells=cells, label=label, subject=subject, than=_than(contrast), values=tuple(values))
 
 
 def _number(contrast: Contrast, numbers: list[float]) -> float:

@@ -148,7 +148,10 @@ def _band(axes: Axes, runs: Sequence[RunResult], metric: str, index: int, colour
 
 
 def _reconstructions(results: Results, cells: Callable[[str], Cells]) -> Figure | None:
-    """Draw test images above their reconstructions, with the interior's frame; None without those of two autoencoders."""
+    """Draw test images above their reconstructions, with the interior's frame and the error of what is shown.
+
+    None without the reconstructions of two autoencoders.
+    """
     places = (
         ("with pooling", "appendix", "with pooling"),
         ("without pooling", "appendix", "without pooling"),
@@ -158,9 +161,9 @@ def _reconstructions(results: Results, cells: Callable[[str], Cells]) -> Figure 
     for label, part, cell in places:
         runs = [run for run in cells(part)[cell] if run.name in results.examples]
         for run in runs[:1]:
-            interior = run.test.get("interior_mse")
-            error = f"test error\n{run.test['mse']:.4f}" + (f"\ninterior\n{interior:.4f}" if interior else "")
-            rows.append((label, run.name, error))
+            squares = np.square((results.examples["x"] / 255.0) - results.examples[run.name] / 255.0)
+            interior = squares[:, :INTERIOR, :INTERIOR].mean()
+            rows.append((label, run.name, f"whole\n{squares.mean():.4f}\ninterior\n{interior:.4f}"))
     if len(rows) < 3:
         return None
     count = len(results.examples["x"])

@@ -16,9 +16,7 @@ from fmcae.files import write_atomic
 from fmcae.study import figures
 from fmcae.study.claims import (
     ALPHA,
-    BEST,
     CLAIMS,
-    EARLY,
     END,
     FEW_LABELS,
     FINDINGS,
@@ -32,7 +30,7 @@ from fmcae.study.claims import (
     holm,
     measure,
     overall,
-    verdicts,
+    variants,
     with_values,
 )
 from fmcae.study.grid import (
@@ -86,12 +84,9 @@ class _Page:
         self.seeds: list[int] = sorted({run.config["seed"] for run in results.runs.values()}) or [0]
         self.claims = evaluate(CLAIMS, results, self.seeds, epochs)
         self.findings = evaluate(FINDINGS, results, self.seeds, epochs)
-        by_name = {claim.name: claim for claim in CLAIMS}
-        self.by_reading = {
-            claim.name: verdicts(by_name[claim.name], results, self.seeds, epochs) for claim in self.claims
-        }
-        self.verdict: dict[str, Verdict] = {name: overall(found[READING]) for name, found in self.by_reading.items()}
-        self.moments = self._moments(by_name)
+        kept = {claim.name for claim in self.claims}
+        self.variants = {claim.name: variants(claim, *self._of()) for claim in CLAIMS if claim.name in kept}
+        self.verdict: dict[str, Verdict] = {name: overall(found[READING]) for name, found in self.variants.items()}
         self.few_labels = self._few_labels()
         self.speed = [
             with_values(replace(FINDINGS[0].contrasts[0], metric=f"val accuracy after epoch {epoch}"), *self._of())
@@ -125,6 +120,7 @@ class _Page:
             fits={reading: self._fit(reading) for reading in (READING, *OTHER_READINGS)},
             counts=Counter(self.verdict.values()),
             elsewhere=self._elsewhere,
+            every_claim=self._every_claim(),
             tasks=[(same[0], sum(map(bool, map(self.results.find, same)))) for same in zip(*plans, strict=True)],
         )
         return text.rstrip() + "\n"
@@ -171,25 +167,27 @@ class _Page:
     def _of(self) -> tuple[Results, list[int], int]:
         return self.results, self.seeds, self.epochs
 
-    def _moments(self, by_name: dict[str, Claim]) -> list[tuple[str, str, list[tuple[Verdict, str]]]]:
-        """Of each claim about curves and each reading: the verdict and the validation's numbers at each moment."""
-        rows = []
-        for claim in self.claims:
-            if not claim.by_epoch:
-                continue
-            for reading, found in self.by_reading[claim.name].items():
-                own = by_name[claim.name] if reading == READING else by_name[claim.name].under(reading)
-                assert own is not None
-                at = evaluate([own.at(moment) for moment in (EARLY, BEST, END)], *self._of())
-                numbers = [
-                    ", ".join(
-                        _signed(c) for c in one.contrasts if c.metric.startswith("val ") and "minus" not in c.metric
-                    )
-                    for one in at
-                ]
-                cells = [(found[moment], text) for moment, text in zip((EARLY, BEST, END), numbers, strict=True)]
-                rows.append((claim.name, reading, cells))
-        return rows
+    def _every_claim(self) -> list[tuple[str, Claim]]:
+        """Every claim and finding with its name, and then the claims at other epochs and under other readings."""
+        others = [
+            (", ".join(word for word in (name, reading if reading != READING else "", moment) if word), claim)
+            for name, by_reading in self.variants.items()
+            for reading, by_moment in by_reading.items()
+            for moment, claim in by_moment.items()
+            if (reading, moment) != (READING, END) and claim.verdict != NOT_RUN
+        ]
+        return [*((claim.name, claim) for claim in (*self.claims, *self.findings)), *others]
+
+    def _elsewhere(self, claim: Claim) -> str:
+        """The verdicts under the other readings of the grid, in a few words."""
+        found: dict[Verdict, list[str]] = {}
+        for reading, by_moment in self.variants[claim.name].items():
+            if reading != READING:
+                found.setdefault(overall(by_moment), []).append(reading)
+        return "; ".join(
+            f"{'the same' if verdict == self.verdict[claim.name] != NOT_RUN else verdict}: {', '.join(readings)}"
+            for verdict, readings in found.items()
+        )
 
     def _few_labels(self) -> dict[int, dict[str, Any]]:
         """By number of labels, the test accuracies, pre-trained and random, their difference, and its p-value after Holm."""
@@ -244,17 +242,6 @@ class _Page:
             if (ours := self.values(part, cell, "test MSE"))
         ]
         return (min(ratios), max(ratios)) if ratios else None
-
-    def _elsewhere(self, claim: Claim) -> str:
-        """The verdicts under the other readings that it was tried under, in a few words."""
-        found: dict[Verdict, list[str]] = {}
-        for reading, own in self.by_reading[claim.name].items():
-            if reading != READING:
-                found.setdefault(overall(own), []).append(reading)
-        return "; ".join(
-            f"{'the same' if verdict == self.verdict[claim.name] != NOT_RUN else verdict}: {', '.join(readings)}"
-            for verdict, readings in found.items()
-        )
 
     def _fit(self, reading: str) -> dict[str, float]:
         """By table, and for all, the root mean square of ln(ours / the paper's); infinite if a cell was not run.
@@ -313,9 +300,13 @@ def _digits(contrast: Contrast) -> int:
     return 3 if "cross-entropy" in contrast.metric else 4
 
 
+def _validation(claim: Claim) -> str:
+    """The differences of validation's loss and accuracy, in a few words."""
+    shown = [c for c in claim.contrasts if c.metric.startswith("val ") and "minus" not in c.metric]
+    return ", ".join(map(_signed, shown))
+
+
 def _signed(contrast: Contrast) -> str:
-    if not contrast.values:
-        return NOT_RUN
     name = "accuracy" if "accuracy" in contrast.metric else "loss"
     return f"{name} {contrast.estimate:+.{_digits(contrast)}f}"
 
@@ -385,6 +376,7 @@ FILTERS: dict[str, Callable[..., str]] = {
     ),
     "interval": _interval,
     "brief": _brief,
+    "validation": _validation,
     "claimed": _claimed,
     "number": _number,
     "thousands": lambda number: f"{number:,}",

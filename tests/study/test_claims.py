@@ -23,7 +23,7 @@ from fmcae.study.claims import (
     holm,
     measure,
     overall,
-    verdicts,
+    variants,
 )
 from fmcae.study.grid import EPOCHS, OTHER_READINGS, PARTS, find_reading
 from fmcae.study.results import Results, RunResult
@@ -161,10 +161,11 @@ def test_a_claim_about_curves_may_hold_early_and_not_at_the_end(study_results: R
         return replace(run, epochs=run.epochs | {"val_cross_entropy": [*values[:10], *(9 * v for v in values[10:])]})
 
     (claim,) = (claim for claim in CLAIMS if claim.name == "C4")
-    found = verdicts(claim, changed(study_results, "figure-3", "n=512", overfits), range(4), EPOCHS)
-    assert found[READING] == {EARLY: "confirmed", BEST: "confirmed", END: "not confirmed"}
+    found = variants(claim, changed(study_results, "figure-3", "n=512", overfits), range(4), EPOCHS)
+    by_moment = {moment: one.verdict for moment, one in found[READING].items()}
+    assert by_moment == {EARLY: "confirmed", BEST: "confirmed", END: "not confirmed"}
     assert overall(found[READING]) == "holds early, not at the end"
-    assert found["dropout before pooling"][END] == "confirmed"  # whose runs are others
+    assert overall(found["dropout before pooling"]) == "confirmed"  # whose runs are others
 
 
 @pytest.mark.parametrize(
@@ -178,7 +179,11 @@ def test_a_claim_about_curves_may_hold_early_and_not_at_the_end(study_results: R
     ],
 )
 def test_the_verdict_over_all_epochs(early: Verdict, best: Verdict, end: Verdict, verdict: str) -> None:
-    assert overall({EARLY: early, BEST: best, END: end}) == verdict
+    values: dict[Verdict, tuple[float, ...]] = {
+        "confirmed": (1.0, 1.1), "not confirmed": (-1.0, -1.1), "undecided": (1.0, -1.0), "not run": (),
+    }  # fmt: skip
+    claims = [Claim("C", "", "", (contrast_of(values[one]),)) for one in (early, best, end)]
+    assert overall(dict(zip((EARLY, BEST, END), claims, strict=True))) == verdict
 
 
 def test_metrics_of_an_epoch(study_results: Results) -> None:
