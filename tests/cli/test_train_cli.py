@@ -362,7 +362,10 @@ def test_the_epoch_that_is_kept_is_said_everywhere(cli: Callable[..., Any], smal
     assert f"  kept_epoch: {best}\n  stopped_epoch: {last}\n" in cli("info", "run/onnx").stdout
     encoder = json.loads(cli("info", "run/onnx/encoder.onnx", "--json").stdout)["card"]
     assert encoder["training"]["kept_epoch"] == kept["autoencoder"][0]
-    assert encoder["training"]["config"]["keep"] == "best" and set(encoder["metrics"]) == {"test_mse", "test_interior_mse"}
+    assert encoder["training"]["config"]["keep"] == "best" and set(encoder["metrics"]) == {
+        "test_mse",
+        "test_interior_mse",
+    }
     card = Path("run/onnx/MODEL_CARD.md").read_text()
     assert "at most 40 epochs a stage" in card and "an image counts by the inverse of its class's frequency" in card
     assert (
