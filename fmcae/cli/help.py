@@ -18,12 +18,12 @@ GROUPS = {
     "Model": ("model", "threshold", "top_k", "precision", "teacher", "budget"),
     "Data": ("data", "split", "labels", "class_weights"),
     "Networks": (
-        "latent_dim", "dropout", "dropout_position", "output_dropout", "pooling", "channels", "size", "encoder_init",
-        "encoder_training",
+        "latent_dim", "dropout", "dropout_position", "output_dropout", "pooling", "channels", "size", "decoder_padding",
+        "latent_activation", "decoder_relu", "encoder_init", "encoder_training",
     ),
     "Training": (
-        "resume", "recipe", "stage", "autoencoder_from", "learning_rate", "batch_size", "epochs", "seed", "keep",
-        "patience", "only", "seeds",
+        "resume", "recipe", "stage", "autoencoder_from", "learning_rate", "batch_size", "epochs", "steps_per_epoch",
+        "seed", "keep", "patience", "only", "seeds", "interior",
     ),
     "Measurement": ("batch", "seconds"),
     "Output": (
@@ -204,7 +204,7 @@ def _with_value(parameter: Any, value: str | None) -> str:
     if parameter.param_type_name == "argument":
         name = str(parameter.human_readable_name).strip("[]")
     else:
-        flags = parameter.secondary_opts if value == "False" else parameter.opts
+        flags = (value == "False" and parameter.secondary_opts) or parameter.opts
         name = str(next(flag for flag in flags if flag.startswith("--")))
         if parameter.is_flag:
             return name

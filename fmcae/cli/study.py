@@ -30,6 +30,9 @@ OnlyOption = Annotated[
 ]
 SeedsOption = Annotated[int, typer.Option(min=1, metavar="N", help="Train with the seeds 0 to N-1.")]
 EpochsOption = Annotated[int, typer.Option(min=1, metavar="N", help="Epochs of every run.")]
+InteriorOption = Annotated[
+    bool, typer.Option("--interior", help="Train autoencoders again whose results lack the error on the interior.")
+]
 WorkersOption = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Runs at a time. [default: one for each CPU; 4 on a GPU]")
 ]
@@ -42,6 +45,7 @@ def plan(
     seeds: SeedsOption = SEEDS,
     epochs: EpochsOption = EPOCHS,
     workers: WorkersOption = None,
+    interior: InteriorOption = False,
     out: OutOption = STUDY_FOLDER,
     list_runs: Annotated[bool, typer.Option("--list", help="Print each run's command, too.")] = False,
 ) -> None:
@@ -61,11 +65,11 @@ def plan(
     rows["each once"] = plan_tasks(parts, range(seeds), epochs, train_images)
     count = _workers(workers, "cpu")
     rate = measure_rate() * count
-    echo(f"{'part':16}{'runs':>6}{'to do':>7}{'hours':>8}")
+    echo(f"{'part':22}{'runs':>6}{'to do':>7}{'hours':>8}")
     for name, tasks in rows.items():
-        left = to_do(out, tasks, results.runs)
+        left = to_do(out, tasks, results.known(interior))
         hours = sum(work(task.config) for task in left) / rate / 3600
-        echo(f"{name:16}{len(tasks):6}{len(left):7}{hours:8.1f}")
+        echo(f"{name:22}{len(tasks):6}{len(left):7}{hours:8.1f}")
     note(f"estimated for {count} run{'s' * (count > 1)} at a time on this machine's CPU; parts share runs")
     if list_runs:
         for task in tasks:  # of the last row, which has every run
@@ -82,6 +86,7 @@ def run(  # long for its options
     workers: WorkersOption = None,
     threads: Annotated[int, typer.Option(min=1, metavar="N", help="CPU threads of each run.")] = 1,
     device: Annotated[DeviceChoice, typer.Option(help="Where to train.")] = "auto",
+    interior: InteriorOption = False,
     data: DataOption = None,
     out: OutOption = STUDY_FOLDER,
     ray: Annotated[
@@ -114,7 +119,7 @@ def run(  # long for its options
         if len(tasks) < len(plan_tasks(parts, range(seeds), epochs)):
             name = printable(dataset.name)
             note(f"the cells with {len(dataset.train):,} labels or more are left out: {name} has no more")
-        known = check_study(folder, tasks, dataset)
+        known = check_study(folder, tasks, dataset, interior)
         (folder / "runs").mkdir(parents=True, exist_ok=True)
         tasks = [replace(task, config=replace(task.config, device=place, threads=threads)) for task in tasks]
         collect(folder, dataset)  # what an earlier call left that was killed

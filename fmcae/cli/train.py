@@ -88,6 +88,11 @@ def train(
     pooling: Annotated[bool, Option(help="Max pooling in the encoder.")] = NETWORK.pooling,
     channels: Annotated[Channels, Option(help="1 for grey images, 3 where colour tells classes.")] = NETWORK.channels,
     size: Annotated[Size, Option(help="Pixels of the images' edges; more show smaller details.")] = NETWORK.size,
+    decoder_padding: Annotated[
+        bool | None, Option(help="Pad the decoder's output: an edge of 3 pixels stays grey. [default: on; robust: off]")
+    ] = None,
+    latent_activation: Annotated[bool, Option(help="ReLU and dropout on z.")] = NETWORK.latent_activation,
+    decoder_relu: Annotated[bool, Option(help="ReLU in the decoder's hidden layers.")] = NETWORK.decoder_relu,
     encoder_init: Annotated[
         EncoderInit, Option("--encoder", help="Where the classifier's encoder starts.")
     ] = DEFAULT.encoder_init,
@@ -100,6 +105,9 @@ def train(
     class_weights: Annotated[
         bool, Option("--class-weights", help="Let every class count the same in the classifier's loss.")
     ] = DEFAULT.class_weights,
+    steps_per_epoch: Annotated[
+        int | None, _integer("steps_per_epoch", "The classifier's mini-batches of an epoch. [default: all images]")
+    ] = DEFAULT.steps_per_epoch,
     learning_rate: Annotated[
         float, Option("--learning-rate", "--lr", metavar="LR", help="Adam's learning rate.")
     ] = DEFAULT.learning_rate,
@@ -118,8 +126,8 @@ def train(
     """Train the autoencoder, then the classifier on its encoder.
 
     The defaults are the paper's best configuration; --recipe robust is for pictures of your own, and has settings of its
-    own but for --latent-dim, --epochs, --class-weights and --seed. Stop it any way you like: --resume goes on from the
-    last whole epoch, to the same weights, bit for bit, as without the stop.
+    own but for --latent-dim, --decoder-padding, --epochs, --class-weights and --seed. Stop it any way you like: --resume
+    goes on from the last whole epoch, to the same weights, bit for bit, as without the stop.
     """
     if out is not None:
         check_out_folder(out)
@@ -188,6 +196,8 @@ def _settings(context: typer.Context) -> dict[str, Any]:
     settings["device"] = resolve_device(settings["device"])
     if settings["threads"] is None:
         settings["threads"] = available_cpus()
+    if settings["decoder_padding"] is None:
+        settings["decoder_padding"] = settings["recipe"] != "robust"
     epochs, settings["robust"] = settings["epochs"], ROBUST if settings.pop("recipe") == "robust" else None
     if epochs is None:
         settings["epochs"] = DEFAULT.epochs

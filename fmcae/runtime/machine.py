@@ -5,11 +5,13 @@ Nothing heavy is imported with this module; each probe imports what it needs.
 
 import math
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+_MODEL = ("cpu family", "model", "stepping")  # of /proc/cpuinfo, on x86
 _DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 
 
@@ -25,11 +27,16 @@ def available_cpus(root: Path = Path("/")) -> int:
 
 
 def describe_hardware() -> dict[str, Any]:
-    """Return the platform, the CPU's name, the CPUs that this process may use, and the memory in GiB (None: unknown)."""
+    """Return the platform, the CPU's name and model, the CPUs that this process may use, and the memory in GiB.
+
+    ``cpu_model`` is such as "family 25, model 1, stepping 1", since many CPUs share a name. None stands for the unknown.
+    """
     import platform
 
     lines = _read(Path("/proc/cpuinfo")).splitlines()
     names = [line.partition(":")[2].strip() for line in lines if line.lower().startswith(("model name", "hardware"))]
+    numbers = [re.search(rf"^{name}\s*: (\d+)$", "\n".join(lines), re.MULTILINE) for name in _MODEL]
+    model = ", ".join(f"{name.split()[-1]} {found[1]}" for name, found in zip(_MODEL, numbers, strict=True) if found)
     try:
         memory_gib = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
     except (AttributeError, ValueError, OSError):  # Windows has no sysconf
@@ -37,6 +44,7 @@ def describe_hardware() -> dict[str, Any]:
     return {
         "platform": platform.platform(),
         "cpu": names[0] if names else platform.processor() or platform.machine(),
+        "cpu_model": model or None,
         "available_cpus": available_cpus(),
         "memory_gib": memory_gib,
     }

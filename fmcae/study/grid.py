@@ -1,9 +1,13 @@
 """The paper's grid as data: which runs fill which table, figure and claim.
 
-Where the text leaves a reading open, the one that comes closest to its numbers is taken throughout (dropout after pooling,
-the output not dropped), and the part "readings" has Tables 1 to 3 in all four. A classifier starts from the autoencoder
-with its own latent size, dropout and seed, trained at a learning rate of 0.001; §3.2 can also be read so that all start
-from the one with p=0.05, which the part "encoder-dropout" has.
+Where the text leaves a reading open, one is taken throughout: dropout after pooling, the decoder's output padded and not
+dropped, ReLU in all hidden layers. The others are parts of their own: "readings" and those of SWITCHES have Tables 1 to 3,
+and "dropout-first" the classifiers of Figures 3 to 6. A classifier starts from the autoencoder with its own latent size,
+dropout and seed, trained at a learning rate of 0.001; §3.2 can also be read so that all start from the one with p=0.05,
+which the part "encoder-dropout" has.
+
+The first edition's part "labels" takes more steps with some numbers of labels than with others; "equal-steps" takes
+as many with each.
 """
 
 import hashlib
@@ -30,6 +34,15 @@ READINGS: dict[str, dict[str, Any]] = {
     "dropout after pooling, output dropped": {"dropout_position": "after-pooling", "output_dropout": True},
     "dropout before pooling, output dropped": {"dropout_position": "before-pooling", "output_dropout": True},
 }
+# Readings of their own parts, each with Tables 1 to 3 and perhaps more.
+SWITCHES: dict[str, dict[str, Any]] = {
+    "no-decoder-padding": {"decoder_padding": False},
+    "no-latent-activation": {"latent_activation": False},
+    "no-decoder-relu": {"decoder_relu": False},
+}
+COMPONENTS = 128  # of the linear baseline, as many as the latent vector of most autoencoders has
+LINEAR_PARAMETERS = 784 * COMPONENTS + 784  # with the mean
+EQUAL_STEPS = 100  # mini-batches of each epoch with few labels: one pass over 10,000
 # What the settings of a task leave out: the device and threads move last bits only, and the rest is said elsewhere.
 NOT_SETTINGS = {"network", "stage", "seed", "device", "threads", "data", "autoencoder_from", "class_count"}
 # What the options of ``fmcae train`` are where they are not like the setting's name and value.
@@ -38,6 +51,9 @@ OPTIONS = {
     ("encoder_training", "frozen"): "--freeze-encoder",
     ("output_dropout", True): "--output-dropout",
     ("pooling", False): "--no-pooling",
+    ("decoder_padding", False): "--no-decoder-padding",
+    ("latent_activation", False): "--no-latent-activation",
+    ("decoder_relu", False): "--no-decoder-relu",
 }
 # What the paper reports. Source: Gabaldón 2023, Tables 1 to 3 and the Appendix's table. It prints table-2's 0.020 as 0.20.
 PAPER_MSE: dict[str, dict[str, float]] = {
@@ -88,8 +104,12 @@ class Task:
         parts += [] if network.pooling else ["no pooling"]
         parts += ["dropout before pooling"] if network.dropout_position == "before-pooling" else []
         parts += ["output dropped"] if network.output_dropout else []
+        parts += [] if network.decoder_padding else ["no decoder padding"]
+        parts += [] if network.latent_activation else ["no ReLU or dropout on z"]
+        parts += [] if network.decoder_relu else ["no ReLU in the decoder"]
         if config.stage == "classifier":
             parts += [f"{config.labels:,} labels"] if config.labels else []
+            parts += [f"{config.steps_per_epoch} steps an epoch"] if config.steps_per_epoch else []
             start, p = ("pre-trained", self.needs.config.network.dropout) if self.needs else ("random", network.dropout)
             start += f" with p={p:g}" if p != network.dropout else ""
             encoder = [start, config.encoder_training]
@@ -123,6 +143,7 @@ def classifier(
     is_random: bool = False,
     is_frozen: bool = False,
     encoder_dropout: float | None = None,
+    steps_per_epoch: int | None = None,
     **network: Any,
 ) -> Task:
     """Return the run of a classifier, from the autoencoder of its own shape and seed unless ``is_random``.
@@ -134,9 +155,8 @@ def classifier(
     start: dict[str, Any] = {"autoencoder_from": needs.name} if needs else {"encoder_init": "random"}
     if is_frozen:
         start["encoder_training"] = "frozen"
-    config = TrainConfig(
-        NetworkConfig(**network), learning_rate, epochs=epochs, seed=seed, stage="classifier", labels=labels, **start
-    )
+    start |= {"labels": labels, "steps_per_epoch": steps_per_epoch}
+    config = TrainConfig(NetworkConfig(**network), learning_rate, epochs=epochs, seed=seed, stage="classifier", **start)
     return Task(config, needs)
 
 
@@ -150,6 +170,15 @@ TABLES: dict[str, dict[str, Cell]] = {
     "table-2": {f"p={p}": partial(autoencoder, dropout=p) for p in DROPOUTS},
     "table-3": {f"lr={lr}": partial(autoencoder, dropout=0.05, learning_rate=lr) for lr in LEARNING_RATES},
 }
+
+
+def _of_tables(**network: Any) -> dict[str, Cell]:
+    """The cells of Tables 1 to 3 under another reading."""
+    return {
+        f"{part}, {name}": partial(cell, **network) for part, cells in TABLES.items() for name, cell in cells.items()
+    }
+
+
 # Each part's cells by name.
 PARTS: dict[str, dict[str, Cell]] = {
     **TABLES,
@@ -171,13 +200,54 @@ PARTS: dict[str, dict[str, Cell]] = {
         for labels, start in product(LABELS, ("pre-trained", "random"))
     },
     "readings": {
-        f"{reading}: {part}, {name}": partial(cell, **values)
-        for (reading, values), (part, cells) in product(READINGS.items(), TABLES.items())
-        for name, cell in cells.items()
+        f"{reading}: {name}": cell
+        for reading, values in READINGS.items()
+        for name, cell in _of_tables(**values).items()
+    },
+    **{part: _of_tables(**values) for part, values in SWITCHES.items()},
+    "no-dropout": {
+        "with pooling": partial(autoencoder, dropout=0.0),
+        "without pooling": partial(autoencoder, dropout=0.0, pooling=False),
+    },
+    "equal-steps": {
+        f"{label_count(labels)}, {start}": partial(
+            classifier, labels=labels, steps_per_epoch=EQUAL_STEPS, is_random=start == "random"
+        )
+        for labels, start in product(LABELS, ("pre-trained", "random"))
     },
 }
+# Without pooling there is no padding, and dropout cannot come before it: those cells are the same runs.
+PARTS["no-decoder-padding"] |= {
+    "appendix, with pooling": partial(autoencoder, decoder_padding=False),
+    "appendix, without pooling": PARTS["appendix"]["without pooling"],
+}
+PARTS["dropout-first"] = {
+    f"{part}, {name}": partial(cell, dropout_position="before-pooling")
+    for part in ("figure-3", "figure-4", "final-model")
+    for name, cell in PARTS[part].items()
+} | {
+    "figure-ap2, with pooling": partial(classifier, dropout_position="before-pooling"),
+    "figure-ap2, without pooling": PARTS["figure-ap2"]["without pooling"],
+}
+# Where the cells of other readings than the one taken throughout are: part, and cell after that of the paper's part.
+OTHER_READINGS: dict[str, tuple[tuple[str, str], ...]] = {
+    "dropout before pooling": (
+        ("readings", "dropout before pooling, output not dropped: {}"), ("dropout-first", "{}"),
+    ),
+    "output dropped": (("readings", "dropout after pooling, output dropped: {}"),),
+    "both": (("readings", "dropout before pooling, output dropped: {}"),),
+    "no edge": (("no-decoder-padding", "{}"),),
+    "linear z": (("no-latent-activation", "{}"),),
+    "linear decoder": (("no-decoder-relu", "{}"),),
+}  # fmt: skip
 # Figures that are made from a part of another name.
 ALSO_CALLED = {"figure-5": "final-model", "figure-6": "final-model", "figure-ap1": "appendix"}
+
+
+def find_reading(reading: str, part: str, cell: str) -> tuple[str, str] | None:
+    """Return the part and cell of another reading that a cell of the paper's becomes; None where there is none."""
+    places = [(other, name.format(f"{part}, {cell}")) for other, name in OTHER_READINGS[reading]]
+    return next(((other, name) for other, name in places if name in PARTS[other]), None)
 
 
 def plan(
@@ -224,7 +294,9 @@ def multiply_adds(config: TrainConfig) -> int:
     network = config.network
     convolution = 26 * 26 * 16 * 9
     if network.pooling:
-        linear, second, decoder = 800, 11 * 11 * 32 * 16 * 9, 5 * 5 * 32 * 16 * 16 + 13 * 13 * 16 * 9
+        size1, size2 = (4, 3) if network.decoder_padding else (5, 4)
+        linear, second = 800, 11 * 11 * 32 * 16 * 9
+        decoder = 5 * 5 * 32 * 16 * size1**2 + 13 * 13 * 16 * size2**2
     else:
         linear, second, decoder = 18_432, 24 * 24 * 32 * 16 * 9, 24 * 24 * 32 * 16 * 9 + convolution
     encoder = convolution + second + linear * network.latent_dim
@@ -232,9 +304,18 @@ def multiply_adds(config: TrainConfig) -> int:
     return encoder + (head if config.stage == "autoencoder" else network.latent_dim * network.class_count)
 
 
+def parameters(network: NetworkConfig) -> int:
+    """Return the number of weights and biases of an autoencoder."""
+    channels = 32 * 25 if network.pooling else 32 * 24 * 24
+    size1, size2 = (3, 3) if not network.pooling else (4, 3) if network.decoder_padding else (5, 4)
+    encoder = 16 * (9 + 1) + 32 * (16 * 9 + 1) + network.latent_dim * (channels + 1)
+    return encoder + channels * (network.latent_dim + 1) + 16 * (32 * size1**2 + 1) + 16 * size2**2 + 1
+
+
 def work(config: TrainConfig) -> int:
     """Return the multiply-adds of a run: training is three times forward, or once if frozen; evaluation is forward."""
-    training = config.passes * (1 if config.encoder_training == "frozen" else 3)
-    images = (config.labels or TRAIN_IMAGES) * (training + 1) + 10_000  # of validation
+    labelled = config.labels or TRAIN_IMAGES
+    trained = config.images_of_epoch(config.stage, labelled) * (1 if config.encoder_training == "frozen" else 3)
+    images = trained + labelled + 10_000  # of validation
     total = config.epochs * multiply_adds(config) * images
     return total * (1 if config.network.pooling else 2)  # PyTorch's own step takes about twice as long on a CPU

@@ -1,48 +1,72 @@
 """The report: what ``report.md.jinja`` prints, from ``results.json`` alone."""
 
-import io
 import math
 import shlex
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from fmcae.export.markdown import render
 from fmcae.files import write_atomic
-from fmcae.study.claims import CLAIMS, FINDINGS, PAPER_RECALL, Claim, Contrast, evaluate, measure
-from fmcae.study.grid import ALSO_CALLED, EPOCHS, LABELS, PAPER_MSE, PARTS, READINGS, TABLES, label_count, plan
+from fmcae.study import figures
+from fmcae.study.claims import (
+    ALPHA,
+    CLAIMS,
+    END,
+    FEW_LABELS,
+    FINDINGS,
+    PAPER_RECALL,
+    READING,
+    SINGLE_LABELS,
+    Claim,
+    Contrast,
+    Verdict,
+    evaluate,
+    holm,
+    measure,
+    overall,
+    variants,
+    with_values,
+)
+from fmcae.study.grid import (
+    COMPONENTS,
+    EPOCHS,
+    LABELS,
+    LINEAR_PARAMETERS,
+    OTHER_READINGS,
+    PAPER_MSE,
+    PARTS,
+    TABLES,
+    find_reading,
+    label_count,
+    parameters,
+    plan,
+)
 from fmcae.study.results import Results, RunResult
-from fmcae.train.figures import METRIC_NAMES, confusion_figure
 
-NAME = "report.md"
-CURVES = ("figure-3", "figure-4", "figure-5", "figure-ap2", "figure-ap3", "learning-rate")
+NAME, SUMMARY = "report.md", "summary.md"
 NOT_RUN = "not run"
-# after Okabe and Ito, from light to dark, so that they differ in grey as well; so do markers and dashes
-COLOURS = ("#E69F00", "#009E73", "#00558B", "#000000")
-TWO_COLOURS = ("#00558B", "#E69F00")
-MARKERS = ("o", "s", "^", "D")
-STYLES = {"train": "--", "val": "-"}
+EDGE_SHARE = 1 - 25**2 / 28**2  # of the pixels
+SPEED_EPOCHS = (1, 5, 15)
 
 
 def write_report(folder: Path, results: Results, epochs: int | None = None) -> list[Path]:
-    """Write ``report.md`` and its figures into ``folder``, and return the files that were written.
+    """Write ``report.md``, its figures and a short table, ``summary.md``, into ``folder``; return what was written.
 
     It is about the runs with so many ``epochs``; by default 30, or what most runs have if none has 30.
     """
     epochs = epochs or usual_epochs(results)
     runs = {name: run for name, run in results.runs.items() if run.config["epochs"] == epochs}
     page = _Page(replace(results, runs=runs), epochs)
-    paths = [path for name, figure in page.figures.items() for path in _save(figure, folder / name)]
-    write_atomic(folder / NAME, page.text(folder))
-    return [folder / NAME, *paths]
+    paths = [path for name, figure in page.figures.items() for path in figures.save(figure, folder / name)]
+    for name, text in ((NAME, page.text(folder)), (SUMMARY, page.summary())):
+        write_atomic(folder / name, text)
+    return [folder / NAME, folder / SUMMARY, *paths]
 
 
 def usual_epochs(results: Results) -> int:
@@ -60,8 +84,15 @@ class _Page:
         self.seeds: list[int] = sorted({run.config["seed"] for run in results.runs.values()}) or [0]
         self.claims = evaluate(CLAIMS, results, self.seeds, epochs)
         self.findings = evaluate(FINDINGS, results, self.seeds, epochs)
+        kept = {claim.name for claim in self.claims}
+        self.variants = {claim.name: variants(claim, *self._of()) for claim in CLAIMS if claim.name in kept}
+        self.verdict: dict[str, Verdict] = {name: overall(found[READING]) for name, found in self.variants.items()}
         self.few_labels = self._few_labels()
-        self.figures = self._figures()
+        self.speed = [
+            with_values(replace(FINDINGS[0].contrasts[0], metric=f"val accuracy after epoch {epoch}"), *self._of())
+            for epoch in SPEED_EPOCHS
+        ]
+        self.figures = figures.draw(results, self.cells, self.few_labels)
 
     def text(self, folder: Path) -> str:
         plans = [plan(PARTS, [seed], self.epochs, self.data["counts"]["train"]) for seed in self.seeds]
@@ -80,10 +111,32 @@ class _Page:
             reported_mse=PAPER_MSE,
             reported_recall=PAPER_RECALL,
             tables=TABLES,
-            fits={reading: self._fit(reading) for reading in READINGS},
+            appendix=self._appendix(),
+            edge=self._edge(),
+            range=self._range(),
+            readings=(READING, *OTHER_READINGS),
+            reading_values=self.reading_values,
+            inf=math.inf,
+            fits={reading: self._fit(reading) for reading in (READING, *OTHER_READINGS)},
+            counts=Counter(self.verdict.values()),
+            elsewhere=self._elsewhere,
+            every_claim=self._every_claim(),
             tasks=[(same[0], sum(map(bool, map(self.results.find, same)))) for same in zip(*plans, strict=True)],
         )
         return text.rstrip() + "\n"
+
+    def summary(self) -> str:
+        """The short table: a few numbers of the paper beside ours."""
+        confirmed = f"{Counter(self.verdict.values())['confirmed']} of {len(self.claims)}"
+        columns = (
+            ("MSE with pooling", "0.024, 0.019", _mean(self.values("appendix", "with pooling", "test MSE"))),
+            ("MSE without", "0.004", _mean(self.values("appendix", "without pooling", "test MSE"))),
+            ("mean recall", f"{PAPER_RECALL}", _mean(self.values("final-model", "final model", "mean test recall"))),
+            ("claims confirmed", "", confirmed),
+        )
+        heads, paper, ours = (" | ".join(texts) for texts in zip(*columns, strict=True))
+        rules = " | ".join(["---"] * (len(columns) + 1))
+        return f"| n=128, p=0.1 | {heads} |\n| {rules} |\n| the paper | {paper} |\n| fmcae | {ours} |\n"
 
     @cache  # noqa: B019 (a page lives as long as its report is made)
     def cells(self, part: str) -> dict[str, list[RunResult]]:
@@ -95,8 +148,14 @@ class _Page:
         return found
 
     def values(self, part: str, cell: str, metric: str) -> list[float]:
-        """A metric of a cell's runs."""
-        return [measure(metric, run, self.data["class_names"]) for run in self.cells(part)[cell]]
+        """A metric of a cell's runs, of those that have it."""
+        values = [measure(metric, run, self.data["class_names"]) for run in self.cells(part)[cell]]
+        return [value for value in values if value is not None]
+
+    def reading_values(self, reading: str, part: str, cell: str, metric: str) -> list[float]:
+        """The same under a reading."""
+        place = (part, cell) if reading == READING else find_reading(reading, part, cell)
+        return self.values(*place, metric) if place else []
 
     def command(self, *parts: str) -> str:
         """What makes all that the parts have here; without parts, everything."""
@@ -105,49 +164,120 @@ class _Page:
         run = ["fmcae", "study", "run", *only, "--seeds", str(max(seeds, default=0) + 1), *self.epochs_option]
         return f"{shlex.join(run)} && {shlex.join(['fmcae', 'study', 'report', *self.epochs_option])}"
 
-    def _few_labels(self) -> dict[int, tuple[list[float], list[float], Claim]]:
-        """By number of labels, the test accuracies, pre-trained and random, and the finding on them."""
-        claims = {claim.labels: claim for claim in self.findings if claim.labels or claim.name == "F2"}
-        rows = {}
-        for labels, claim in sorted(claims.items(), key=lambda item: item[0] or math.inf):
-            name = label_count(labels)
-            pretrained = self.values("labels", f"{name}, pre-trained", "test accuracy")
-            random = self.values("labels", f"{name}, random", "test accuracy")
-            rows[labels or self.data["counts"]["train"]] = pretrained, random, claim
+    def _of(self) -> tuple[Results, list[int], int]:
+        return self.results, self.seeds, self.epochs
+
+    def _every_claim(self) -> list[tuple[str, Claim]]:
+        """Every claim and finding with its name, and then the claims at other epochs and under other readings."""
+        others = [
+            (", ".join(word for word in (name, reading if reading != READING else "", moment) if word), claim)
+            for name, by_reading in self.variants.items()
+            for reading, by_moment in by_reading.items()
+            for moment, claim in by_moment.items()
+            if (reading, moment) != (READING, END) and claim.verdict != NOT_RUN
+        ]
+        return [*((claim.name, claim) for claim in (*self.claims, *self.findings)), *others]
+
+    def _elsewhere(self, claim: Claim) -> str:
+        """The verdicts under the other readings of the grid, in a few words."""
+        found: dict[Verdict, list[str]] = {}
+        for reading, by_moment in self.variants[claim.name].items():
+            if reading != READING:
+                found.setdefault(overall(by_moment), []).append(reading)
+        return "; ".join(
+            f"{'the same' if verdict == self.verdict[claim.name] != NOT_RUN else verdict}: {', '.join(readings)}"
+            for verdict, readings in found.items()
+        )
+
+    def _few_labels(self) -> dict[int, dict[str, Any]]:
+        """By number of labels, the test accuracies, pre-trained and random, their difference, and its p-value after Holm."""
+        train = self.data["counts"]["train"]
+        counts = [count for count in FEW_LABELS if count < train]
+        contrasts = [with_values(SINGLE_LABELS[count], *self._of()) for count in counts]
+        adjusted = holm([contrast.p_value for contrast in contrasts])
+        rows: dict[int, dict[str, Any]] = {}
+        for count, contrast, p in zip(counts, contrasts, adjusted, strict=True):
+            decided = contrast.verdict(len(counts))
+            verdict = "undecided" if decided == "confirmed" and not p < ALPHA else decided
+            starts = {
+                start: self.values("equal-steps", f"{label_count(count)}, {start}", "test accuracy")
+                for start in ("pre-trained", "random")
+            }
+            rows[count] = {**starts, "contrast": contrast, "p": p, "verdict": verdict}
         return rows
 
-    def _figures(self) -> dict[str, Figure]:
-        """The figures that have runs, by name."""
-        drawn = {name: _draw_curves(self.cells(ALSO_CALLED.get(name, name))) for name in CURVES}
-        drawn["figure-ap1"] = _draw_reconstructions(self.results, self.cells("appendix"))
-        drawn["labels"] = _draw_few_labels(self.few_labels)
-        if runs := self.cells("final-model")["final model"]:
-            counts = np.sum([run.confusion for run in runs if run.confusion is not None], axis=0)
-            drawn["figure-6"] = confusion_figure(counts, self.data["class_names"])
-        return {name: figure for name, figure in drawn.items() if figure}
+    def _appendix(self) -> list[tuple[str, int | None, float | None, list[float], list[float]]]:
+        """The rows of the Appendix's table: name, parameters, the paper's error, ours whole and on the interior."""
+        places = (
+            ("with pooling", "appendix", "with pooling"),
+            ("without pooling", "appendix", "without pooling"),
+            ("with pooling, decoder without the edge", "no-decoder-padding", "appendix, with pooling"),
+            ("with pooling, no dropout", "no-dropout", "with pooling"),
+            ("without pooling, no dropout", "no-dropout", "without pooling"),
+        )
+        rows: list[tuple[str, int | None, float | None, list[float], list[float]]] = []
+        for name, part, cell in places:
+            count = parameters(PARTS[part][cell](0).config.network)
+            whole, interior = (self.values(part, cell, metric) for metric in ("test MSE", "test interior MSE"))
+            rows.append((name, count, PAPER_MSE["appendix"].get(name), whole, interior))
+        whole, interior = ([pca[key]] if (pca := self.results.pca) else [] for key in ("mse", "interior_mse"))
+        rows.append((f"baseline: linear, {COMPONENTS} principal components", LINEAR_PARAMETERS, None, whole, interior))
+        return rows
+
+    def _edge(self) -> dict[str, float]:
+        """What the edge of the decoder with pooling adds to the error, and its share of it; empty if it was not measured."""
+        runs = [run for run in self.cells("appendix")["with pooling"] if "interior_mse" in run.test]
+        if not runs:
+            return {}
+        whole, interior = (float(np.mean([run.test[key] for run in runs])) for key in ("mse", "interior_mse"))
+        part = whole - (1 - EDGE_SHARE) * interior
+        return {"whole": whole, "interior": interior, "part": part, "share": part / whole}
+
+    def _range(self) -> tuple[float, float] | None:
+        """The least and the largest ratio of our errors in Tables 1 to 3 to the paper's; None without runs."""
+        ratios = [
+            float(np.mean(ours)) / reported
+            for part in TABLES
+            for cell, reported in PAPER_MSE[part].items()
+            if (ours := self.values(part, cell, "test MSE"))
+        ]
+        return (min(ratios), max(ratios)) if ratios else None
 
     def _fit(self, reading: str) -> dict[str, float]:
-        """By table, and for all, the root mean square of ln(ours / the paper's); infinite if a cell was not run."""
-        squares = {}
+        """By table, and for all, the root mean square of ln(ours / the paper's); infinite if a cell was not run.
+
+        Table 3 and all are there with and without lr=0.01.
+        """
+        logs: dict[str, dict[str, float]] = {}
         for part in TABLES:
-            logs = []
+            logs[part] = {}
             for cell, reported in PAPER_MSE[part].items():
-                ours = self.values("readings", f"{reading}: {part}, {cell}", "test MSE")
-                logs.append(math.log(np.mean(ours) / reported) if ours else math.inf)
-            squares[part] = float(np.mean(np.square(logs)))
-        squares["all"] = float(np.mean(list(squares.values())))
+                ours = self.reading_values(reading, part, cell, "test MSE")
+                logs[part][cell] = math.log(np.mean(ours) / reported) if ours else math.inf
+        squares = {part: float(np.mean(np.square(list(values.values())))) for part, values in logs.items()}
+        kept = [value for cell, value in logs["table-3"].items() if cell != "lr=0.01"]
+        squares["table-3 short"] = float(np.mean(np.square(kept)))
+        squares["all"] = float(np.mean([squares[part] for part in TABLES]))
+        most = [squares["table-1"], squares["table-2"], squares["table-3 short"]]
+        squares["all short"] = float(np.mean(most))
         return {name: math.sqrt(square) for name, square in squares.items()}
 
 
 def _machines(runs: Iterable[RunResult]) -> list[dict[str, Any]]:
     """The machines and versions that the runs were made with, each with its number of runs and its days."""
-    names = ("cpu", "available_cpus", "device", "threads", "fmcae", "torch", "python", "recorded")
-    days: dict[tuple[Any, ...], list[str]] = {}
+    facts_of: dict[tuple[Any, ...], list[str]] = {}
+    names = ("hardware", "device", "threads", "versions", "recorded")
     for run in runs:
-        facts = {"cpu": "an unknown CPU", "available_cpus": "?", "recorded": run.recorded}
-        facts |= {name: run.config[name] for name in ("device", "threads")} | run.versions | run.machine
-        days.setdefault(tuple(facts[name] for name in names), []).append(run.date[:10])
-    return [dict(zip(names, facts, strict=True)) | {"days": found} for facts, found in days.items()]
+        machine = {"cpu": "an unknown CPU", "available_cpus": "?"} | run.machine
+        parts = [machine["cpu"], machine.get("cpu_model"), machine.get("instruction_set")]
+        parts += [f"{machine['available_cpus']} CPUs"]
+        parts += [f"{machine['memory_gib']} GiB"] if machine.get("memory_gib") else []
+        order = ("fmcae", "commit", "torch", "numpy", "numba", "python")
+        versions = ", ".join(f"{name} {run.versions[name]}" for name in order if name in run.versions)
+        hardware = ", ".join(str(part) for part in parts if part)
+        key = (hardware, run.config["device"], run.config["threads"], versions, run.recorded)
+        facts_of.setdefault(key, []).append(run.date[:10])
+    return [dict(zip(names, key, strict=True)) | {"days": days} for key, days in facts_of.items()]
 
 
 def _mean(values: Sequence[float], digits: int = 4) -> str:
@@ -159,16 +289,72 @@ def _mean(values: Sequence[float], digits: int = 4) -> str:
 
 def _interval(contrast: Contrast) -> str:
     low, high = contrast.interval
-    mean = f"{contrast.mean:+.4f}" if contrast.values else NOT_RUN
-    return mean if math.isnan(low) else f"{mean} ({low:+.4f} to {high:+.4f})"
+    sign = "+" if contrast.ratio is None and contrast.limit is None else ""
+    if not contrast.values or math.isnan(contrast.estimate):
+        return NOT_RUN
+    shown = f"{contrast.estimate:{sign}.4f}"
+    return shown if math.isnan(low) else f"{shown} ({low:{sign}.4f} to {high:{sign}.4f})"
 
 
-def _size(contrast: Contrast) -> str:
-    digits = 3 if "cross-entropy" in contrast.label else 4
-    size = f"{abs(contrast.mean):.{digits}f}"
+def _digits(contrast: Contrast) -> int:
+    return 3 if "cross-entropy" in contrast.metric else 4
+
+
+def _validation(claim: Claim) -> str:
+    """The differences of validation's loss and accuracy, in a few words."""
+    shown = [c for c in claim.contrasts if c.metric.startswith("val ") and "minus" not in c.metric]
+    return ", ".join(map(_signed, shown))
+
+
+def _signed(contrast: Contrast) -> str:
+    name = "accuracy" if "accuracy" in contrast.metric else "loss"
+    return f"{name} {contrast.estimate:+.{_digits(contrast)}f}"
+
+
+def _words(contrast: Contrast, than: bool = True) -> str:
+    """What a contrast found, as a part of a sentence; without ``than`` in as few words as its claim explains."""
+    estimate, digits = contrast.estimate, _digits(contrast)
+    if contrast.ratio is not None:
+        return f"{contrast.subject} {estimate:.2f} times {contrast.than}" if than else f"{estimate:.2f} times"
+    if contrast.limit is not None:
+        return f"{contrast.subject} {estimate:.4f}"
+    if not than:
+        name = contrast.metric if contrast.metric.startswith(("val", "test")) else contrast.subject
+        return f"{name} {estimate:+.{digits}f}"
+    size = f"{abs(estimate):.{digits}f}"
     if not float(size):
         size = f"less than {10**-digits:.{digits}f}"
-    return f"{size} {'higher' if contrast.mean > 0 else 'lower'}"
+    return f"{contrast.subject} {size} {'higher' if estimate > 0 else 'lower'} {contrast.than}"
+
+
+def _brief(claim: Claim) -> str:
+    """What a claim's contrasts found after the last epoch: one or two that are not as claimed, or else the weakest.
+
+    For a claim about curves they stand in a table of their own.
+    """
+    seeds = min(len(contrast.values) for contrast in claim.contrasts)
+    if claim.by_epoch and seeds > 1:
+        return "below"
+    if seeds < 2:
+        return "one seed only, which decides nothing" if seeds else NOT_RUN
+    found: dict[Verdict, list[Contrast]] = {}
+    for contrast in sorted(claim.contrasts, key=lambda contrast: -contrast.p_value):  # the weakest first
+        found.setdefault(contrast.verdict(len(claim.contrasts)), []).append(contrast)
+    leads: dict[Verdict, str] = {"not confirmed": "against it: ", "undecided": "open: "}
+    texts = [lead + _words(found[verdict][0]) for verdict, lead in leads.items() if verdict in found]
+    if more := sum(len(found[verdict]) for verdict in leads if verdict in found) - len(texts):
+        texts.append(f"{more} more")
+    if not texts:
+        texts.append(("weakest: " if len(claim.contrasts) > 1 else "") + _words(found["confirmed"][0], than=False))
+    return "; ".join(texts)
+
+
+def _claimed(contrast: Contrast) -> str:
+    if contrast.limit is not None:
+        return f"below {contrast.limit}"
+    if contrast.ratio is not None:
+        return f"above {contrast.ratio:g}"
+    return "above 0" if contrast.margin is None else f"within ±{contrast.margin}"
 
 
 def _number(value: float, digits: int) -> str:
@@ -184,95 +370,15 @@ def _conjunction(items: Iterable[str]) -> str:
 
 FILTERS: dict[str, Callable[..., str]] = {
     "mean": _mean,
-    "difference": lambda values, reported: f"{np.mean(values) - reported:+.4f}" if values else "",
+    "ratio": lambda values, reported: f"{np.mean(values) / reported:.2f}" if values else "",
     "fit": lambda value, best: (
         NOT_RUN if value == math.inf else f"**{value:.3f}**" if value == best else f"{value:.3f}"
     ),
     "interval": _interval,
-    "size": _size,
+    "brief": _brief,
+    "validation": _validation,
+    "claimed": _claimed,
     "number": _number,
     "thousands": lambda number: f"{number:,}",
     "conjunction": _conjunction,
 }
-
-
-def _save(figure: Figure, stem: Path) -> list[Path]:
-    """Write ``stem``.png and ``stem``.svg; the SVG is the same bytes for the same figure."""
-    paths = {stem.with_suffix(".png"): None, stem.with_suffix(".svg"): {"Date": None}}
-    for path, metadata in paths.items():
-        buffer = io.BytesIO()
-        with rc_context({"svg.hashsalt": "fmcae"}):
-            figure.savefig(buffer, format=path.suffix[1:], dpi=120, metadata=metadata)
-        write_atomic(path, buffer.getvalue())
-    return list(paths)
-
-
-def _draw_curves(cells: Mapping[str, Sequence[RunResult]]) -> Figure | None:
-    """Draw the accuracy and cross-entropy of classifiers over the epochs; None if no cell has runs."""
-    if not any(cells.values()):
-        return None
-    figure = Figure(figsize=(11, 4.4), layout="constrained")
-    panels = figure.subplots(1, 2)
-    colours = COLOURS if len(cells) > 2 else TWO_COLOURS
-    for axes, metric in zip(panels, ("accuracy", "cross_entropy"), strict=True):
-        for index, ((name, runs), colour) in enumerate(zip(cells.items(), colours, strict=False)):
-            for split in ("train", "val") if runs else ():
-                _band(axes, [run.epochs[f"{split}_{metric}"] for run in runs], index, colour, name, split)
-        axes.set(xlabel="epoch", ylabel=METRIC_NAMES[metric])
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.3)
-    lines = [axes.plot([], [], STYLES[split], color="grey", label=split)[0] for split in ("val", "train")]
-    handles = [*panels[0].get_legend_handles_labels()[0], *lines]
-    figure.legend(handles=handles, loc="outside lower center", ncols=6, frameon=False)
-    return figure
-
-
-def _band(axes: Axes, series: Sequence[Sequence[float]], index: int, colour: str, name: str, split: str) -> None:
-    values = np.array(series)
-    epochs, mean = np.arange(1, values.shape[1] + 1), values.mean(axis=0)
-    face, label = (colour, name) if split == "val" else ("white", None)
-    every = (index, 4) if len(epochs) > 4 else 1  # not all at the same epochs, where they would hide each other
-    markers: dict[str, Any] = {"marker": MARKERS[index], "markersize": 5.5, "markerfacecolor": face, "markevery": every}
-    axes.plot(epochs, mean, STYLES[split], color=colour, linewidth=1.3, label=label, **markers)
-    if len(values) > 1:
-        std = values.std(axis=0, ddof=1)
-        axes.fill_between(epochs, mean - std, mean + std, color=colour, alpha=0.2, linewidth=0)
-
-
-def _draw_reconstructions(results: Results, cells: Mapping[str, Sequence[RunResult]]) -> Figure | None:
-    """Draw test images above their reconstructions; None unless both autoencoders have theirs in the results."""
-    rows = [("input", "x")]
-    for label, runs in zip(("with pooling", "without"), cells.values(), strict=True):
-        rows += [(label, run.name) for run in runs if run.name in results.examples][:1]
-    if len(rows) < 3:
-        return None
-    count = len(results.examples["x"])
-    figure = Figure(figsize=(1.1 * count + 0.4, 3.5), layout="constrained")
-    grid = figure.subplots(3, count)
-    for line, (label, name) in zip(grid, rows, strict=True):
-        for axes, image in zip(line, results.examples[name], strict=True):
-            axes.imshow(image, cmap="gray", vmin=0, vmax=255)
-            axes.set(xticks=[], yticks=[])
-        line[0].set_ylabel(label, fontsize=9)
-    return figure
-
-
-def _draw_few_labels(rows: Mapping[int, tuple[list[float], list[float], Claim]]) -> Figure | None:
-    """Draw the test accuracy over the number of labels, pre-trained and random; None without runs."""
-    if not any(pretrained or random for pretrained, random, _ in rows.values()):
-        return None
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-    axes = figure.subplots()
-    for index, (name, style, aside) in enumerate((("pre-trained", "-", 0.97), ("random", "--", 1.03))):
-        points = {count: row[:2][index] for count, row in rows.items() if row[index]}
-        mean = [float(np.mean(values)) for values in points.values()]
-        std = [float(np.std(values, ddof=1)) if len(values) > 1 else 0.0 for values in points.values()]
-        x = [aside * count for count in points]  # bars beside each other
-        look: dict[str, Any] = {"linestyle": style, "marker": MARKERS[index], "color": TWO_COLOURS[index]}
-        axes.errorbar(x, mean, std, capsize=3, label=name, **look)
-    axes.set(xscale="log", xlabel="labelled images", ylabel="test accuracy")
-    axes.set_xticks(list(rows), [f"{count:,}" for count in rows], fontsize=8)
-    axes.minorticks_off()
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
-    return figure

@@ -8,7 +8,7 @@ import json
 import shlex
 import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
@@ -16,10 +16,10 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from fmcae import schema
+from fmcae import metrics, schema
 from fmcae.errors import FmcaeError, RunError
 from fmcae.files import write_atomic
-from fmcae.study.grid import NOT_SETTINGS, Task, autoencoder, cells_of_runs
+from fmcae.study.grid import COMPONENTS, NOT_SETTINGS, Task, autoencoder, cells_of_runs
 from fmcae.train.config import LIMITS
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ FILE = "results.json"
 SPLITS = ("train", "val")  # that are measured after each epoch
 METRICS_OF = {"autoencoder": ("mse",), "classifier": ("cross_entropy", "accuracy")}  # by stage
 EXAMPLES = 8  # test images in Figure Ap.1
+EXAMPLES_OF: tuple[dict[str, Any], ...] = ({}, {"pooling": False}, {"decoder_padding": False})  # their autoencoders
 
 
 class _Config(TypedDict):
@@ -68,6 +69,10 @@ class _Content(schema.Versioned):
     runs: dict[str, _RunValues]
 
 
+class _WithBaseline(_Content, total=False):
+    pca: dict[str, schema.Number]
+
+
 @dataclass(frozen=True)
 class RunResult:
     """One finished run.
@@ -77,6 +82,7 @@ class RunResult:
         autoencoder: the name of the run whose autoencoder it starts from.
         date: the day, ISO 8601; ``recorded`` says when it and ``machine`` were written down.
         epochs: by metric ("train_mse", "val_accuracy", ...), its value after each epoch.
+        test: by metric; an autoencoder from before it was measured has no "interior_mse".
         confusion: (K, K) counts on test, rows are the true classes; None for an autoencoder.
         seconds: the time of training, without evaluation.
     """
@@ -101,11 +107,21 @@ class Results:
     """All finished runs by name, and their data's name, class_names, counts, split_seed and fingerprint.
 
     ``examples`` has by run name the reconstructions (N, 28, 28) uint8 of the first test images; those are under "x".
+    ``pca`` is what :func:`pca_error` gives, empty in results from before.
     """
 
     runs: dict[str, RunResult]
     data: dict[str, Any]
     examples: dict[str, NDArray[np.uint8]]
+    pca: dict[str, float] = field(default_factory=dict)
+
+    def known(self, interior: bool = False) -> set[str]:
+        """Return the names of the runs; with ``interior`` without the autoencoders that lack the interior's error."""
+        return {
+            name
+            for name, run in self.runs.items()
+            if not interior or run.confusion is not None or "interior_mse" in run.test
+        }
 
     def find(self, task: Task) -> RunResult | None:
         """Return the task's run if it is finished.
@@ -139,8 +155,10 @@ def check_settings(task: Task, config: Mapping[str, Any], autoencoder: str | Non
             )
 
 
-def check_study(folder: Path, tasks: Iterable[Task], dataset: "Dataset") -> set[str]:
-    """Check that the runs in a study's folder are of these data and settings; return the names in ``results.json``.
+def check_study(folder: Path, tasks: Iterable[Task], dataset: "Dataset", interior: bool = False) -> set[str]:
+    """Check that the runs in a study's folder are of these data and settings; return those that ``results.json`` knows.
+
+    ``interior`` is as for :meth:`Results.known`.
 
     Raises:
         RunError: a run is of other data or settings, or ``results.json`` is damaged.
@@ -160,7 +178,7 @@ def check_study(folder: Path, tasks: Iterable[Task], dataset: "Dataset") -> set[
         results.find(task)
         if run := found.get(task.name):
             check_settings(task, run.config.to_json(), run.autoencoder["name"] if run.autoencoder else None)
-    return set(results.runs)
+    return results.known(interior)
 
 
 def collect(folder: Path, dataset: "Dataset") -> None:
@@ -183,8 +201,9 @@ def collect(folder: Path, dataset: "Dataset") -> None:
     read(folder, missing_ok=True)  # raises if what is there is damaged
     before: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"runs": {}, "examples": {}}
     found = before["runs"] | {run.folder.name: _run_to_json(run) for run in runs}
-    examples = before["examples"] or _examples(folder, dataset)
-    content = {"schema_version": SCHEMA_VERSION, "data": runs[0].data, "examples": examples}
+    examples = _examples(folder, dataset, before["examples"])
+    pca = before.get("pca") or pca_error(dataset.train.images, dataset.test.images)
+    content = {"schema_version": SCHEMA_VERSION, "data": runs[0].data, "examples": examples, "pca": pca}
     lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(found[name])}" for name in sorted(found))  # one for each run
     write_atomic(path, json.dumps(content, indent=1).removesuffix("\n}") + ',\n "runs": {\n' + lines + "\n }\n}\n")
 
@@ -200,9 +219,10 @@ def read(folder: Path, *, missing_ok: bool = False) -> Results:
         content = schema.parse(path.read_text(encoding="utf-8"), schema.Versioned)
         if (version := content["schema_version"]) != SCHEMA_VERSION:
             raise RunError(f"{path}: schema_version (={version}) must be {SCHEMA_VERSION}")
-        schema.check(content, _Content)
+        schema.check(content, _WithBaseline)
         runs = {name: _run_from_json(name, values, content["data"]) for name, values in content["runs"].items()}
-        return Results(runs, content["data"], {name: _unpack(packed) for name, packed in content["examples"].items()})
+        examples = {name: _unpack(packed) for name, packed in content["examples"].items()}
+        return Results(runs, content["data"], examples, content.get("pca", {}))
     except FileNotFoundError as error:
         if missing_ok:
             return Results({}, {}, {})
@@ -220,11 +240,11 @@ def _run_from_json(name: str, values: dict[str, Any], data: dict[str, Any]) -> R
     if values["data"]["fingerprint"] != data["fingerprint"]:
         raise ValueError(f"{name} is of other data")
     stage, epochs, confusion = values["config"]["stage"], values["config"]["epochs"], values["confusion"]
-    metrics = METRICS_OF[stage]
-    if not all(len(values["epochs"].get(f"{split}_{name}", ())) == epochs for split in SPLITS for name in metrics):
+    needed = METRICS_OF[stage]
+    if not all(len(values["epochs"].get(f"{split}_{name}", ())) == epochs for split in SPLITS for name in needed):
         raise ValueError(f"{name} has not {epochs} values of each metric")
-    if not set(metrics) <= set(values["test"]):
-        raise ValueError(f"{name} has no {' or no '.join(metrics)} on test")
+    if not set(needed) <= set(values["test"]):
+        raise ValueError(f"{name} has no {' or no '.join(needed)} on test")
     if (confusion is None) != (stage == "autoencoder") or (
         confusion is not None and not schema.is_square(confusion, len(data["class_names"]))
     ):
@@ -253,24 +273,46 @@ def _run_to_json(run: "Run") -> dict[str, Any]:
     }
 
 
-def _examples(folder: Path, dataset: "Dataset") -> dict[str, str]:
-    """Reconstructions with and without pooling by the first seed that has both, packed; empty without."""
+def _examples(folder: Path, dataset: "Dataset", before: dict[str, str]) -> dict[str, str]:
+    """The packed reconstructions of ``before``, and by each autoencoder that lacks them the first seed's that is there."""
     import torch
 
     from fmcae.preprocess import scale
     from fmcae.train.run import open_run
 
     images = dataset.test.images[:EXAMPLES]
-    for seed in range(100):
-        paths = [folder / "runs" / autoencoder(seed, pooling=pooling).name for pooling in (True, False)]
-        if all((path / "autoencoder.safetensors").is_file() for path in paths):
-            examples = {"x": _pack(images)}
-            for path in paths:
-                with torch.no_grad():
-                    x_hat = open_run(path).network("autoencoder")(torch.from_numpy(scale(images)))
-                examples[path.name] = _pack(np.rint(255 * x_hat[:, 0].numpy()).astype(np.uint8))
-            return examples
-    return {}
+    found = {"x": _pack(images)} | before
+    for network in EXAMPLES_OF:
+        names = [autoencoder(seed, **network).name for seed in range(100)]
+        paths = [folder / "runs" / name for name in names]
+        ready = [path for path in paths if (path / "autoencoder.safetensors").is_file()]
+        if ready and not found.keys() & set(names):
+            with torch.no_grad():
+                x_hat = open_run(ready[0]).network("autoencoder")(torch.from_numpy(scale(images)))
+            found[ready[0].name] = _pack(np.rint(255 * x_hat[:, 0].numpy()).astype(np.uint8))
+    return found
+
+
+def pca_error(train: NDArray[np.uint8], test: NDArray[np.uint8]) -> dict[str, float]:
+    """Return the test error of the linear baseline: principal components of train (N, 28, 28) reconstruct test.
+
+    ``mse`` and ``interior_mse`` are of pixels in [0, 1], and ``components`` says how many components there are.
+    """
+    from fmcae.preprocess import scale
+    from fmcae.train.networks import INTERIOR
+
+    x = scale(train).reshape(len(train), -1).astype(np.float64)
+    mean = x.mean(axis=0)
+    _, vectors = np.linalg.eigh((x - mean).T @ (x - mean))  # the right singular vectors, the largest's last
+    components = vectors[:, -COMPONENTS:]
+    x = scale(test).reshape(len(test), -1).astype(np.float64)
+    x_hat = (x - mean) @ components @ components.T + mean
+    pictures = [pixels.reshape(-1, 28, 28) for pixels in (x, x_hat)]
+    return {
+        "components": COMPONENTS,
+        "mse": metrics.mse(*pictures),
+        "interior_mse": metrics.mse(*(picture[:, :INTERIOR, :INTERIOR] for picture in pictures)),
+    }
 
 
 def _pack(images: NDArray[np.uint8]) -> str:

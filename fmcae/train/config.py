@@ -29,15 +29,23 @@ LIMITS = {  # of integers, both included
     "seed": (0, 2**32 - 1),
     "threads": (1, 1024),
     "labels": (1, 2**31),
+    "steps_per_epoch": (1, 10_000),
     "patience": (1, 10_000),
     "teacher_epochs": (1, 10_000),
     "classifier_epochs": (1, 10_000),
     "view_epochs": (1, 10_000),
     "negatives": (1, 10_000_000),
 }
-OPTIONAL = ("labels", "patience")  # integers that may be None
+OPTIONAL = ("labels", "patience", "steps_per_epoch")  # integers that may be None
 # What the robust recipe uses of the paper's settings.
-USED_BY_ROBUST = ("latent_dim", "class_count", "epochs", "seed", "device", "threads", "data", "class_weights")
+USED_BY_ROBUST = (
+    "latent_dim", "class_count", "decoder_padding", "epochs", "seed", "device", "threads", "data", "class_weights",
+)  # fmt: skip
+# What came later than the paper's recipe: a description leaves it out where it has its default.
+LATER = (
+    "robust", "keep", "patience", "class_weights", "steps_per_epoch",
+    "decoder_padding", "latent_activation", "decoder_relu", "channels", "size",
+)  # fmt: skip
 OPTIONS = {"encoder_init": " (--encoder)", "encoder_training": " (--freeze-encoder)"}  # fmcae train's own names
 FEWEST_IMAGES = 5_000  # of an epoch with few labels; with fewer it would end after a step or two
 Config = TypeVar("Config", bound="NetworkConfig | RobustConfig | TrainConfig")
@@ -55,11 +63,18 @@ class NetworkConfig:
     class_count: int = 10  # the number of the classifier's logits
     channels: Channels = 1  # of the images: 3 for colour
     size: Size = 28  # pixels of the images' edges
+    decoder_padding: bool = True  # of the transposed convolutions' output, which leaves an edge that no input reaches
+    latent_activation: bool = True  # ReLU and dropout on z
+    decoder_relu: bool = True  # after the decoder's hidden layers
 
     def __post_init__(self) -> None:
         _check_fields(self)
         if not 0 <= self.dropout < 1:
             raise UsageError(f"dropout (={self.dropout}) must be at least 0 and below 1")
+        if not (self.pooling or self.decoder_padding):
+            raise UsageError(
+                "decoder_padding (=False) must come with pooling, without which there is none to leave out"
+            )
 
 
 @dataclass(frozen=True)
@@ -117,6 +132,8 @@ class TrainConfig:
             lowest mean squared error or the highest accuracy, and the earlier one of two that are equal.
         patience: a stage stops after so many epochs in a row without a better one by validation; None trains them all.
         class_weights: whether an image counts in the classifier's loss by the inverse of its class's frequency.
+        steps_per_epoch: the classifier's mini-batches of an epoch, None for as many as its ``passes`` have. It goes over
+            its images again, or stops within them, to have so many.
     """
 
     network: NetworkConfig = field(default_factory=NetworkConfig)
@@ -135,6 +152,7 @@ class TrainConfig:
     keep: Keep = "last"
     patience: int | None = None
     class_weights: bool = False
+    steps_per_epoch: int | None = None
     robust: RobustConfig | None = None
 
     def __post_init__(self) -> None:
@@ -156,7 +174,7 @@ class TrainConfig:
         if self.stage != "classifier" and self.encoder_init == "random":
             raise UsageError(f"{_shown(self, 'encoder_init')} must come with stage=classifier, not stage={self.stage}")
         if self.stage == "autoencoder":
-            for name in ("encoder_training", "labels", "class_weights"):
+            for name in ("encoder_training", "labels", "class_weights", "steps_per_epoch"):
                 if getattr(self, name) != getattr(TrainConfig, name):  # its default
                     raise UsageError(f"{_shown(self, name)} must come with a classifier, not stage=autoencoder")
 
@@ -175,8 +193,17 @@ class TrainConfig:
 
     @property
     def passes(self) -> int:
-        """How often an epoch of the classifier goes over its images: with few labels until it has seen 5,000."""
+        """How often an epoch of the classifier goes over its images: with few labels until it has seen 5,000.
+
+        ``steps_per_epoch``, where it is set, decides instead.
+        """
         return 1 if self.labels is None else max(1, FEWEST_IMAGES // self.labels)
+
+    def images_of_epoch(self, stage: str, count: int) -> int:
+        """How many images an epoch of a stage sees of the ``count`` that it has, those that it sees again included."""
+        if stage == "classifier" and self.steps_per_epoch is not None:
+            return self.steps_per_epoch * self.batch_size
+        return count * (self.passes if stage == "classifier" else 1)
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -193,16 +220,7 @@ class TrainConfig:
 
     def to_json(self) -> dict[str, Any]:
         """A dict of plain JSON values. What came later than the paper's recipe is left out where it has its default."""
-        later = ("robust", "keep", "patience", "class_weights")
-        values = {
-            name: value
-            for name, value in asdict(self).items()
-            if not (name in later and value == getattr(TrainConfig, name))
-        }
-        for name in ("channels", "size"):
-            if values["network"][name] == getattr(NetworkConfig, name):
-                del values["network"][name]
-        return values
+        return {**_without_later(self), "network": _without_later(self.network)}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "TrainConfig":
@@ -228,6 +246,11 @@ class _Values(TypedDict, total=False):
     robust: dict[str, Any] | None
     data: str | None
     autoencoder_from: str | None
+
+
+def _without_later(config: "NetworkConfig | TrainConfig") -> dict[str, Any]:
+    defaults = vars(type(config))
+    return {name: value for name, value in asdict(config).items() if name not in LATER or value != defaults[name]}
 
 
 def _from_known_keys(kind: type[Config], values: dict[str, Any]) -> Config:

@@ -92,14 +92,22 @@ def draw_reconstructions(
     _save(figure, folder / "reconstructions.png")
 
 
-def confusion_figure(counts: NDArray[np.int64], class_names: list[str]) -> Figure:
-    """Return a labelled heat map of counts (K, K), each row (true class) as shares."""
+def confusion_figure(counts: NDArray[np.int64], class_names: list[str], off_diagonal: bool = False) -> Figure:
+    """Return a labelled heat map of counts (K, K), each row (true class) as shares.
+
+    With ``off_diagonal`` the colours are of the mistakes alone, and the diagonal is grey.
+    """
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     size = max(4.5, 0.62 * len(class_names) + 1.5)
     figure = Figure(figsize=(size + 0.8, size), layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    figure.colorbar(image, label="share of the true class", shrink=0.8)
+    colours, highest = shares, 1.0
+    if off_diagonal:
+        axes.set_facecolor("0.88")
+        colours = np.ma.masked_array(shares, np.eye(len(shares), dtype=bool))
+        highest = float(colours.max()) or 1.0
+    image = axes.imshow(colours, cmap="Blues", vmin=0, vmax=highest)
+    figure.colorbar(image, label=f"share of the true class{', mistakes' if off_diagonal else ''}", shrink=0.8)
     ticks = range(len(class_names))
     axes.set_xticks(ticks, class_names, rotation=45, ha="right", rotation_mode="anchor", **AS_TEXT)
     axes.set_yticks(ticks, class_names, **AS_TEXT)
@@ -108,7 +116,7 @@ def confusion_figure(counts: NDArray[np.int64], class_names: list[str]) -> Figur
         for (row, column), share in np.ndenumerate(shares):
             if share >= 0.005:  # less would be .00
                 text = f"{share:.2f}".lstrip("0") if share < 1 else "1"
-                color = "w" if share > 0.5 else "k"
+                color = "w" if share > highest / 2 and not (off_diagonal and row == column) else "k"
                 axes.text(column, row, text, ha="center", va="center", fontsize=8, color=color, in_layout=False)
     return figure
 

@@ -31,7 +31,7 @@ from fmcae.train.config import Device, TrainConfig
 from fmcae.train.cpu import DROPOUT_LAYERS
 from fmcae.train.cuda import captured
 from fmcae.train.measure import DeviceSplit, epoch_seed, evaluate, scale
-from fmcae.train.networks import Autoencoder, Classifier
+from fmcae.train.networks import EDGE, Autoencoder, Classifier
 from fmcae.train.progress import Progress
 from fmcae.train.run import METRICS, Run, check_data
 from fmcae.train.weights import checkpoint_stage, load_checkpoint, load_weights, save_checkpoint, save_weights
@@ -117,8 +117,7 @@ def _train_stage(run: Run, stage: str, backend: Backend, splits: dict[str, Devic
     epochs_done = load_checkpoint(run.checkpoint, stage, in_checkpoint, optimizer.state)
     # a run stopped between its metrics and its checkpoint has one record too many
     records = [old for old in run.metrics() if old["stage"] != stage or old.get("epoch", np.inf) <= epochs_done]
-    passes = config.passes if stage == "classifier" else 1
-    images = passes * len(splits["train"].labels)
+    images = config.images_of_epoch(stage, len(splits["train"].labels))
     _check_records(run, stage, records, epochs_done)
     progress.stage(stage, config.epochs, epochs_done + 1, images)
     step = step_for(backend, optimizer, splits["train"], config.batch_size, progress)
@@ -127,7 +126,7 @@ def _train_stage(run: Run, stage: str, backend: Backend, splits: dict[str, Devic
             break
         torch.manual_seed(epoch_seed(config, stage, epoch))
         started = time.perf_counter()
-        train_epoch(step, network, splits["train"], config.batch_size, progress, passes)
+        train_epoch(step, network, splits["train"], config.batch_size, progress, images)
         seconds = time.perf_counter() - started
         record: dict[str, Any] = {"stage": stage, "epoch": epoch}
         for name in ("train", "val"):
@@ -177,6 +176,8 @@ def _test(
 ) -> None:
     """Measure the test split, and add its record, which says too which epoch is kept."""
     values, confusion = evaluate(backend, split)
+    if stage == "autoencoder":
+        values["interior_mse"] = evaluate(backend, split, run.config.network.size - EDGE)[0]["mse"]
     own = {f"test_{metric}": value for metric, value in values.items()}
     counts = {} if confusion is None else {"confusion": confusion.tolist()}
     records.append({"stage": stage, "split": "test", **kept, **own, **counts})
@@ -225,11 +226,21 @@ def step_for(
 
 
 def train_epoch(
-    step: TrainStep, network: nn.Module, split: DeviceSplit, batch_size: int, progress: Progress, passes: int = 1
+    step: TrainStep,
+    network: nn.Module,
+    split: DeviceSplit,
+    batch_size: int,
+    progress: Progress,
+    image_count: int | None = None,
 ) -> None:
-    """Go over ``split`` in shuffled mini-batches; random numbers come from torch's global generators."""
+    """Go over ``split`` in shuffled mini-batches, once or until ``image_count`` images are seen.
+
+    Random numbers come from torch's global generators.
+    """
     network.train()
-    order = torch.cat([torch.randperm(len(split.labels)) for _ in range(passes)]).to(split.labels.device)
+    passes = -(-(image_count or len(split.labels)) // len(split.labels))
+    order = torch.cat([torch.randperm(len(split.labels)) for _ in range(passes)])[:image_count]
+    order = order.to(split.labels.device)
     batches = torch.split(order, batch_size)
     dropout_keys = torch.randint(2**32, (len(batches), DROPOUT_LAYERS)).numpy().astype(np.uint32)
     for batch, keys in zip(batches, dropout_keys, strict=True):

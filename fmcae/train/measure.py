@@ -33,11 +33,13 @@ class DeviceSplit:
 
 
 @torch.no_grad()
-def evaluate(backend: Backend, split: DeviceSplit) -> tuple[dict[str, float], NDArray[np.int64] | None]:
+def evaluate(
+    backend: Backend, split: DeviceSplit, size: int | None = None
+) -> tuple[dict[str, float], NDArray[np.int64] | None]:
     """A split's metrics in evaluation mode, and a classifier's confusion counts (K, K).
 
-    An autoencoder has ``mse``; a classifier ``cross_entropy`` (nats) and ``accuracy``. Outputs of one batch at a time are
-    in memory.
+    An autoencoder has ``mse``, of the first ``size`` rows and columns if it is given; a classifier ``cross_entropy`` (nats)
+    and ``accuracy``. Outputs of one batch at a time are in memory.
     """
     backend.network.eval()
     total, counts = 0.0, None
@@ -49,6 +51,7 @@ def evaluate(backend: Backend, split: DeviceSplit) -> tuple[dict[str, float], ND
         x, labels = scale(images), batch_labels.cpu().numpy()
         outputs = backend.outputs(x)
         if isinstance(backend.network, Autoencoder):
+            x, outputs = x[..., :size, :size], outputs[..., :size, :size]
             mse = _mse_on_device(x, outputs) if on_cuda else metrics.mse(x.numpy(), outputs.numpy())
             total += mse * len(labels)
         else:

@@ -4,6 +4,10 @@ Source: §2.1 and Figures 1 and 2. Figure 1 is lost, so the kernel sizes come fr
 assignment, whose numbers agree with the paper's. Dropout follows every layer; the pooling-free variant is the
 Appendix's ("adapting the input sizes").
 
+With the padding of the transposed convolutions' output, the last three rows and columns of a reconstruction are the same
+for every input: what depends on it is the INTERIOR. ``decoder_padding=False`` takes larger kernels instead, which reach
+every pixel.
+
     encoder     x (N, 1, 28, 28) -> conv 16, k3 -> (N, 16, 13, 13) -> conv 32, k3 -> (N, 32, 5, 5) -> linear -> z (N, n)
     decoder     z (N, n) -> linear -> (N, 32, 5, 5) -> transposed conv -> (N, 16, 13, 13) -> x_hat (N, 1, 28, 28)
     classifier  x -> encoder -> z -> linear -> logits (N, K)
@@ -21,9 +25,12 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from fmcae.train.config import NetworkConfig
 
+EDGE = 3  # the last rows and columns of a reconstruction, which no input reaches where the output is padded
+INTERIOR = 28 - EDGE
+
 
 class Encoder(nn.Sequential):
-    """x (N, 1, 28, 28) in [0, 1] -> z (N, latent_dim), at least 0."""
+    """x (N, 1, 28, 28) in [0, 1] -> z (N, latent_dim), at least 0 but for ``latent_activation=False``."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__(
@@ -33,8 +40,7 @@ class Encoder(nn.Sequential):
             *_activation(config),  # (N, 32, 5, 5); without pooling (N, 32, 24, 24)
             nn.Flatten(),
             nn.Linear(32 * _side(config) ** 2, config.latent_dim),
-            nn.ReLU(),
-            nn.Dropout(config.dropout),
+            *([nn.ReLU(), nn.Dropout(config.dropout)] if config.latent_activation else []),
         )
 
 
@@ -43,19 +49,23 @@ class Decoder(nn.Sequential):
 
     def __init__(self, config: NetworkConfig) -> None:
         shape = (32, _side(config), _side(config))
-        if config.pooling:
+        if config.pooling and not config.decoder_padding:
+            up1 = nn.ConvTranspose2d(32, 16, kernel_size=5, stride=2)  # (N, 16, 13, 13)
+            up2 = nn.ConvTranspose2d(16, config.channels, kernel_size=4, stride=2)  # (N, 1, 28, 28)
+        elif config.pooling:
             up1 = nn.ConvTranspose2d(32, 16, kernel_size=4, stride=2, output_padding=1)  # (N, 16, 13, 13)
             up2 = nn.ConvTranspose2d(16, config.channels, kernel_size=3, stride=2, output_padding=1)  # (N, 1, 28, 28)
         else:
             up1 = nn.ConvTranspose2d(32, 16, kernel_size=3)  # (N, 16, 26, 26)
             up2 = nn.ConvTranspose2d(16, config.channels, kernel_size=3)  # (N, 1, 28, 28)
+        activation = nn.ReLU if config.decoder_relu else nn.Identity  # which keeps the layers' names as they are
         super().__init__(
             nn.Linear(config.latent_dim, shape[0] * shape[1] * shape[2]),
-            nn.ReLU(),
+            activation(),
             nn.Dropout(config.dropout),
             nn.Unflatten(1, shape),
             up1,
-            nn.ReLU(),
+            activation(),
             nn.Dropout(config.dropout),
             up2,
             nn.Sigmoid(),

@@ -17,6 +17,7 @@ Every file is written whole or not at all, ``config.json`` last of what a new ru
 import json
 import os
 import platform
+import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -189,7 +190,7 @@ def create_run(folder: Path, config: TrainConfig, dataset: Dataset, autoencoder_
             "split_seed": SPLIT_SEED,
             "fingerprint": dataset.fingerprint,
         },
-        "versions": _versions(),
+        "versions": _versions() | _commit(),
         "machine": _machine(config.device),
     }
     files: dict[str, bytes] = {}
@@ -267,6 +268,17 @@ def changes_since(run: Run) -> list[str]:
 def _versions() -> dict[str, str]:
     packages = {name: version(name) for name in ("torch", "numpy", "numba")}
     return {"fmcae": fmcae.__version__, "python": platform.python_version(), **packages}
+
+
+def _commit() -> dict[str, str]:
+    """The commit of fmcae's own repository, with "-dirty" if files were changed; empty where it runs without one."""
+    folder = Path(fmcae.__file__).parents[1]
+    if not (folder / ".git").exists():  # an installed package may lie in somebody else's repository
+        return {}
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    with suppress(OSError, subprocess.SubprocessError):
+        return {"commit": subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()}
+    return {}
 
 
 def _machine(device: str) -> dict[str, Any]:

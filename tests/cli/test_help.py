@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import typer
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fmcae.cli import VERBS, app_for
@@ -95,6 +95,7 @@ def test_an_error_of_the_library_names_the_flags(
 
 @settings(deadline=None)
 @given(st.text().filter(lambda text: ")" not in text))
+@example("False")
 def test_any_value_stands_in_an_error_as_a_shell_takes_it(value: str) -> None:
     context = command_of("predict").make_context("predict", ["a.png"])
     shown = in_flags(UsageError(f"show (={value}) must end in .png"), context)

@@ -364,6 +364,7 @@ def test_the_robust_recipe_from_one_command(cli: Callable[..., Any], small_sampl
     assert [line.split(":")[0] for line in result.stdout.splitlines()[:3]] == ["autoencoder", "teacher", "classifier"]
     config = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
     assert config["epochs"] == config["robust"]["teacher_epochs"] == config["robust"]["classifier_epochs"] == 1
+    assert config["network"]["decoder_padding"] is False  # so that reconstructions have no grey edge
     result = cli("train", "--resume", "--out", "run", "--recipe", "paper")
     assert result.exit_code == 2 and "--recipe paper must be the run's own (=robust)" in result.stderr
     result = cli("export", "--onnx", "run")
@@ -403,7 +404,10 @@ def test_the_epoch_that_is_kept_is_said_everywhere(cli: Callable[..., Any], smal
     assert f"  kept_epoch: {best}\n  stopped_epoch: {last}\n" in cli("info", "run/onnx").stdout
     encoder = json.loads(cli("info", "run/onnx/encoder.onnx", "--json").stdout)["card"]
     assert encoder["training"]["kept_epoch"] == kept["autoencoder"][0]
-    assert encoder["training"]["config"]["keep"] == "best" and set(encoder["metrics"]) == {"test_mse"}
+    assert encoder["training"]["config"]["keep"] == "best" and set(encoder["metrics"]) == {
+        "test_mse",
+        "test_interior_mse",
+    }
     card = Path("run/onnx/MODEL_CARD.md").read_text()
     assert "at most 40 epochs a stage" in card and "an image counts by the inverse of its class's frequency" in card
     assert (
@@ -478,6 +482,7 @@ def test_only_the_robust_recipe_has_a_teacher_to_export(cli: Callable[..., Any],
         ("--lr", "0.1"),
         ("--keep", "best"),
         ("--patience", "3"),
+        ("--steps-per-epoch", "3"),
     ],
 )
 def test_an_option_that_the_robust_recipe_does_not_use_is_refused(

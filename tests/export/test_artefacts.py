@@ -3,6 +3,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -250,11 +251,18 @@ def test_damaged_weights_are_not_exported(trained_run: Path, sample: Path, tmp_p
         export_run(run, load_dataset(sample), tmp_path / "out")
 
 
-def test_an_export_without_pooling_and_with_other_classes(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"pooling": False},
+        {"decoder_padding": False, "latent_activation": False, "decoder_relu": False},
+    ],
+)
+def test_an_export_of_other_layers_and_with_other_classes(tmp_path: Path, settings: dict[str, Any]) -> None:
     generator = np.random.default_rng(0)
     split = Split(generator.integers(0, 255, (20, 28, 28), np.uint8), np.arange(20, dtype=np.uint8) % 3)
     dataset = Dataset("noise", ("a", "b", "c"), split, split, split)
-    config = TrainConfig(NetworkConfig(latent_dim=4, pooling=False, class_count=3), epochs=1, batch_size=10)
+    config = TrainConfig(NetworkConfig(latent_dim=4, class_count=3, **settings), epochs=1, batch_size=10)
     run = create_run(tmp_path / "run", config, dataset)
     train(run, dataset)
     export_run(run, dataset, tmp_path / "out")

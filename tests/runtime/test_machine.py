@@ -1,6 +1,7 @@
 # mypy: disable-error-code="import-untyped"
 import ctypes
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -157,7 +158,11 @@ def test_the_machine_is_described() -> None:
 def test_the_hardware_is_described_without_onnx_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     facts = describe_hardware()
-    assert set(facts) == {"cpu", "available_cpus", "memory_gib", "platform"}
+    assert set(facts) == {"cpu", "cpu_model", "available_cpus", "memory_gib", "platform"}
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists() and "cpu family" in (text := cpuinfo.read_text()):
+        assert re.fullmatch(r"family \d+, model \d+, stepping \d+", facts["cpu_model"])
+        assert f"cpu family\t: {facts['cpu_model'].split(',')[0].split()[1]}\n" in text
     assert facts["memory_gib"] is None or facts["memory_gib"] > 0
     monkeypatch.delattr(os, "sysconf", raising=False)
     assert describe_hardware()["memory_gib"] is None

@@ -17,7 +17,9 @@ def test_the_defaults_are_the_papers_optimum() -> None:
 def test_survives_json() -> None:
     config = TrainConfig(NetworkConfig(64, 0.2, pooling=False), seed=7, stage="autoencoder")
     assert TrainConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
-    config = TrainConfig(labels=300, keep="best", patience=3, class_weights=True)
+    network = NetworkConfig(decoder_padding=False, latent_activation=False, decoder_relu=False)
+    config = TrainConfig(network, labels=300, keep="best", patience=3, class_weights=True, steps_per_epoch=9)
+    assert config.to_json()["network"]["decoder_padding"] is False
     assert TrainConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
 
 
@@ -54,6 +56,10 @@ def test_a_missing_key_takes_its_default_and_an_unknown_one_is_refused() -> None
 @pytest.mark.parametrize(("labels", "passes"), [(None, 1), (1, 5000), (100, 50), (300, 16), (3000, 1), (50_000, 1)])
 def test_an_epoch_with_few_labels_goes_over_them_again(labels: int | None, passes: int) -> None:
     assert TrainConfig(labels=labels).passes == passes
+    count = labels or 50_000
+    assert TrainConfig(labels=labels).images_of_epoch("classifier", count) == passes * count
+    equal = TrainConfig(labels=labels, steps_per_epoch=7)
+    assert equal.images_of_epoch("classifier", count) == 700 and equal.images_of_epoch("autoencoder", 40) == 40
 
 
 @pytest.mark.parametrize(
@@ -70,6 +76,8 @@ def test_an_epoch_with_few_labels_goes_over_them_again(labels: int | None, passe
         ({"channels": True}, r"channels \(=True\) must be one of 1, 3"),
         ({"size": 32}, r"size \(=32\) must be one of 28, 56, 64"),
         ({"size": 64.0}, r"size \(=64.0\) must be one of 28, 56, 64"),
+        ({"decoder_relu": 1}, r"decoder_relu \(=1\) must be a bool"),
+        ({"pooling": False, "decoder_padding": False}, r"decoder_padding \(=False\) must come with pooling"),
     ],
 )
 def test_a_network_out_of_range_is_named(values: dict[str, Any], message: str) -> None:
@@ -89,6 +97,9 @@ def test_a_network_out_of_range_is_named(values: dict[str, Any], message: str) -
         ({"device": "tpu"}, r"device \(=tpu\) must be one of cpu, cuda"),
         ({"stage": "third"}, r"stage \(=third\)"),
         ({"stage": "classifier"}, r"stage \(=classifier\) must come with autoencoder_from \(--from\)"),
+        ({"steps_per_epoch": 0}, r"steps_per_epoch \(=0\) must be an integer from 1 to 10,000"),
+        ({"steps_per_epoch": 9, "stage": "autoencoder"}, r"steps_per_epoch \(=9\) must come with a classifier"),
+        ({"steps_per_epoch": 9, "robust": ROBUST}, r"steps_per_epoch \(=9\) must come with recipe=paper"),
         ({"keep": "first"}, r"keep \(=first\) must be one of last, best"),
         ({"patience": 0}, r"patience \(=0\) must be an integer from 1 to 10,000"),
         ({"class_weights": 2}, r"class_weights \(=2\) must be a bool"),
@@ -130,3 +141,9 @@ def test_a_recipe_is_data() -> None:
 def test_a_recipes_setting_out_of_range_is_named(values: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         replace(ROBUST, **values)
+
+
+def test_the_robust_recipe_takes_a_decoder_with_and_without_the_edge() -> None:
+    for padding in (True, False):
+        config = TrainConfig(NetworkConfig(decoder_padding=padding), robust=ROBUST)
+        assert TrainConfig.from_json(json.loads(json.dumps(config.to_json()))) == config

@@ -1,5 +1,6 @@
 import copy
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,12 +61,14 @@ def masked_loss(network: Network, x: Tensor, keys: NDArray[np.uint32]) -> Tensor
 
     encoder = network.encoder
     y = block(encoder[4](block(encoder[0](x), 0, 12)), 1, 5)
-    z = drop(encoder[9](y.flatten(1)).relu(), 2, [0, 1])
+    z = encoder[9](y.flatten(1))
+    z = drop(z.relu(), 2, [0, 1]) if config.latent_activation else z
     if isinstance(network, Classifier):
         return F.cross_entropy(network.linear(z), LABELS)
     decoder = network.decoder
-    y = drop(decoder[0](z).relu().unflatten(1, (32, 5, 5)), 3, [0, 2, 3, 1])
-    y = drop(decoder[4](y).relu(), 4, [0, 2, 3, 1])
+    activation = F.relu if config.decoder_relu else torch.clone
+    y = drop(activation(decoder[0](z)).reshape(-1, 32, 5, 5), 3, [0, 2, 3, 1])
+    y = drop(activation(decoder[4](y)), 4, [0, 2, 3, 1])
     x_hat = decoder[7](y).sigmoid()
     return F.mse_loss(drop(x_hat, 5, [0, 1, 2, 3]) if config.output_dropout else x_hat, x)
 
@@ -100,6 +103,26 @@ def test_with_the_same_masks_losses_and_gradients_are_pytorchs(
     network = NETWORKS[kind](config)
     loss = FusedBackend(network, 2).backward(x, LABELS, dropout_keys(1))
     check_gradients(network, masked_loss(network, x, dropout_keys(1)), loss)
+
+
+OTHER_LAYERS = [{"decoder_padding": False}, {"latent_activation": False}, {"decoder_relu": False}]
+
+
+@pytest.mark.parametrize(
+    "settings", [*OTHER_LAYERS, {name: value for one in OTHER_LAYERS for name, value in one.items()}]
+)
+@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_the_other_layers_have_pytorchs_losses_gradients_and_outputs(
+    x: Tensor, kind: str, dropout: float, settings: dict[str, Any]
+) -> None:
+    torch.manual_seed(1)
+    network = NETWORKS[kind](NetworkConfig(latent_dim=24, dropout=dropout, **settings))
+    backend = FusedBackend(network, 2)
+    loss = backend.backward(x, LABELS, dropout_keys(1))
+    check_gradients(network, masked_loss(network, x, dropout_keys(1)), loss)
+    with torch.no_grad():
+        torch.testing.assert_close(backend.outputs(x), network.eval()(x), rtol=1e-4, atol=1e-5)
 
 
 def test_a_frozen_encoder_gets_no_gradients(x: Tensor) -> None:

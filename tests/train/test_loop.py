@@ -250,6 +250,10 @@ def test_a_classifier_with_few_labels_sees_only_them(dataset: Dataset, tmp_path:
     assert sum(seen) == 2 * 5_000
     last = [record for record in run.metrics() if "epoch" in record][-1]
     assert last["train_accuracy"] == 1 and last["val_accuracy"] < 0.9
+    seen.clear()
+    run = create_run(tmp_path / "equal", replace(config, steps_per_epoch=3, batch_size=9), dataset)
+    train(run, dataset, Count())
+    assert seen == [9] * 6  # of 20, so that an epoch ends within its second pass
     with pytest.raises(UsageError, match=r"labels \(=2000\) must be at most 1,000, the images of train"):
         create_run(tmp_path / "more", TrainConfig(NETWORK, labels=2_000), dataset)
     assert not (tmp_path / "more").exists()
@@ -265,6 +269,18 @@ def test_random_encoder_and_no_pooling_and_output_dropout_train(dataset: Dataset
     run = create_run(tmp_path / "plain", TrainConfig(network, epochs=1, stage="autoencoder"), dataset)
     train(run, dataset)
     assert run.finished and not run.weights("classifier").exists()
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_error_on_the_interior_is_measured_on_test(dataset: Dataset, tmp_path: Path) -> None:
+    run = create_run(tmp_path / "run", TrainConfig(NETWORK, epochs=1, stage="autoencoder"), dataset)
+    train(run, dataset)
+    x = scale(torch.from_numpy(np.array(dataset.test.images)))
+    with torch.no_grad():
+        squares = (x - run.network("autoencoder")(x)).double().square()
+    tested = run.test_record("autoencoder")
+    assert tested["test_mse"] == pytest.approx(squares.mean().item(), rel=1e-5)
+    assert tested["test_interior_mse"] == pytest.approx(squares[:, :, :25, :25].mean().item(), rel=1e-5)
 
 
 def test_torch_and_numpy_agree_on_scale_and_loss(test_images: NDArray[np.uint8]) -> None:

@@ -1,10 +1,12 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 from fmcae.shape import SHAPES
 from fmcae.train.config import NetworkConfig
-from fmcae.train.networks import Autoencoder, Classifier
+from fmcae.train.networks import INTERIOR, Autoencoder, Classifier
 
 
 @pytest.mark.parametrize("pooling", [True, False])
@@ -47,5 +49,27 @@ def test_the_open_readings_are_switches() -> None:
     assert _order(after.encoder)[:4] == ["Conv2d", "ReLU", "MaxPool2d", "Dropout"]
     assert _order(before.decoder)[-1] == "Sigmoid"
     assert _order(after.decoder)[-1] == "Dropout"
+    plain = Autoencoder(NetworkConfig(latent_activation=False, decoder_relu=False))
+    assert _order(plain.encoder)[-1] == "Linear" and "ReLU" not in _order(plain.decoder)
+    assert [name for name, _ in plain.named_parameters()] == [name for name, _ in after.named_parameters()]
     dropouts = [layer for layer in after.modules() if isinstance(layer, nn.Dropout)]
     assert len(dropouts) == 6 and all(layer.p == 0.1 for layer in dropouts)
+
+
+def _reached(config: NetworkConfig) -> torch.Tensor:
+    """Which pixels of a reconstruction (28, 28) depend on z at all, by the gradient of each."""
+    torch.manual_seed(0)
+    decoder = Autoencoder(config).decoder.eval()
+    z = torch.rand(1, config.latent_dim)
+    jacobian = torch.autograd.functional.jacobian(decoder, z)  # type: ignore[no-untyped-call]
+    return jacobian.abs().sum(dim=(0, 1, 4, 5)) > 0  # type: ignore[no-any-return]
+
+
+def test_the_interior_is_what_the_input_reaches_where_output_is_padded() -> None:
+    reached = _reached(NetworkConfig(latent_dim=16))
+    assert reached[:INTERIOR, :INTERIOR].all() and reached.sum() == INTERIOR**2 == 784 - 159
+
+
+@pytest.mark.parametrize("settings", [{"decoder_padding": False}, {"pooling": False}])
+def test_without_padding_the_input_reaches_every_pixel(settings: dict[str, Any]) -> None:
+    assert _reached(NetworkConfig(latent_dim=16, **settings)).all()

@@ -1,5 +1,6 @@
 import json
 import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from fmcae.files import write_atomic
 from fmcae.train.config import NetworkConfig, TrainConfig
 from fmcae.train.loop import train
 from fmcae.train.run import Run, changes_since, create_run, find_runs, open_run
+
+REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +48,12 @@ def test_a_run_folder_holds_what_is_promised(trained_run: Path) -> None:
 
 def test_a_run_records_what_decides_its_last_bits(trained_run: Path) -> None:
     run = open_run(trained_run)
-    assert set(run.versions) == {"fmcae", "python", "torch", "numpy", "numba"}
-    assert {"cpu", "available_cpus", "memory_gib", "platform", "instruction_set"} <= set(run.machine)
+    assert set(run.versions) - {"commit"} == {"fmcae", "python", "torch", "numpy", "numba"}
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True)
+    if (REPOSITORY / ".git").exists() and head.returncode == 0:
+        commit, _, rest = run.versions["commit"].partition("-")
+        assert head.stdout.startswith(commit) and len(commit) == 12 and rest in ("", "dirty")
+    assert {"cpu", "cpu_model", "available_cpus", "memory_gib", "platform", "instruction_set"} <= set(run.machine)
     assert run.machine["instruction_set"].startswith(torch.backends.cpu.get_cpu_capability() + ", ")
     assert changes_since(run) == []
     other = replace(run, machine={**run.machine, "cpu": "Z80"}, versions={**run.versions, "numba": "0.1"})

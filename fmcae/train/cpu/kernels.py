@@ -6,8 +6,8 @@ kernel takes the GIL or starts a thread.
 
 Dropout draws no array of random numbers: an element is kept if a hash of its index and of a random key is at least
 ``threshold`` = p·2³². Index and key do not depend on how the threads divide a batch: ``first`` is the index in the batch of
-the first image. An output above 0 was kept and passed its ReLU, so outputs serve as the masks of the backward pass.
-``scale`` is 1/(1 - p).
+the first image. An output that is not 0 was kept and passed its ReLU, so outputs serve as the masks of the backward pass.
+``scale`` is 1/(1 - p), and ``relu`` whether there is a ReLU.
 """
 
 from collections.abc import Callable
@@ -44,9 +44,9 @@ def random_bits(index, key):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def activated(value, index, key, threshold, scale):  # type: ignore[no-untyped-def]
+def activated(value, index, key, threshold, scale, relu):  # type: ignore[no-untyped-def]
     """ReLU and dropout of one element."""
-    return value * scale if value > 0 and random_bits(index, key) >= threshold else ZERO
+    return value * scale if (value > 0 or not relu) and random_bits(index, key) >= threshold else ZERO
 
 
 @inlined
@@ -85,7 +85,7 @@ def relu_dropout(a, first, key, threshold, scale):  # type: ignore[no-untyped-de
     """ReLU and dropout of a (N, M) in place."""
     for n in range(a.shape[0]):
         for m in range(a.shape[1]):
-            a[n, m] = activated(a[n, m], (first + n) * a.shape[1] + m, key, threshold, scale)
+            a[n, m] = activated(a[n, m], (first + n) * a.shape[1] + m, key, threshold, scale, True)
 
 
 @compiled
@@ -213,7 +213,7 @@ def pool2_backward(grad, y, indices, scale, grad_a, grad_bias):  # type: ignore[
 
 
 @compiled
-def unflatten(a, first, key, threshold, scale, y):  # type: ignore[no-untyped-def]
+def unflatten(a, first, key, threshold, scale, relu, y):  # type: ignore[no-untyped-def]
     """ReLU and dropout of a (N, 32, 25), flattened as PyTorch does, into y (N, 25, 32)."""
     s = np.empty((25, 32), np.float32)
     for n in range(a.shape[0]):
@@ -221,7 +221,7 @@ def unflatten(a, first, key, threshold, scale, y):  # type: ignore[no-untyped-de
         for p in range(25):
             at = ((first + n) * 25 + p) * 32
             for c in range(32):
-                y[n, p, c] = activated(s[p, c], at + c, key, threshold, scale)
+                y[n, p, c] = activated(s[p, c], at + c, key, threshold, scale, relu)
 
 
 @compiled
@@ -230,43 +230,48 @@ def unflatten_backward(grad, y, scale, grad_a):  # type: ignore[no-untyped-def]
     for n in range(grad.shape[0]):
         for c in range(32):
             for p in range(25):
-                grad_a[n, c, p] = grad[n, p, c] * scale if y[n, p, c] > 0 else ZERO
+                grad_a[n, c, p] = grad[n, p, c] * scale if y[n, p, c] != 0 else ZERO
 
 
 @compiled
-def fold1(columns, bias, first, key, threshold, scale, y):  # type: ignore[no-untyped-def]
+def fold1(columns, bias, first, key, threshold, scale, relu, y):  # type: ignore[no-untyped-def]
     """The first transposed convolution's columns, overlapped and added, then bias, ReLU and dropout.
 
-    columns (N, 5, 5, 4, 64), what each of 5×5 elements adds to each of 4×4×16 -> y (N, 13, 13, 16).
+    columns (N, 5, 5, K, 16·K), what each of 5×5 elements adds to each of K×K×16, for a kernel of K=4 with output padding or
+    of K=5 without -> y (N, 13, 13, 16).
     """
+    size, width = columns.shape[3], columns.shape[4]
     row = np.empty(13 * 16, np.float32)
     for n in range(columns.shape[0]):
         for r in range(13):
             for s in range(13):
                 for c in range(16):
                     row[16 * s + c] = bias[c]
-            for k in range(r % 2, 4, 2):
+            for k in range(r % 2, size, 2):
                 i = (r - k) // 2
-                if 0 <= i < 5:  # no element reaches the last row and column, which output_padding adds
+                if 0 <= i < 5:  # no element reaches a last row and column that output_padding adds
                     for j in range(5):
-                        for q in range(64):
+                        for q in range(width):
                             row[32 * j + q] += columns[n, i, j, k, q]
             at = ((first + n) * 13 + r) * 13 * 16
             for s in range(13):
                 for c in range(16):
-                    y[n, r, s, c] = activated(row[16 * s + c], at + 16 * s + c, key, threshold, scale)
+                    y[n, r, s, c] = activated(row[16 * s + c], at + 16 * s + c, key, threshold, scale, relu)
 
 
 @compiled
-def fold2(columns, bias, out):  # type: ignore[no-untyped-def]
-    """The second transposed convolution's columns (9, N·169), overlapped and added onto the bias -> out (N, 28, 28)."""
+def fold2(columns, size, bias, out):  # type: ignore[no-untyped-def]
+    """The second transposed convolution's columns (K·K, N·169), overlapped and added onto the bias -> out (N, 28, 28).
+
+    ``size`` is the kernel's, K=3 with output padding or K=4 without.
+    """
     for n in range(out.shape[0]):
         out[n] = bias
-        for k in range(9):
+        for k in range(size * size):
             for i in range(13):
                 at = (n * 13 + i) * 13
                 for j in range(13):
-                    out[n, 2 * i + k // 3, 2 * j + k % 3] += columns[k, at + j]
+                    out[n, 2 * i + k // size, 2 * j + k % size] += columns[k, at + j]
 
 
 @compiled
@@ -298,7 +303,7 @@ def squared_error(x, y, x_hat, scale, weight, grad):  # type: ignore[no-untyped-
 
 @compiled
 def folds_backward(grad, y, weight, scale, grad_columns, grad_bias, grad_weight):  # type: ignore[no-untyped-def]
-    """Back through the second transposed convolution and :func:`fold1`.
+    """Back through the second transposed convolution and :func:`fold1`, both with output padding.
 
     grad (N, 28, 28) is the gradient of :func:`fold2`'s output, y (N, 13, 13, 16) the output of fold1, weight (9, 16) the
     second convolution's -> grad_columns (N, 5, 5, 4, 4, 16) and grad_bias (16,) of the first, grad_weight (9, 16) of the
@@ -322,7 +327,7 @@ def folds_backward(grad, y, weight, scale, grad_columns, grad_bias, grad_weight)
                         + (b0 * w[3, c] + b1 * w[4, c] + b2 * w[5, c])
                         + (c0 * w[6, c] + c1 * w[7, c] + c2 * w[8, c])
                     )
-                    masked[i, j, c] = value * scale if y[n, i, j, c] > 0 else ZERO
+                    masked[i, j, c] = value * scale if y[n, i, j, c] != 0 else ZERO
             for j in range(13):
                 q = 2 * j
                 a0, a1, a2 = grad[n, r, q], grad[n, r, q + 1], grad[n, r, q + 2]

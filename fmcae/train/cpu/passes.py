@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -76,14 +77,15 @@ class EncoderWeights(NamedTuple):
     linear: Floats  # (latent_dim, 800)
     linear_bias: Floats
     is_trained: bool
+    latent_activation: bool
 
     @classmethod
     def from_network(cls, encoder: Encoder) -> "EncoderWeights":
         conv1, conv2, last = weighted_layers(encoder)
         weight1 = np.ascontiguousarray(as_numpy(conv1.weight)[:, 0].transpose(1, 2, 0))
         biases = [as_numpy(layer.bias) for layer in (conv1, conv2, last)]
-        is_trained = last.weight.requires_grad
-        return cls(weight1, biases[0], conv2.weight.detach(), biases[1], as_numpy(last.weight), biases[2], is_trained)
+        arrays = weight1, biases[0], conv2.weight.detach(), biases[1], as_numpy(last.weight), biases[2]
+        return cls(*arrays, is_trained=last.weight.requires_grad, latent_activation=encoder[-1] is not last)
 
 
 class Encoded(NamedTuple):
@@ -105,7 +107,8 @@ def encode(weights: EncoderWeights, x: Floats, dropout: Dropout) -> Encoded:
     y2, indices2 = np.empty((count, 32, 25), np.float32), np.empty((count, 25, 32), np.uint8)
     kernels.pool2_forward(np.ascontiguousarray(a2), weights.conv2_bias, *dropout.arguments(1), drop_first, y2, indices2)
     z = linear(y2.reshape(count, 800), weights.linear, weights.linear_bias)
-    kernels.relu_dropout(z, *dropout.arguments(2))
+    if weights.latent_activation:
+        kernels.relu_dropout(z, *dropout.arguments(2))
     return Encoded(z, y1, indices1, y2, indices2)
 
 
@@ -115,7 +118,8 @@ def encode_backward(
     """The gradients of the encoder's parameters by name. It overwrites ``grad_z`` (N, latent_dim)."""
     z, y1, indices1, y2, indices2 = encoded
     count, scale = len(x), dropout.scale
-    kernels.relu_dropout_backward(grad_z, z, scale)
+    if weights.latent_activation:
+        kernels.relu_dropout_backward(grad_z, z, scale)
     grad_y2 = multiply(grad_z, weights.linear).reshape(count, 32, 25)
     grad_a2, grad_bias2 = np.empty((count, 10, 10, 32), np.float32), np.empty(32, np.float32)
     kernels.pool2_backward(grad_y2, y2, indices2, scale, grad_a2, grad_bias2)
@@ -141,18 +145,21 @@ class DecoderWeights(NamedTuple):
 
     linear: Floats  # (800, latent_dim)
     linear_bias: Floats
-    up1: Floats  # (32, 4·4·16), the first transposed convolution's
+    up1: Floats  # (32, 4·4·16), the first transposed convolution's; 5·5·16 without output padding
     up1_bias: Floats
-    up2: Floats  # (9, 16), the second's
+    up2: Floats  # (9, 16), the second's; (16, 16) without output padding
     up2_bias: np.float32
+    sizes: tuple[int, int]  # of the two's kernels
+    relu: bool
 
     @classmethod
     def from_network(cls, decoder: Decoder) -> "DecoderWeights":
         first, up1, up2 = weighted_layers(decoder)
-        weight1 = np.ascontiguousarray(as_numpy(up1.weight).transpose(0, 2, 3, 1)).reshape(32, 256)
-        weight2 = np.ascontiguousarray(as_numpy(up2.weight).reshape(16, 9).T)
+        weight1 = np.ascontiguousarray(as_numpy(up1.weight).transpose(0, 2, 3, 1)).reshape(32, -1)
+        weight2 = np.ascontiguousarray(as_numpy(up2.weight).reshape(16, -1).T)
         biases = [as_numpy(layer.bias) for layer in (first, up1, up2)]
-        return cls(as_numpy(first.weight), biases[0], weight1, biases[1], weight2, biases[2][0])
+        sizes, relu = (up1.kernel_size[0], up2.kernel_size[0]), isinstance(decoder[1], nn.ReLU)
+        return cls(as_numpy(first.weight), biases[0], weight1, biases[1], weight2, biases[2][0], sizes, relu)
 
 
 class Decoded(NamedTuple):
@@ -169,13 +176,14 @@ def decode(weights: DecoderWeights, z: Floats, dropout: Dropout) -> Decoded:
     count = len(z)
     y3 = np.empty((count * 25, 32), np.float32)
     flat = linear(z, weights.linear, weights.linear_bias).reshape(count, 32, 25)
-    kernels.unflatten(flat, *dropout.arguments(3), y3.reshape(count, 25, 32))
-    columns1 = multiply(y3, weights.up1).reshape(count, 5, 5, 4, 64)
+    kernels.unflatten(flat, *dropout.arguments(3), weights.relu, y3.reshape(count, 25, 32))
+    size1, size2 = weights.sizes
+    columns1 = multiply(y3, weights.up1).reshape(count, 5, 5, size1, size1 * 16)
     y4 = np.empty((count, 13, 13, 16), np.float32)
-    kernels.fold1(columns1, weights.up1_bias, *dropout.arguments(4), y4)
+    kernels.fold1(columns1, weights.up1_bias, *dropout.arguments(4), weights.relu, y4)
     columns2 = multiply(weights.up2, y4.reshape(-1, 16).T)  # (9, N·169)
     out = np.empty((count, 28, 28), np.float32)
-    kernels.fold2(columns2, weights.up2_bias, out)
+    kernels.fold2(columns2, size2, weights.up2_bias, out)
     torch.from_numpy(out).sigmoid_()
     y = out
     if dropout.output:
@@ -194,11 +202,15 @@ def decode_backward(
     loss, grad_bias2 = kernels.squared_error(
         x, decoded.y, decoded.x_hat, output_scale, np.float32(1 / batch_size), grad_out
     )
-    grad_columns = np.empty((count, 5, 5, 4, 4, 16), np.float32)
-    grad_bias1, grad_weight2 = np.empty(16, np.float32), np.empty((9, 16), np.float32)
-    kernels.folds_backward(grad_out, decoded.y4, weights.up2, scale, grad_columns, grad_bias1, grad_weight2)
-    grad_columns1 = grad_columns.reshape(count * 25, 256)
-    grad_weight1 = multiply(decoded.y3.T, grad_columns1).reshape(32, 4, 4, 16)
+    size1, size2 = weights.sizes
+    if (size1, size2) == (4, 3):
+        grad_columns = np.empty((count, 5, 5, 4, 4, 16), np.float32)
+        grad_bias1, grad_weight2 = np.empty(16, np.float32), np.empty((9, 16), np.float32)
+        kernels.folds_backward(grad_out, decoded.y4, weights.up2, scale, grad_columns, grad_bias1, grad_weight2)
+    else:
+        grad_columns, grad_bias1, grad_weight2 = _folds_backward(weights, grad_out, decoded.y4, scale)
+    grad_columns1 = grad_columns.reshape(count * 25, -1)
+    grad_weight1 = multiply(decoded.y3.T, grad_columns1).reshape(32, size1, size1, 16)
     grad_y3 = multiply(grad_columns1, weights.up1.T).reshape(count, 25, 32)
     grad_linear = np.empty((count, 800), np.float32)
     kernels.unflatten_backward(grad_y3, decoded.y3.reshape(count, 25, 32), scale, grad_linear.reshape(count, 32, 25))
@@ -207,10 +219,26 @@ def decode_backward(
         "decoder.0.bias": grad_linear.sum(axis=0),
         "decoder.4.weight": grad_weight1.transpose(0, 3, 1, 2),
         "decoder.4.bias": grad_bias1,
-        "decoder.7.weight": grad_weight2.T.reshape(16, 1, 3, 3),
+        "decoder.7.weight": grad_weight2.T.reshape(16, 1, size2, size2),
         "decoder.7.bias": np.array([grad_bias2], np.float32),
     }
     return loss, multiply(grad_linear, weights.linear), gradients
+
+
+def _folds_backward(weights: DecoderWeights, grad: Floats, y: Floats, scale: Any) -> tuple[Floats, Floats, Floats]:
+    """What :func:`kernels.folds_backward` gives, for kernels of any size, by matrix products."""
+    size1, size2 = weights.sizes
+    grad_columns2 = _windows(grad, size2).reshape(-1, size2 * size2)  # (N·169, K·K)
+    grad_y = multiply(grad_columns2, weights.up2).reshape(y.shape)
+    masked = np.where(y != 0, grad_y * scale, np.float32(0))
+    grad_columns = _windows(masked, size1).transpose(0, 1, 2, 4, 5, 3)  # (N, 5, 5, K, K, 16)
+    grad_weight2 = multiply(grad_columns2.T, y.reshape(-1, 16))
+    return np.ascontiguousarray(grad_columns), masked.sum(axis=(0, 1, 2)), grad_weight2
+
+
+def _windows(a: Floats, size: int) -> Floats:
+    """a (N, H, W, ...) -> (N, I, J, ..., size, size): every other window of a row and of a column."""
+    return sliding_window_view(a, (size, size), axis=(1, 2))[:, ::2, ::2]
 
 
 def autoencoder_step(
