@@ -6,7 +6,7 @@ from torch import nn
 
 from fmcae.shape import SHAPES
 from fmcae.train.config import NetworkConfig
-from fmcae.train.networks import INTERIOR, Autoencoder, Classifier
+from fmcae.train.networks import EDGE, INTERIOR, Autoencoder, Classifier
 
 
 @pytest.mark.parametrize("pooling", [True, False])
@@ -57,7 +57,7 @@ def test_the_open_readings_are_switches() -> None:
 
 
 def _reached(config: NetworkConfig) -> torch.Tensor:
-    """Which pixels of a reconstruction (28, 28) depend on z at all, by the gradient of each."""
+    """Which pixels of a reconstruction (S, S) depend on z at all, by the gradient of each."""
     torch.manual_seed(0)
     decoder = Autoencoder(config).decoder.eval()
     z = torch.rand(1, config.latent_dim)
@@ -65,11 +65,15 @@ def _reached(config: NetworkConfig) -> torch.Tensor:
     return jacobian.abs().sum(dim=(0, 1, 4, 5)) > 0  # type: ignore[no-any-return]
 
 
-def test_the_interior_is_what_the_input_reaches_where_output_is_padded() -> None:
-    reached = _reached(NetworkConfig(latent_dim=16))
-    assert reached[:INTERIOR, :INTERIOR].all() and reached.sum() == INTERIOR**2 == 784 - 159
+@pytest.mark.parametrize("size", [28, 56])
+def test_the_interior_is_what_the_input_reaches_where_output_is_padded(size: int) -> None:
+    reached = _reached(NetworkConfig(latent_dim=16, size=size))  # type: ignore[arg-type]
+    assert reached[:-EDGE, :-EDGE].all() and reached.sum() == (size - EDGE) ** 2
+    assert INTERIOR == 28 - EDGE and INTERIOR**2 == 784 - 159
 
 
-@pytest.mark.parametrize("settings", [{"decoder_padding": False}, {"pooling": False}])
+@pytest.mark.parametrize(
+    "settings", [{"decoder_padding": False}, {"decoder_padding": False, "size": 64}, {"pooling": False}]
+)
 def test_without_padding_the_input_reaches_every_pixel(settings: dict[str, Any]) -> None:
     assert _reached(NetworkConfig(latent_dim=16, **settings)).all()
