@@ -120,7 +120,7 @@ def environment(request: pytest.FixtureRequest) -> Callable[..., Path]:
 
     It is made once and kept in pytest's cache. Where the packages cannot be had, the test is skipped with the reason.
     """
-    cache = getattr(request.config, "cache", None)
+    cache: pytest.Cache | None = getattr(request.config, "cache", None)
     if cache is None:
         pytest.skip("pytest's cache is off")
 
