@@ -72,8 +72,8 @@ def test_colours_from_training_to_prediction(cli: Callable[..., Any], tmp_path: 
 
     draw(tmp_path / "discs", 24, ".png", "white", 80, 120)
     draw(tmp_path / "new", 2, ".jpg", (235, 230, 220), 200, 300)
-    shape = ("--channels", "3", "--size", "64", "--latent-dim", "8", "--threads", "1", "--batch-size", "10")
-    result = cli("train", "--data", "discs", "--epochs", "3", *shape, "--out", "run", "--seed", "1")
+    shape = ("--channels", "3", "--size", "64", "--latent-dim", "32", "--threads", "1", "--batch-size", "10")
+    result = cli("train", "--data", "discs", "--epochs", "5", "--lr", "0.003", *shape, "--out", "run", "--seed", "1")
     assert result.exit_code == 0 and "classifier: test cross entropy" in result.stdout
     assert "accuracy 1.0000" in result.stdout.splitlines()[1] and "the mean colour" not in result.stderr
     assert "must be the run's own (=3) to resume it" in cli("train", "--resume", "--out", "run", "--channels", 1).stderr
@@ -89,7 +89,7 @@ def test_colours_from_training_to_prediction(cli: Callable[..., Any], tmp_path: 
     assert cli("reconstruct", "new/red/0.jpg", "-o", "pair.png", "--model", "run").exit_code == 0
     assert read_image("pair.png").size == ((64 + 1 + 64) * 4, 64 * 4)
     assert cli("encode", "new", "-o", "z.npy", "--model", "run").exit_code == 0
-    assert np.load("z.npy").shape == (6, 8)
+    assert np.load("z.npy").shape == (6, 32)
     wrong = cli("evaluate", "run", Path(__file__).parents[1] / "data" / "fashion-mnist-sample")
     assert wrong.exit_code == 2 and "size (=64) must be that of the images of" in wrong.stderr
 
@@ -215,7 +215,7 @@ def test_ctrl_c_says_how_to_go_on(sample: Path) -> None:
 def test_ctrl_c_before_a_run_begins_says_so(
     cli: Callable[..., Any], sample: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stopped(data: object) -> None:
+    def stopped(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("fmcae.data.load_dataset", stopped)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+import fmcae
 import fmcae.train.run as run_module
 from fmcae.data import Dataset, load_dataset
 from fmcae.errors import RunError, UsageError
@@ -50,7 +51,7 @@ def test_a_run_records_what_decides_its_last_bits(trained_run: Path) -> None:
     run = open_run(trained_run)
     assert set(run.versions) - {"commit"} == {"fmcae", "python", "torch", "numpy", "numba"}
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True)
-    if (REPOSITORY / ".git").exists() and head.returncode == 0:
+    if head.returncode == 0 and Path(fmcae.__file__).is_relative_to(REPOSITORY):
         commit, _, rest = run.versions["commit"].partition("-")
         assert head.stdout.startswith(commit) and len(commit) == 12 and rest in ("", "dirty")
     assert {"cpu", "cpu_model", "available_cpus", "memory_gib", "platform", "instruction_set"} <= set(run.machine)
