@@ -17,7 +17,7 @@ from torch import nn
 
 from fmcae.card import Golden, Kind
 from fmcae.data import Dataset
-from fmcae.errors import GateError, RunError
+from fmcae.errors import GateError, RunError, UsageError
 from fmcae.export.calibration import calibrate, calibrated
 from fmcae.export.folder import check_folder, write_export
 from fmcae.export.graph import to_onnx
@@ -54,11 +54,15 @@ def export_run(
     Raises:
         RunError: the run has no finished stage, or no teacher where one is asked for, or the data are not the run's.
         UsageError: ``folder`` holds something else than an earlier export, which this one would replace, or there is no
-            picture for the sample code.
+            classifier for the sample code.
         GateError: parity does not hold; nothing was written.
     """
     check_data(run, dataset)
     networks = trained_networks(run, teacher)
+    if sample_code and "classifier" not in networks:
+        raise UsageError(
+            f"sample_code (={sample_code}) must come with a classifier, whose picture.onnx predict.py runs"
+        )
     check_folder(folder, [*networks, "picture"])
     golden = golden_vectors(networks, dataset)
     graphs = {kind: to_onnx(network, kind, golden[kind].inputs) for kind, network in networks.items()}

@@ -47,10 +47,8 @@ OWN_SHARE = 1 / 3  # of a pixel's height and width is sampled for Fashion-MNIST'
 CLOSE = 0.05  # a pixel within this share of the range from the corners' colour is background: the paper's 5%
 CLEAN = 2.5 / 255  # in a picture without noise, pixels that stand out this much and touch the item belong to it
 BLACK = 0.2  # what a coloured item's black becomes, so that it differs from the background
-SIMILAR, SMOOTH = (
-    0.25,
-    0.03,
-)  # most that a coloured picture's background differs from the corners', and between neighbours
+SIMILAR = 0.25  # the most that a coloured picture's background differs from the corners'
+SMOOTH = 0.03  # and between neighbours
 SWEEPS = 16  # of the flood along rows and columns
 SHARPEN = 0.25  # subsampling keeps most of a picture's sharpness, and a picture at hand may be sharpened already
 MIXED = 0.15  # a pixel that stands out less than this share of its neighbour may be background beside a soft edge

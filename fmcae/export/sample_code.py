@@ -20,7 +20,6 @@ for path in sys.argv[1:]:
     mode = "RGBA" if image.has_transparency_data else "L" if image.mode in ("1", "L") else "RGB"
     pixels = np.atleast_3d(np.asarray(image.convert(mode)))  # (height, width, 1, 3 or 4) uint8 of any size
     probabilities, known_score = session.run(["probabilities", "known_score"], {"image": pixels})
-    label, probability = card["class_names"][probabilities.argmax()], probabilities.max()
-    print(
-        f"{path}: {label if known_score >= threshold else f'unknown, nearest {label}'}, probability {probability:.4f}"
-    )
+    nearest = card["class_names"][probabilities.argmax()]
+    label = nearest if known_score >= threshold else f"unknown, nearest {nearest}"
+    print(f"{path}: {label}, probability {probabilities.max():.4f}")

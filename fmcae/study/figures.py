@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from fmcae.files import write_atomic
-from fmcae.study.grid import ALSO_CALLED
+from fmcae.study.grid import ALSO_CALLED, INTERIOR
 from fmcae.study.results import Results, RunResult
 from fmcae.train.figures import METRIC_NAMES, confusion_figure
 
@@ -26,7 +26,6 @@ STYLES = {"train": "--", "val": "-"}
 METRICS = ("accuracy", "cross_entropy")
 ZOOMED = {"figure-3": None, "figure-4": None, "learning-rate": None, "figure-ap3": 10}  # and up to which epoch
 FIRST_EPOCHS = 15  # of the learning speed
-INTERIOR = 25  # rows and columns that the input reaches through the decoder with padding
 TUNED, CONTROL = "pre-trained, fine-tuned", "random, fine-tuned"
 
 

@@ -19,8 +19,9 @@ from itertools import product
 from typing import Any, TypeAlias
 
 from fmcae.errors import UsageError
-from fmcae.train.config import NetworkConfig, TrainConfig
+from fmcae.train.config import EDGE, NetworkConfig, TrainConfig
 
+INTERIOR = NetworkConfig().size - EDGE  # rows and columns that the input reaches through the decoder with padding
 EPOCHS, LEARNING_RATE = TrainConfig().epochs, TrainConfig().learning_rate
 SEEDS = 3
 LATENT_DIMS = (64, 128, 256, 512)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from fmcae import metrics, schema
 from fmcae.errors import FmcaeError, RunError
 from fmcae.files import write_atomic
-from fmcae.study.grid import COMPONENTS, NOT_SETTINGS, Task, autoencoder, cells_of_runs
+from fmcae.study.grid import COMPONENTS, INTERIOR, NOT_SETTINGS, Task, autoencoder, cells_of_runs
 from fmcae.train.config import LIMITS
 
 if TYPE_CHECKING:
@@ -299,7 +299,6 @@ def pca_error(train: NDArray[np.uint8], test: NDArray[np.uint8]) -> dict[str, fl
     ``mse`` and ``interior_mse`` are of pixels in [0, 1], and ``components`` says how many components there are.
     """
     from fmcae.preprocess import scale
-    from fmcae.train.networks import INTERIOR
 
     x = scale(train).reshape(len(train), -1).astype(np.float64)
     mean = x.mean(axis=0)

@@ -47,6 +47,7 @@ LATER = (
     "decoder_padding", "latent_activation", "decoder_relu", "channels", "size",
 )  # fmt: skip
 OPTIONS = {"encoder_init": " (--encoder)", "encoder_training": " (--freeze-encoder)"}  # fmcae train's own names
+EDGE = 3  # the last rows and columns of a reconstruction, which no input reaches where the decoder's output is padded
 FEWEST_IMAGES = 5_000  # of an epoch with few labels; with fewer it would end after a step or two
 Config = TypeVar("Config", bound="NetworkConfig | RobustConfig | TrainConfig")
 

@@ -27,11 +27,11 @@ from fmcae.data.split import draw_labels
 from fmcae.errors import ProviderError, RunError, UsageError
 from fmcae.train import robust
 from fmcae.train.backend import Backend, Optimizer, PlainBackend, backend_for, balanced_weights, optimizer_for
-from fmcae.train.config import Device, TrainConfig
+from fmcae.train.config import EDGE, Device, TrainConfig
 from fmcae.train.cpu import DROPOUT_LAYERS
 from fmcae.train.cuda import captured
 from fmcae.train.measure import DeviceSplit, epoch_seed, evaluate, scale
-from fmcae.train.networks import EDGE, Autoencoder, Classifier
+from fmcae.train.networks import Autoencoder, Classifier
 from fmcae.train.progress import Progress
 from fmcae.train.run import METRICS, Run, check_data
 from fmcae.train.weights import checkpoint_stage, load_checkpoint, load_weights, save_checkpoint, save_weights
@@ -175,9 +175,7 @@ def _test(
     run: Run, stage: str, backend: Backend, split: DeviceSplit, records: list[dict[str, Any]], kept: dict[str, int]
 ) -> None:
     """Measure the test split, and add its record, which says too which epoch is kept."""
-    values, confusion = evaluate(backend, split)
-    if stage == "autoencoder":
-        values["interior_mse"] = evaluate(backend, split, run.config.network.size - EDGE)[0]["mse"]
+    values, confusion = evaluate(backend, split, run.config.network.size - EDGE)
     own = {f"test_{metric}": value for metric, value in values.items()}
     counts = {} if confusion is None else {"confusion": confusion.tolist()}
     records.append({"stage": stage, "split": "test", **kept, **own, **counts})

@@ -34,15 +34,15 @@ class DeviceSplit:
 
 @torch.no_grad()
 def evaluate(
-    backend: Backend, split: DeviceSplit, size: int | None = None
+    backend: Backend, split: DeviceSplit, interior: int | None = None
 ) -> tuple[dict[str, float], NDArray[np.int64] | None]:
     """A split's metrics in evaluation mode, and a classifier's confusion counts (K, K).
 
-    An autoencoder has ``mse``, of the first ``size`` rows and columns if it is given; a classifier ``cross_entropy`` (nats)
-    and ``accuracy``. Outputs of one batch at a time are in memory.
+    An autoencoder has ``mse``, and where ``interior`` is given ``interior_mse``, of so many rows and columns from the first;
+    a classifier ``cross_entropy`` (nats) and ``accuracy``. Outputs of one batch at a time are in memory.
     """
     backend.network.eval()
-    total, counts = 0.0, None
+    total, interior_total, counts = 0.0, 0.0, None
     on_cuda = split.images.device.type == "cuda"
     batches = (
         torch.split(tensor, GPU_BATCH if on_cuda else EVALUATION_BATCH) for tensor in (split.images, split.labels)
@@ -51,9 +51,10 @@ def evaluate(
         x, labels = scale(images), batch_labels.cpu().numpy()
         outputs = backend.outputs(x)
         if isinstance(backend.network, Autoencoder):
-            x, outputs = x[..., :size, :size], outputs[..., :size, :size]
-            mse = _mse_on_device(x, outputs) if on_cuda else metrics.mse(x.numpy(), outputs.numpy())
-            total += mse * len(labels)
+            total += _mse(x, outputs) * len(labels)
+            if interior is not None:
+                x, outputs = x[..., :interior, :interior], outputs[..., :interior, :interior]
+                interior_total += _mse(x, outputs) * len(labels)
         else:
             logits = outputs.cpu().numpy()
             total += metrics.cross_entropy(logits, labels) * len(labels)
@@ -61,8 +62,13 @@ def evaluate(
             counts = confusion if counts is None else counts + confusion
     mean = total / len(split.labels)
     if counts is None:
-        return {"mse": mean}, None
+        of_interior = {} if interior is None else {"interior_mse": interior_total / len(split.labels)}
+        return {"mse": mean, **of_interior}, None
     return {"cross_entropy": mean, "accuracy": float(np.trace(counts) / len(split.labels))}, counts
+
+
+def _mse(x: Tensor, x_hat: Tensor) -> float:
+    return _mse_on_device(x, x_hat) if x.is_cuda else metrics.mse(x.numpy(), x_hat.numpy())
 
 
 def _mse_on_device(x: Tensor, x_hat: Tensor) -> float:

@@ -5,7 +5,7 @@ assignment, whose numbers agree with the paper's. Dropout follows every layer; t
 Appendix's ("adapting the input sizes").
 
 With the padding of the transposed convolutions' output, the last three rows and columns of a reconstruction are the same
-for every input: what depends on it is the INTERIOR. ``decoder_padding=False`` takes larger kernels instead, which reach
+for every input: what depends on it is the interior. ``decoder_padding=False`` takes larger kernels instead, which reach
 every pixel.
 
     encoder     x (N, 1, 28, 28) -> conv 16, k3 -> (N, 16, 13, 13) -> conv 32, k3 -> (N, 32, 5, 5) -> linear -> z (N, n)
@@ -24,9 +24,6 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from fmcae.train.config import NetworkConfig
-
-EDGE = 3  # the last rows and columns of a reconstruction, which no input reaches where the output is padded
-INTERIOR = 28 - EDGE
 
 
 class Encoder(nn.Sequential):
