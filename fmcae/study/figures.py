@@ -17,11 +17,10 @@ from fmcae.study.results import Results, RunResult
 from fmcae.train.figures import METRIC_NAMES, confusion_figure
 
 Cells: TypeAlias = Mapping[str, Sequence[RunResult]]
-# From light to dark at even steps, so that they differ in grey as well; so do markers and dashes.
+# From light to dark at even steps, so that they differ in grey as well; so do markers.
 COLOURS = ("#F2B200", "#0A8F6B", "#00408A", "#000000")
 TWO_COLOURS = ("#00558B", "#E69F00")
 MARKERS = ("o", "s", "^", "D")
-DASHES = ("-", "--", "-.", ":")
 STYLES = {"train": "--", "val": "-"}
 METRICS = ("accuracy", "cross_entropy")
 ZOOMED = {"figure-3": None, "figure-4": None, "learning-rate": None, "figure-ap3": 10}  # and up to which epoch
@@ -71,7 +70,7 @@ def _curves(cells: Cells, last: int | None, zoom: bool = True) -> Figure | None:
             for split in ("train", "val") if runs else ():
                 _band(panels[0, column], runs, f"{split}_{metric}", index, colour, STYLES[split], name)
             if zoom and runs:
-                _band(panels[1, column], runs, f"val_{metric}", index, colour, DASHES[index], name)
+                _band(panels[1, column], runs, f"val_{metric}", index, colour, STYLES["val"], name)
         panels[0, column].set_title(f"({'ab'[column]}) {METRIC_NAMES[metric]}", fontsize=10)
         _label(panels[0, column], metric)
         if zoom:
@@ -187,7 +186,7 @@ def _learning_speed(cells: Cells) -> Figure | None:
     figure = Figure(figsize=(11, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     for index, (name, runs) in enumerate(zip(("pre-trained", "random"), zip(*both, strict=True), strict=True)):
-        _band(left, runs, "val_accuracy", index, TWO_COLOURS[index], DASHES[index], name)
+        _band(left, runs, "val_accuracy", index, TWO_COLOURS[index], STYLES["val"], name)
     differences = np.array([np.subtract(a.epochs["val_accuracy"], b.epochs["val_accuracy"]) for a, b in both])
     epochs, mean = np.arange(1, differences.shape[1] + 1), differences.mean(axis=0)
     right.plot(epochs, mean, "-o", color=TWO_COLOURS[0], markersize=4, linewidth=1.3)

@@ -232,7 +232,7 @@ PARTS["dropout-first"] = {
 }
 # Where the cells of other readings than the one taken throughout are: part, and cell after that of the paper's part.
 OTHER_READINGS: dict[str, tuple[tuple[str, str], ...]] = {
-    "dropout before pooling": (
+    "dropout first": (
         ("readings", "dropout before pooling, output not dropped: {}"), ("dropout-first", "{}"),
     ),
     "output dropped": (("readings", "dropout after pooling, output dropped: {}"),),

@@ -23,9 +23,11 @@ from fmcae.study.claims import (
     PAPER_RECALL,
     READING,
     SINGLE_LABELS,
+    WITHOUT_FEWEST,
     Claim,
     Contrast,
     Verdict,
+    epochs_held,
     evaluate,
     holm,
     measure,
@@ -54,6 +56,16 @@ NAME, SUMMARY = "report.md", "summary.md"
 NOT_RUN = "not run"
 EDGE_SHARE = 1 - INTERIOR**2 / 28**2  # of the pixels
 SPEED_EPOCHS = (1, 5, 15)
+TALLY: dict[Verdict, str] = {
+    "confirmed": "confirmed",
+    "holds early, not at the end": "confirmed early and not at the end",
+    "holds early, undecided at the end": "confirmed early and undecided at the end",
+    "holds at the best epoch, not at the end": "confirmed at the best epoch only",
+    "holds at the best epoch, undecided at the end": "confirmed at the best epoch and undecided at the end",
+    "not confirmed": "not confirmed",
+    "undecided": "undecided",
+    "not run": "not run",
+}
 
 
 def write_report(folder: Path, results: Results, epochs: int | None = None) -> list[Path]:
@@ -89,6 +101,7 @@ class _Page:
         self.variants = {claim.name: variants(claim, *self._of()) for claim in CLAIMS if claim.name in kept}
         self.verdict: dict[str, Verdict] = {name: overall(found[READING]) for name, found in self.variants.items()}
         self.few_labels = self._few_labels()
+        self.all_labels = self._labels(None)
         self.speed = [
             with_values(replace(FINDINGS[0].contrasts[0], metric=f"val accuracy after epoch {epoch}"), *self._of())
             for epoch in SPEED_EPOCHS
@@ -119,7 +132,12 @@ class _Page:
             reading_values=self.reading_values,
             inf=math.inf,
             fits={reading: self._fit(reading) for reading in (READING, *OTHER_READINGS)},
-            counts=Counter(self.verdict.values()),
+            tally=self._tally(),
+            seed_counts=self._seed_counts(),
+            without_fewest=with_values(WITHOUT_FEWEST, *self._of()),
+            held={claim.name: self._held(claim) for claim in CLAIMS if claim.by_epoch and claim.name in self.variants},
+            best_epochs=self._best_epochs(),
+            trained_twice=self._trained_twice(),
             elsewhere=self._elsewhere,
             every_claim=self._every_claim(),
             tasks=[(same[0], sum(map(bool, map(self.results.find, same)))) for same in zip(*plans, strict=True)],
@@ -129,7 +147,7 @@ class _Page:
     def summary(self) -> str:
         """The short table: a few numbers of the paper beside ours."""
         confirmed = f"{Counter(self.verdict.values())['confirmed']} of {len(self.claims)}"
-        with_pooling = f"{PAPER_MSE['table-2']['p=0.1']}, {PAPER_MSE['appendix']['with pooling']}"
+        with_pooling = f"{PAPER_MSE['table-2']['p=0.1']} (Table 2), {PAPER_MSE['appendix']['with pooling']} (Appendix)"
         without = str(PAPER_MSE["appendix"]["without pooling"])
         columns = (
             ("MSE with pooling", with_pooling, _mean(self.values("appendix", "with pooling", "test MSE"))),
@@ -137,9 +155,10 @@ class _Page:
             ("mean recall", f"{PAPER_RECALL}", _mean(self.values("final-model", "final model", "mean test recall"))),
             ("claims confirmed", "", confirmed),
         )
+        name = "fmcae, mean ± standard deviation (seeds)"
         heads, paper, ours = (" | ".join(texts) for texts in zip(*columns, strict=True))
         rules = " | ".join(["---"] * (len(columns) + 1))
-        return f"| n=128, p=0.1 | {heads} |\n| {rules} |\n| the paper | {paper} |\n| fmcae | {ours} |\n"
+        return f"| n=128, p=0.1 | {heads} |\n| {rules} |\n| the paper | {paper} |\n| {name} | {ours} |\n"
 
     @cache  # noqa: B019 (a page lives as long as its report is made)
     def cells(self, part: str) -> dict[str, list[RunResult]]:
@@ -182,15 +201,18 @@ class _Page:
         return [*((claim.name, claim) for claim in (*self.claims, *self.findings)), *others]
 
     def _elsewhere(self, claim: Claim) -> str:
-        """The verdicts under the other readings of the grid, in a few words."""
+        """The verdicts under the other readings of the grid, in a few words: of more than two those that differ."""
         found: dict[Verdict, list[str]] = {}
         for reading, by_moment in self.variants[claim.name].items():
             if reading != READING:
                 found.setdefault(overall(by_moment), []).append(reading)
-        return "; ".join(
-            f"{'the same' if verdict == self.verdict[claim.name] != NOT_RUN else verdict}: {', '.join(readings)}"
-            for verdict, readings in found.items()
-        )
+        same = [] if self.verdict[claim.name] == NOT_RUN else found.pop(self.verdict[claim.name], [])
+        texts = [f"{verdict}: {', '.join(readings)}" for verdict, readings in found.items()]
+        if same:
+            texts.append(
+                f"the same: {', '.join(same)}" if len(same) < 3 else f"the {'other ' * bool(texts)}{len(same)} the same"
+            )
+        return "; ".join(texts)
 
     def _few_labels(self) -> dict[int, dict[str, Any]]:
         """By number of labels, the test accuracies, pre-trained and random, their difference, and its p-value after Holm."""
@@ -202,15 +224,54 @@ class _Page:
         for count, contrast, p in zip(counts, contrasts, adjusted, strict=True):
             decided = contrast.verdict(len(counts))
             verdict = "undecided" if decided == "confirmed" and not p < ALPHA else decided
-            starts = {
-                start: self.values("equal-steps", f"{label_count(count)}, {start}", "test accuracy")
-                for start in ("pre-trained", "random")
-            }
-            rows[count] = {**starts, "contrast": contrast, "p": p, "verdict": verdict}
+            rows[count] = self._labels(count) | {"contrast": contrast, "p": p, "verdict": verdict}
         return rows
 
-    def _appendix(self) -> list[tuple[str, int | None, float | None, list[float], list[float]]]:
-        """The rows of the Appendix's table: name, parameters, the paper's error, ours whole and on the interior."""
+    def _labels(self, count: int | None) -> dict[str, Any]:
+        """The test accuracies with so many labels, pre-trained and random, and their difference."""
+        starts = {
+            start: self.values("equal-steps", f"{label_count(count)}, {start}", "test accuracy")
+            for start in ("pre-trained", "random")
+        }
+        return {**starts, "contrast": with_values(SINGLE_LABELS[count], *self._of())}
+
+    def _tally(self) -> str:
+        """How many claims have each verdict, in words."""
+        counts = Counter(self.verdict.values())
+        return _conjunction(f"{counts[verdict]} {words}" for verdict, words in TALLY.items() if counts[verdict])
+
+    def _seed_counts(self) -> str:
+        """How many seeds the cells that were run have."""
+        counts = {len(runs) for part in PARTS for runs in self.cells(part).values() if runs} or {0}
+        return (
+            f"{min(counts)} to {max(counts)} seeds" if len(counts) > 1 else f"{max(counts)} seed{'s' * (counts != {1})}"
+        )
+
+    def _held(self, claim: Claim) -> dict[str, str]:
+        """After which epochs a claim about curves is confirmed, by reading."""
+        found = {}
+        for reading in self.variants[claim.name]:
+            own = claim if reading == READING else claim.under(reading)
+            assert own is not None
+            found[reading] = _spans(epochs_held(own, *self._of()))
+        return found
+
+    def _best_epochs(self) -> str:
+        """Which epochs are C11's best, in words; empty without its runs."""
+        cells = self.cells("figure-ap2")
+        if not all(cells.values()):
+            return ""
+        best = {name: [int(np.argmin(run.epochs["val_cross_entropy"])) + 1 for run in cells[name]] for name in cells}
+        return ", here " + " and ".join(f"{min(found)} to {max(found)} {name}" for name, found in best.items())
+
+    def _trained_twice(self) -> tuple[int, float] | None:
+        """How many autoencoders have the interior's error of a second training, and how far their errors are apart."""
+        runs = [run for run in self.results.runs.values() if run.second_training]
+        apart = [abs(run.test["mse"] - run.second_training["mse"]) for run in runs if run.second_training]
+        return (len(runs), max(apart)) if apart else None
+
+    def _appendix(self) -> list[tuple[str, int, str, str, str, str]]:
+        """The rows of the Appendix's table: name, parameters, the paper's error, ours, their ratio, ours on the interior."""
         places = (
             ("with pooling", "appendix", "with pooling"),
             ("without pooling", "appendix", "without pooling"),
@@ -218,23 +279,34 @@ class _Page:
             ("with pooling, no dropout", "no-dropout", "with pooling"),
             ("without pooling, no dropout", "no-dropout", "without pooling"),
         )
-        rows: list[tuple[str, int | None, float | None, list[float], list[float]]] = []
+        rows: list[tuple[str, int, str, str, str, str]] = []
         for name, part, cell in places:
             count = parameters(PARTS[part][cell](0).config.network)
             whole, interior = (self.values(part, cell, metric) for metric in ("test MSE", "test interior MSE"))
-            rows.append((name, count, PAPER_MSE["appendix"].get(name), whole, interior))
-        whole, interior = ([pca[key]] if (pca := self.results.pca) else [] for key in ("mse", "interior_mse"))
-        rows.append((f"baseline: linear, {COMPONENTS} principal components", LINEAR_PARAMETERS, None, whole, interior))
+            reported = PAPER_MSE["appendix"].get(name)
+            paper, ratio = (f"{reported:.3f}", _ratio(whole, reported)) if reported else ("", "")
+            rows.append((name, count, paper, _mean(whole), ratio, _mean(interior)))
+        errors = [
+            f"{self.results.baseline[key]:.4f}" if self.results.baseline else NOT_RUN for key in ("mse", "interior_mse")
+        ]
+        rows.append(
+            (f"baseline: linear, {COMPONENTS} principal components", LINEAR_PARAMETERS, "", errors[0], "", errors[1])
+        )
         return rows
 
     def _edge(self) -> dict[str, float]:
-        """What the edge of the decoder with pooling adds to the error, and its share of it; empty if it was not measured."""
+        """What the edge of the decoder with pooling adds to the error, its share of it, and the least that it can add.
+
+        Empty if the interior was not measured. The whole's error is of the same training as the interior's.
+        """
         runs = [run for run in self.cells("appendix")["with pooling"] if "interior_mse" in run.test]
-        if not runs:
+        if not runs or not self.results.baseline:
             return {}
-        whole, interior = (float(np.mean([run.test[key] for run in runs])) for key in ("mse", "interior_mse"))
+        whole = float(np.mean([(run.second_training or run.test)["mse"] for run in runs]))
+        interior = float(np.mean([run.test["interior_mse"] for run in runs]))
         part = whole - (1 - EDGE_SHARE) * interior
-        return {"whole": whole, "interior": interior, "part": part, "share": part / whole}
+        least = self.results.baseline["edge_mse"]
+        return {"whole": whole, "interior": interior, "part": part, "share": part / whole, "least": least}
 
     def _range(self) -> tuple[float, float] | None:
         """The least and the largest ratio of our errors in Tables 1 to 3 to the paper's; None without runs."""
@@ -274,9 +346,9 @@ def _machines(runs: Iterable[RunResult]) -> list[dict[str, Any]]:
         machine = {"cpu": "an unknown CPU", "available_cpus": "?"} | run.machine
         parts = [machine["cpu"], machine.get("cpu_model"), machine.get("instruction_set")]
         parts += [f"{machine['available_cpus']} CPUs"]
-        parts += [f"{machine['memory_gib']} GiB"] if machine.get("memory_gib") else []
+        parts += [f"{machine['memory_gib']} GiB" if machine.get("memory_gib") else "memory not recorded"]
         order = ("fmcae", "commit", "torch", "numpy", "numba", "python")
-        versions = ", ".join(f"{name} {run.versions[name]}" for name in order if name in run.versions)
+        versions = ", ".join(f"{name} {run.versions.get(name, 'not recorded')}" for name in order)
         hardware = ", ".join(str(part) for part in parts if part)
         key = (hardware, run.config["device"], run.config["threads"], versions, run.recorded)
         facts_of.setdefault(key, []).append(run.date[:10])
@@ -288,6 +360,10 @@ def _mean(values: Sequence[float], digits: int = 4) -> str:
         return NOT_RUN
     spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
     return f"{np.mean(values):.{digits}f}{spread} ({len(values)})"
+
+
+def _ratio(values: Sequence[float], reported: float) -> str:
+    return f"{np.mean(values) / reported:.2f}" if values else ""
 
 
 def _interval(contrast: Contrast) -> str:
@@ -304,26 +380,19 @@ def _digits(contrast: Contrast) -> int:
 
 
 def _validation(claim: Claim) -> str:
-    """The differences of validation's loss and accuracy, in a few words."""
+    """The differences of validation's loss and accuracy."""
     shown = [c for c in claim.contrasts if c.metric.startswith("val ") and "minus" not in c.metric]
-    return ", ".join(map(_signed, shown))
+    shown.sort(key=lambda contrast: "accuracy" in contrast.metric)
+    return ", ".join(f"{contrast.estimate:+.{_digits(contrast)}f}" for contrast in shown)
 
 
-def _signed(contrast: Contrast) -> str:
-    name = "accuracy" if "accuracy" in contrast.metric else "loss"
-    return f"{name} {contrast.estimate:+.{_digits(contrast)}f}"
-
-
-def _words(contrast: Contrast, than: bool = True) -> str:
-    """What a contrast found, as a part of a sentence; without ``than`` in as few words as its claim explains."""
+def _words(contrast: Contrast) -> str:
+    """What a contrast found, as a part of a sentence."""
     estimate, digits = contrast.estimate, _digits(contrast)
     if contrast.ratio is not None:
-        return f"{contrast.subject} {estimate:.2f} times {contrast.than}" if than else f"{estimate:.2f} times"
+        return f"{contrast.subject} {estimate:.2f} times {contrast.than}"
     if contrast.limit is not None:
-        return f"{contrast.subject} {estimate:.4f}"
-    if not than:
-        name = contrast.metric if contrast.metric.startswith(("val", "test")) else contrast.subject
-        return f"{name} {estimate:+.{digits}f}"
+        return f"{contrast.subject} {_interval(contrast)}"
     size = f"{abs(estimate):.{digits}f}"
     if not float(size):
         size = f"less than {10**-digits:.{digits}f}"
@@ -331,7 +400,7 @@ def _words(contrast: Contrast, than: bool = True) -> str:
 
 
 def _brief(claim: Claim) -> str:
-    """What a claim's contrasts found after the last epoch: one or two that are not as claimed, or else the weakest.
+    """What a claim's contrasts found after the last epoch: one or two that are not as claimed, or that of the largest p.
 
     For a claim about curves they stand in a table of their own.
     """
@@ -341,15 +410,30 @@ def _brief(claim: Claim) -> str:
     if seeds < 2:
         return "one seed only, which decides nothing" if seeds else NOT_RUN
     found: dict[Verdict, list[Contrast]] = {}
-    for contrast in sorted(claim.contrasts, key=lambda contrast: -contrast.p_value):  # the weakest first
+    for contrast in sorted(claim.contrasts, key=lambda contrast: -contrast.p_value):
         found.setdefault(contrast.verdict(len(claim.contrasts)), []).append(contrast)
     leads: dict[Verdict, str] = {"not confirmed": "against it: ", "undecided": "open: "}
     texts = [lead + _words(found[verdict][0]) for verdict, lead in leads.items() if verdict in found]
     if more := sum(len(found[verdict]) for verdict in leads if verdict in found) - len(texts):
         texts.append(f"{more} more")
     if not texts:
-        texts.append(("weakest: " if len(claim.contrasts) > 1 else "") + _words(found["confirmed"][0], than=False))
+        first, metrics = found["confirmed"][0], {contrast.metric for contrast in claim.contrasts}
+        label = first.label.rpartition(": ")[2] if len(claim.contrasts) > 1 == len(metrics) else first.label
+        is_difference = first.ratio is None and first.limit is None
+        texts.append(f"{label} {first.estimate:+.{_digits(first)}f}" if is_difference else _words(first))
     return "; ".join(texts)
+
+
+def _spans(numbers: Sequence[int]) -> str:
+    """Such as "2 to 5, 7 and 11" of ascending numbers; "none" without any."""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and number == spans[-1][-1] + 1:
+            spans[-1].append(number)
+        else:
+            spans.append([number])
+    texts = [f"{span[0]} to {span[-1]}" if len(span) > 1 else f"{span[0]}" for span in spans]
+    return _conjunction(texts) if texts else "none"
 
 
 def _claimed(contrast: Contrast) -> str:
@@ -373,13 +457,14 @@ def _conjunction(items: Iterable[str]) -> str:
 
 FILTERS: dict[str, Callable[..., str]] = {
     "mean": _mean,
-    "ratio": lambda values, reported: f"{np.mean(values) / reported:.2f}" if values else "",
+    "ratio": _ratio,
     "fit": lambda value, best: (
         NOT_RUN if value == math.inf else f"**{value:.3f}**" if value == best else f"{value:.3f}"
     ),
     "interval": _interval,
     "brief": _brief,
     "validation": _validation,
+    "said": lambda verdict: verdict if verdict.startswith("holds") else f"is {verdict}",
     "claimed": _claimed,
     "number": _number,
     "thousands": lambda number: f"{number:,}",

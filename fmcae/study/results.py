@@ -63,14 +63,25 @@ class _RunValues(TypedDict):
     seconds: schema.Number
 
 
+class _SecondTraining(TypedDict):
+    mse: schema.Number
+    machine: dict[str, str | float | None]
+    versions: schema.Versions
+    date: str
+
+
+class _RunAgain(_RunValues, total=False):
+    second_training: _SecondTraining
+
+
 class _Content(schema.Versioned):
     data: schema.Data
     examples: dict[str, str]
-    runs: dict[str, _RunValues]
+    runs: dict[str, _RunAgain]
 
 
 class _WithBaseline(_Content, total=False):
-    pca: dict[str, schema.Number]
+    baseline: dict[str, schema.Number]
 
 
 @dataclass(frozen=True)
@@ -85,6 +96,8 @@ class RunResult:
         test: by metric; an autoencoder from before it was measured has no "interior_mse".
         confusion: (K, K) counts on test, rows are the true classes; None for an autoencoder.
         seconds: the time of training, without evaluation.
+        second_training: where "interior_mse" is of a second training with the same seed, which the first edition's results
+            lack: its ``mse``, ``machine``, ``versions`` and ``date``.
     """
 
     name: str
@@ -100,6 +113,7 @@ class RunResult:
     test: dict[str, float]
     confusion: NDArray[np.int64] | None
     seconds: float
+    second_training: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -107,13 +121,13 @@ class Results:
     """All finished runs by name, and their data's name, class_names, counts, split_seed and fingerprint.
 
     ``examples`` has by run name the reconstructions (N, 28, 28) uint8 of the first test images; those are under "x".
-    ``pca`` is what :func:`pca_error` gives, empty in results from before.
+    ``baseline`` is what :func:`baseline_errors` gives, empty in results from before.
     """
 
     runs: dict[str, RunResult]
     data: dict[str, Any]
     examples: dict[str, NDArray[np.uint8]]
-    pca: dict[str, float] = field(default_factory=dict)
+    baseline: dict[str, float] = field(default_factory=dict)
 
     def known(self, interior: bool = False) -> set[str]:
         """Return the names of the runs; with ``interior`` without the autoencoders that lack the interior's error."""
@@ -182,7 +196,9 @@ def check_study(folder: Path, tasks: Iterable[Task], dataset: "Dataset", interio
 
 
 def collect(folder: Path, dataset: "Dataset") -> None:
-    """Add every finished run below ``folder``, all of ``dataset``, to ``results.json``, whose other runs stay.
+    """Add every finished run below ``folder``, all of ``dataset``, to ``results.json``, whose runs stay as they are.
+
+    A run that is there and lacks the interior's error gets that alone from a second training.
 
     Raises:
         RunError: a run's files are damaged.
@@ -200,10 +216,12 @@ def collect(folder: Path, dataset: "Dataset") -> None:
     path = folder / FILE
     read(folder, missing_ok=True)  # raises if what is there is damaged
     before: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"runs": {}, "examples": {}}
-    found = before["runs"] | {run.folder.name: _run_to_json(run) for run in runs}
+    found = before["runs"] | {
+        run.folder.name: _merge(before["runs"].get(run.folder.name), _run_to_json(run)) for run in runs
+    }
     examples = _examples(folder, dataset, before["examples"])
-    pca = before.get("pca") or pca_error(dataset.train.images, dataset.test.images)
-    content = {"schema_version": SCHEMA_VERSION, "data": runs[0].data, "examples": examples, "pca": pca}
+    baseline = before.get("baseline") or baseline_errors(dataset.train.images, dataset.test.images)
+    content = {"schema_version": SCHEMA_VERSION, "data": runs[0].data, "examples": examples, "baseline": baseline}
     lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(found[name])}" for name in sorted(found))  # one for each run
     write_atomic(path, json.dumps(content, indent=1).removesuffix("\n}") + ',\n "runs": {\n' + lines + "\n }\n}\n")
 
@@ -222,7 +240,7 @@ def read(folder: Path, *, missing_ok: bool = False) -> Results:
         schema.check(content, _WithBaseline)
         runs = {name: _run_from_json(name, values, content["data"]) for name, values in content["runs"].items()}
         examples = {name: _unpack(packed) for name, packed in content["examples"].items()}
-        return Results(runs, content["data"], examples, content.get("pca", {}))
+        return Results(runs, content["data"], examples, content.get("baseline", {}))
     except FileNotFoundError as error:
         if missing_ok:
             return Results({}, {}, {})
@@ -273,6 +291,19 @@ def _run_to_json(run: "Run") -> dict[str, Any]:
     }
 
 
+def _merge(before: dict[str, Any] | None, found: dict[str, Any]) -> dict[str, Any]:
+    """What ``results.json`` says of a run, from what it said ``before``, if it did, and what was now ``found``."""
+    if before is None:
+        return found
+    merged = before | {"cells": found["cells"]}
+    if "interior_mse" in found["test"] and "interior_mse" not in before["test"]:
+        merged["test"] = before["test"] | {"interior_mse": found["test"]["interior_mse"]}
+        merged["second_training"] = {"mse": found["test"]["mse"]} | {
+            name: found[name] for name in ("machine", "versions", "date")
+        }
+    return merged
+
+
 def _examples(folder: Path, dataset: "Dataset", before: dict[str, str]) -> dict[str, str]:
     """The packed reconstructions of ``before``, and by each autoencoder that lacks them the first seed's that is there."""
     import torch
@@ -293,10 +324,12 @@ def _examples(folder: Path, dataset: "Dataset", before: dict[str, str]) -> dict[
     return found
 
 
-def pca_error(train: NDArray[np.uint8], test: NDArray[np.uint8]) -> dict[str, float]:
+def baseline_errors(train: NDArray[np.uint8], test: NDArray[np.uint8]) -> dict[str, float]:
     """Return the test error of the linear baseline: principal components of train (N, 28, 28) reconstruct test.
 
     ``mse`` and ``interior_mse`` are of pixels in [0, 1], and ``components`` says how many components there are.
+    ``edge_mse`` is what train's mean picture on the edge, which is the best that depends on no input, adds to the error
+    of the whole.
     """
     from fmcae.preprocess import scale
 
@@ -307,8 +340,11 @@ def pca_error(train: NDArray[np.uint8], test: NDArray[np.uint8]) -> dict[str, fl
     x = scale(test).reshape(len(test), -1).astype(np.float64)
     x_hat = (x - mean) @ components @ components.T + mean
     pictures = [pixels.reshape(-1, 28, 28) for pixels in (x, x_hat)]
+    at_edge = np.ones((28, 28))
+    at_edge[:INTERIOR, :INTERIOR] = 0
     return {
         "components": COMPONENTS,
+        "edge_mse": float(np.mean(np.square(x - mean) * at_edge.ravel())),
         "mse": metrics.mse(*pictures),
         "interior_mse": metrics.mse(*(picture[:, :INTERIOR, :INTERIOR] for picture in pictures)),
     }

@@ -19,6 +19,7 @@ from fmcae.study.claims import (
     Claim,
     Contrast,
     Verdict,
+    epochs_held,
     evaluate,
     holm,
     measure,
@@ -165,14 +166,18 @@ def test_a_claim_about_curves_may_hold_early_and_not_at_the_end(study_results: R
     by_moment = {moment: one.verdict for moment, one in found[READING].items()}
     assert by_moment == {EARLY: "confirmed", BEST: "confirmed", END: "not confirmed"}
     assert overall(found[READING]) == "holds early, not at the end"
-    assert overall(found["dropout before pooling"]) == "confirmed"  # whose runs are others
+    assert overall(found["dropout first"]) == "confirmed"  # whose runs are others
+    own = changed(study_results, "figure-3", "n=512", overfits)
+    assert epochs_held(claim, own, range(4), EPOCHS) == list(range(1, 11))
 
 
 @pytest.mark.parametrize(
     ("early", "best", "end", "verdict"),
     [
         ("confirmed", "confirmed", "confirmed", "confirmed"),
-        ("confirmed", "undecided", "undecided", "holds early, not at the end"),
+        ("confirmed", "undecided", "not confirmed", "holds early, not at the end"),
+        ("confirmed", "undecided", "undecided", "holds early, undecided at the end"),
+        ("undecided", "confirmed", "undecided", "holds at the best epoch, undecided at the end"),
         ("undecided", "confirmed", "not confirmed", "holds at the best epoch, not at the end"),
         ("not confirmed", "undecided", "not confirmed", "not confirmed"),
         ("not run", "not run", "not run", "not run"),

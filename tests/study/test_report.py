@@ -83,14 +83,14 @@ def test_what_stands_before_the_appendix_is_short(report: str) -> None:
 
 def test_each_claim_has_its_verdict_and_says_why(report: str) -> None:
     rows = {row[0]: row for row in cells_of(report, "## The claims")}
-    assert "**confirmed**" in rows["C1"][3] and rows["C1"][4].startswith("weakest: test MSE +0.")
-    assert rows["C1"][5] == "the same: dropout before pooling, output dropped, both, no edge, linear z, linear decoder"
-    assert re.fullmatch(r"\d\.\d\d times", rows["C10a"][4]) and rows["C10a"][5] == "the same: no edge"
+    assert "**confirmed**" in rows["C1"][3] and re.fullmatch(r"n=256 minus n=512 \+0\.00\d\d", rows["C1"][4])
+    assert rows["C1"][5] == "the 6 the same" and rows["C10a"][5] == "the same: no edge"
+    assert re.fullmatch(r"test MSE with pooling \d\.\d\d times that without", rows["C10a"][4])
     assert "**not confirmed**" in rows["C8"][3]
     assert re.fullmatch(r"against it: mean test recall 0\.\d+ (higher|lower) than 0\.91", rows["C8"][4])
     by_epoch = cells_of(report, "C4, C5 and C11 are about curves")[2:]
     assert [row[:2] for row in by_epoch] == [
-        [name, reading] for name in ("C4", "C5", "C11") for reading in ("as taken", "dropout before pooling")
+        [name, reading] for name in ("C4", "C5", "C11") for reading in ("as taken", "dropout first")
     ]
 
 
@@ -99,7 +99,7 @@ def test_every_contrast_stands_in_the_appendix(report: str) -> None:
     count = sum(len(claim.contrasts) for claim in (*CLAIMS, *FINDINGS))
     assert {row[0] for row in rows[:count]} == {claim.name for claim in (*CLAIMS, *FINDINGS)}
     others = [row[0] for row in rows[count:]]
-    assert others.count("C4, after epoch 5") == others.count("C4, dropout before pooling, at the best epoch") == 5
+    assert others.count("C4, after epoch 5") == others.count("C4, dropout first, at the best epoch") == 5
     assert others.count("C1, no edge") == 3 and not any(row[3] == "not run" for row in rows)
 
 
@@ -112,7 +112,7 @@ def test_a_difference_too_small_for_its_digits_is_not_zero() -> None:
 def test_few_labels_have_their_verdicts(report: str) -> None:
     rows = {row[0]: row for row in cells_of(report, "| labels |")}
     assert {count: rows[count][-1] for count in ("100", "10,000")} == {"100": "confirmed", "10,000": "confirmed"}
-    assert list(rows)[2:] == ["100", "300", "1,000", "3,000", "10,000"] and float(rows["10,000"][4].strip("<")) < 0.05
+    assert list(rows)[2:] == ["100", "300", "1,000", "3,000", "10,000", "all"] and float(rows["10,000"][4].strip("<")) < 0.05
 
 
 def test_a_figures_own_name_will_do_for_its_part() -> None:
@@ -150,7 +150,7 @@ def test_what_was_not_run_says_so(study_results: Results, tmp_path: Path) -> Non
 
 
 def test_no_runs_at_all_are_reported(study_results: Results, tmp_path: Path) -> None:
-    empty = replace(study_results, runs={}, pca={})
+    empty = replace(study_results, runs={}, baseline={})
     assert [path.name for path in write_report(tmp_path, empty)] == ["report.md", "summary.md"]
 
 

@@ -12,7 +12,7 @@ from fmcae.data import load_dataset
 from fmcae.errors import RunError
 from fmcae.study.grid import Task, classifier, plan
 from fmcae.study.report import write_report
-from fmcae.study.results import Results, check_study, collect, pca_error, read
+from fmcae.study.results import Results, baseline_errors, check_study, collect, read
 from fmcae.study.runner import count_epochs, run_folder
 
 AUTOENCODER, CLASSIFIER = plan(["final-model"], [0], epochs=1)
@@ -33,7 +33,7 @@ def test_runs_are_collected_and_read_back(sample: Path, tmp_path: Path, study_co
     assert [len(values) for values in run.epochs.values()] == [1, 1, 1, 1] and run.config["seed"] == 0
     autoencoder = results.runs[AUTOENCODER.name]
     assert set(autoencoder.test) == {"mse", "interior_mse"} and autoencoder.versions.keys() >= {"numpy"}
-    assert results.pca == pca_error(dataset.train.images, dataset.test.images)
+    assert results.baseline == baseline_errors(dataset.train.images, dataset.test.images)
     assert run.autoencoder == AUTOENCODER.name and "final-model: final model" in run.cells
     assert run.data == {"name": dataset.name, "fingerprint": dataset.fingerprint}
     content = (study_copy / "results.json").read_text()
@@ -51,13 +51,13 @@ def test_machine_date_and_versions_are_those_of_the_run(sample: Path, study_copy
     path.write_text(json.dumps(described))
     collect(study_copy, load_dataset(sample))
     content = json.loads((study_copy / "results.json").read_text())
-    assert content.keys() == {"schema_version", "data", "examples", "pca", "runs"}
+    assert content.keys() == {"schema_version", "data", "examples", "baseline", "runs"}
     run = content["runs"][AUTOENCODER.name]
     assert run["machine"] == described["machine"] and run["versions"] == described["versions"]
     assert (run["date"], run["recorded"]) == (described["started"], "when the run started")
     write_report(study_copy, read(study_copy))
     page = " ".join((study_copy / "report.md").read_text().split())
-    assert "- 1 run: that one, 64 CPUs;" in page and "(2020-02-02) were recorded when the run started." in page
+    assert "- 1 run: that one, 64 CPUs, memory not recorded;" in page and "(2020-02-02) were recorded when the run started." in page
 
 
 def test_the_linear_baseline_is_the_best_linear_reconstruction(sample: Path) -> None:
@@ -66,9 +66,12 @@ def test_the_linear_baseline_is_the_best_linear_reconstruction(sample: Path) -> 
     _, _, rows = np.linalg.svd(train - train.mean(axis=0), full_matrices=False)
     x_hat = (test - train.mean(axis=0)) @ rows[:128].T @ rows[:128] + train.mean(axis=0)
     squares = ((test - x_hat) ** 2).reshape(-1, 28, 28)
-    found = pca_error(dataset.train.images, dataset.test.images)
+    found = baseline_errors(dataset.train.images, dataset.test.images)
     assert found["mse"] == pytest.approx(squares.mean(), rel=1e-5)
     assert found["interior_mse"] == pytest.approx(squares[:, :25, :25].mean(), rel=1e-5)
+    without_input = ((test - train.mean(axis=0)) ** 2).reshape(-1, 28, 28)
+    edge = without_input.mean() - without_input[:, :25, :25].mean() * 625 / 784
+    assert found["edge_mse"] == pytest.approx(edge, rel=1e-5)
 
 
 def test_autoencoders_without_the_interiors_error_count_as_known_unless_it_is_asked_for(
@@ -77,13 +80,31 @@ def test_autoencoders_without_the_interiors_error_count_as_known_unless_it_is_as
     collect(study_copy, load_dataset(sample))
     file = study_copy / "results.json"
     content = json.loads(file.read_text())
-    del content["runs"][AUTOENCODER.name]["test"]["interior_mse"], content["pca"]  # as the first edition has it
+    del content["runs"][AUTOENCODER.name]["test"]["interior_mse"], content["baseline"]  # as the first edition has it
     file.write_text(json.dumps(content))
     results = read(study_copy)
-    assert results.pca == {}
+    assert results.baseline == {}
     assert results.known() == {AUTOENCODER.name, CLASSIFIER.name} and results.known(interior=True) == {CLASSIFIER.name}
     collect(study_copy, load_dataset(sample))
     assert read(study_copy).known(interior=True) == {AUTOENCODER.name, CLASSIFIER.name}
+
+
+def test_a_second_training_adds_the_interiors_error_and_replaces_nothing(sample: Path, study_copy: Path) -> None:
+    collect(study_copy, load_dataset(sample))
+    file = study_copy / "results.json"
+    content = json.loads(file.read_text())
+    first = content["runs"][AUTOENCODER.name]
+    found, interior = dict(first["test"]), first["test"].pop("interior_mse")
+    first |= {"seconds": 9_999.0, "date": "2020-02-02T02:02:02+00:00", "versions": first["versions"] | {"torch": "1.0"}}
+    first["test"]["mse"] += 0.001
+    file.write_text(json.dumps(content))
+    for _ in range(2):  # the second time changes nothing
+        collect(study_copy, load_dataset(sample))
+        run = read(study_copy).runs[AUTOENCODER.name]
+        assert (run.seconds, run.date, run.versions["torch"]) == (9_999.0, "2020-02-02T02:02:02+00:00", "1.0")
+        assert run.test == {"mse": first["test"]["mse"], "interior_mse": interior}
+        assert run.second_training and run.second_training["mse"] == found["mse"]
+        assert run.second_training["versions"]["torch"] != "1.0"
 
 
 def test_results_of_elsewhere_stay(sample: Path, study_copy: Path, tmp_path: Path) -> None:
