@@ -238,7 +238,8 @@ class _Page:
     def _tally(self) -> str:
         """How many claims have each verdict, in words."""
         counts = Counter(self.verdict.values())
-        return _conjunction(f"{counts[verdict]} {words}" for verdict, words in TALLY.items() if counts[verdict])
+        found = [(counts[verdict], words) for verdict, words in TALLY.items() if counts[verdict]]
+        return _conjunction(f"{count} {'is' if count == 1 else 'are'} {words}" for count, words in found)
 
     def _seed_counts(self) -> str:
         """How many seeds the cells that were run have."""

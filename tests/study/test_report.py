@@ -112,7 +112,10 @@ def test_a_difference_too_small_for_its_digits_is_not_zero() -> None:
 def test_few_labels_have_their_verdicts(report: str) -> None:
     rows = {row[0]: row for row in cells_of(report, "| labels |")}
     assert {count: rows[count][-1] for count in ("100", "10,000")} == {"100": "confirmed", "10,000": "confirmed"}
-    assert list(rows)[2:] == ["100", "300", "1,000", "3,000", "10,000", "all"] and float(rows["10,000"][4].strip("<")) < 0.05
+    assert (
+        list(rows)[2:] == ["100", "300", "1,000", "3,000", "10,000", "all"]
+        and float(rows["10,000"][4].strip("<")) < 0.05
+    )
 
 
 def test_a_figures_own_name_will_do_for_its_part() -> None:
