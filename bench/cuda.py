@@ -8,8 +8,8 @@ the stubs of tests/runtime/test_cuda_stubs.py, whose outputs are zeros that must
 user's own where there is one, with the exit code that it must have; what it says goes to ``log.txt``, and the verdicts to
 ``summary.json``. Beside them are ``doctor.json``, ``bench.json`` (latency, node placement, break-even batch) with its
 picture, ``sessions.json`` (full float32, TF32 and the CPU against the golden vectors; new batch sizes), ``training.json``
-(what CUDA reported against float32 on the CPU), ``step.json`` (a step's kernels and times, with and without the CUDA graph)
-and ``train_speed.json`` (the plain recipe on the same device).
+(what CUDA reported against float32 on the CPU), ``step.json`` (kernels and times of both recipes' steps, with and without
+the CUDA graph, the teacher's in two memory layouts) and ``train_speed.json`` (the plain recipe on the same device).
 """
 
 import argparse
@@ -22,17 +22,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 GRAPHS = [f"exports/fashion-mnist-paper/{name}.onnx" for name in ("encoder", "decoder", "classifier")]
 GRAPHS += [f"exports/{name}/classifier.onnx" for name in ("fashion-mnist", "fashion-mnist-int8", "fashion-mnist-large")]
 SAMPLE = "tests/data/fashion-mnist-sample"
-WEIGHTS = ("autoencoder", "classifier")
+FOREIGN = ("onnxruntime:", "without a CUDA graph")  # what nobody may read on stderr
 
 
 class Trial:
@@ -77,11 +78,11 @@ class Trial:
         return text
 
     def verdict(self, name: str, passed: bool, began: float, said: str, stderr: str = "") -> bool:
-        """Note a step's end; ONNX Runtime's own lines on stderr are counted, since users must not see any."""
-        foreign = stderr.count("onnxruntime:")
+        """Note a step's end, failed where stderr has lines of ONNX Runtime's own, or says that no graph was captured."""
+        foreign = [line for line in stderr.splitlines() if any(words in line for words in FOREIGN)]
         passed = passed and not foreign
         step = {"step": name, "passed": passed, "seconds": round(time.perf_counter() - began, 1), "said": said}
-        self.steps.append(step | ({"onnxruntime_lines_on_stderr": foreign} if foreign else {}))
+        self.steps.append(step | ({"foreign_lines_on_stderr": foreign} if foreign else {}))
         print(f"{'PASS' if passed else 'FAIL'} {name}: {step['seconds']} s, {said}", flush=True)
         self.write_summary()
         return passed
@@ -106,7 +107,7 @@ class Trial:
 def environment() -> dict[str, str]:
     """What every step sees: this checkout, whether or not it is installed."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    return os.environ | {"PYTHONPATH": path, "NO_COLOR": "1", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+    return os.environ | {"PYTHONPATH": path, "NO_COLOR": "1"}
 
 
 def main() -> None:
@@ -163,6 +164,14 @@ def try_all(trial: Trial, options: argparse.Namespace, work: Path) -> None:
         own = [*python, __file__, "--device", device, "--data", data, "--out", out, "--part", *paths]
         return step(name, *own, limit=limit, keep=keep)
 
+    def goes_on(name: str, command: list[Any], whole: Path, run: Path, stage: str = "autoencoder") -> None:
+        """Train what ``whole`` is once more, into ``run``, with a kill after an epoch of a stage."""
+        began = time.perf_counter()
+        killed = kill_after_an_epoch([*map(str, command), str(run)], run, stage)
+        trial.verdict(f"kill -9: {name}", killed, began, f"killed between the {stage}'s first epoch and the run's end")
+        step(f"resume: {name}", *fmcae, "train", "--quiet", "--resume", "--out", run)
+        part(f"equal bit for bit: {name}", "equal", whole, run)
+
     step("doctor", *fmcae, "doctor", "--json", keep="doctor.json")
     part("doctor finds the provider working", "doctor")
     ships = ["exports/fashion-mnist", "exports/fashion-mnist-paper"]
@@ -182,18 +191,14 @@ def try_all(trial: Trial, options: argparse.Namespace, work: Path) -> None:
     step("train", *train, work / "a")
     step("train again", *train, work / "b")
     part("two runs are equal bit for bit", "equal", work / "a", work / "b")
-    began = time.perf_counter()
-    killed = kill_after_an_epoch([*map(str, train), str(work / "c")], work / "c")
-    trial.verdict("kill -9 after an epoch", killed, began, "killed between the first epoch's end and the run's")
-    step("resume", *fmcae, "train", "--quiet", "--resume", "--data", data, "--out", work / "c")
-    part("the resumed run is equal bit for bit", "equal", work / "a", work / "c")
+    goes_on("the paper's recipe", train, work / "a", work / "c")
     chosen = [*train[:-1], "--keep", "best", "--patience", "1", "--class-weights", "--out"]
     step("train with class weights and keep the best", *chosen, work / "d")
-    began = time.perf_counter()
-    killed = kill_after_an_epoch([*map(str, chosen), str(work / "e")], work / "e")
-    trial.verdict("kill -9 while the best is kept", killed, began, "killed between the first epoch's end and the run's")
-    step("resume it", *fmcae, "train", "--quiet", "--resume", "--data", data, "--out", work / "e")
-    part("it is equal bit for bit", "equal", work / "d", work / "e")
+    goes_on("the best is kept", chosen, work / "d", work / "e")
+    robust = [*fmcae, "train", "--quiet", "--recipe", "robust", "--device", device, "--data", ROOT / SAMPLE]
+    robust += ["--epochs", "2", "--seed", "7", "--out"]
+    step("train with the robust recipe", *robust, work / "robust", limit=300)
+    goes_on("the robust recipe", robust, work / "robust", work / "robust-2", "classifier")
     part("what was reported is true in float32 on the CPU", "metrics", work / "a", keep="training.json")
 
     step("export", *fmcae, "export", work / "a", "--data", data, "--out", work / "fp32")
@@ -204,12 +209,9 @@ def try_all(trial: Trial, options: argparse.Namespace, work: Path) -> None:
         step("verify fp16", *fmcae, "verify", *on, work / "fp16")
         step("verify fp16 on the CPU", *fmcae, "verify", work / "fp16")
 
-    if device == "cuda":  # a CPU takes minutes even for the sample
-        robust = [*fmcae, "train", "--quiet", "--recipe", "robust", "--device", device, "--data", ROOT / SAMPLE]
-        step("train with the robust recipe", *robust, "--out", work / "robust", limit=200)
-
     part("sessions", "sessions", work / "fp16", keep="sessions.json")
-    part("a training step", "steps", keep="step.json", limit=200)
+    part("a training step", "steps", work / "robust", keep="step.json", limit=200)
+    part("a step that cannot be captured", "uncaptured")
     speed = [*python, "bench/train_speed.py", "--data", data, "--device", device, "--rounds", "3"]
     speed += [] if device == "cuda" else ["--batches", "10"]
     step("training beside the plain recipe", *speed, "--out", out / "train_speed.json", limit=300)
@@ -221,13 +223,23 @@ def provider_of(device: str) -> str:
     return "cpu" if device == "cpu" else "cuda"
 
 
-def kill_after_an_epoch(command: list[str], run: Path) -> bool:
-    """Whether a training could be killed when its first epoch was saved."""
+def kill_after_an_epoch(command: list[str], run: Path, stage: str) -> bool:
+    """Whether a training could be killed when a stage's first epoch was saved."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment())
-    while not (run / "checkpoint.safetensors").exists() and process.poll() is None:
+    while checkpoint_stage(run / "checkpoint.safetensors") != stage and process.poll() is None:
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     return process.wait() == -signal.SIGKILL
+
+
+def checkpoint_stage(path: Path) -> str | None:
+    """The stage that a checkpoint is of, as the header of its safetensors file says; None without one."""
+    try:
+        with path.open("rb") as file:
+            stage: str = json.loads(file.read(int.from_bytes(file.read(8), "little")))["__metadata__"]["stage"]
+            return stage
+    except FileNotFoundError:
+        return None
 
 
 def check_doctor(options: argparse.Namespace) -> None:
@@ -238,9 +250,9 @@ def check_doctor(options: argparse.Namespace) -> None:
 
 
 def check_equal(options: argparse.Namespace, first: Path, second: Path) -> None:
-    for name in WEIGHTS:
-        if (first / f"{name}.safetensors").read_bytes() != (second / f"{name}.safetensors").read_bytes():
-            sys.exit(f"the {name}'s weights differ")
+    for path in first.glob("*.safetensors"):
+        if path.read_bytes() != (second / path.name).read_bytes():
+            sys.exit(f"the {path.stem}'s weights differ")
 
 
 def check_metrics(options: argparse.Namespace, folder: Path) -> None:
@@ -275,7 +287,7 @@ def measure_sessions(options: argparse.Namespace, half: Path) -> None:
 
     ort = import_onnxruntime()
     facts: dict[str, Any] = {"onnxruntime": ort.__version__, "build": ort.get_build_info()}
-    for path in [*map(Path, GRAPHS), *sorted(half.glob("*.onnx"))]:
+    for path in [*map(Path, GRAPHS), *half.glob("classifier.onnx")]:
         name = f"fp16/{path.name}" if half in path.parents else str(path)
         try:
             facts[name] = measure_session(path, options.device)
@@ -335,65 +347,190 @@ def measure_session(path: Path, device: str) -> dict[str, Any]:
     return row
 
 
-def measure_steps(options: argparse.Namespace) -> None:
-    """A training step as it is captured and as it is not: an epoch's seconds, kernels, the device's own time."""
-    import torch
-    from torch.profiler import ProfilerActivity, profile
+class Training(NamedTuple):
+    """A network in training: what takes the indices (B,) of a batch, and what takes an epoch's number."""
 
-    from fmcae.data import load_dataset
-    from fmcae.train import cuda, loop
-    from fmcae.train.backend import PlainBackend, optimizer_for
-    from fmcae.train.config import NetworkConfig
-    from fmcae.train.measure import DeviceSplit, evaluate
-    from fmcae.train.networks import Autoencoder, Classifier
+    network: Any
+    step: Callable[[Any], object]
+    epoch: Callable[[int], object]
+    images: int
+    batch_size: int
+
+
+def paper_training(backend: Any, split: Any, progress: Any) -> Training:
+    import numpy as np
+
+    from fmcae.train import loop
+    from fmcae.train.backend import optimizer_for
     from fmcae.train.progress import Progress
 
-    class Loud(Progress):
-        def warn(self, text: str) -> None:
-            sys.exit(text)
+    step = loop.step_for(backend, optimizer_for(backend, 1e-3), split, 100, progress)
+    no_keys = np.zeros(0, np.uint32)
+    epoch = partial(loop.train_epoch, step, backend.network, split, 100, Progress())
+    return Training(backend.network, lambda batch: step(batch, no_keys), lambda _: epoch(), len(split.labels), 100)
 
-    device, facts = torch.device(options.device), dict[str, Any]()
-    whole = DeviceSplit.from_split(load_dataset(options.data).train, device)
-    on_cuda, count = device.type == "cuda", 50_000 if device.type == "cuda" else 1_000
-    split = DeviceSplit(whole.images[:count], whole.labels[:count])
+
+@contextmanager
+def capturing(wanted: bool) -> Iterator[None]:
+    """Begin trainings whose steps are captured, or run one by one."""
+    from fmcae.train import cuda, loop, robust
+
+    for module in (loop, robust):
+        module.captured = cuda.captured if wanted else lambda step, *_: step  # type: ignore[attr-defined]
+    yield
+    for module in (loop, robust):
+        module.captured = cuda.captured  # type: ignore[attr-defined]
+
+
+def trained(training: Training, epochs: int) -> tuple[dict[str, Any], list[float]]:
+    """The weights after so many epochs, and each epoch's seconds, as if it had 50,000 images."""
+    import torch
+
+    seconds = []
+    for epoch in range(1, epochs + 1):
+        torch.manual_seed(epoch)
+        began = time.perf_counter()
+        training.epoch(epoch)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seconds.append((time.perf_counter() - began) * 50_000 / training.images)
+    return {name: value.cpu().clone() for name, value in training.network.state_dict().items()}, seconds
+
+
+def equal(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    return all(bool((first[name] == second[name]).all()) for name in first)
+
+
+def measure_steps(options: argparse.Namespace, folder: Path) -> None:
+    """Each training step as it is captured and as it is not: an epoch's seconds, kernels, the device's own time.
+
+    ``folder`` has a run of the robust recipe, whose teacher is also timed with channels before pixels in memory.
+    """
+    import torch
+    from torch.autograd import DeviceType  # type: ignore[attr-defined]
+    from torch.profiler import ProfilerActivity, profile
+
+    from fmcae.cli.progress import Lines
+    from fmcae.data import load_dataset
+    from fmcae.train import loop, robust
+    from fmcae.train.backend import PlainBackend
+    from fmcae.train.config import NetworkConfig
+    from fmcae.train.measure import DeviceSplit, evaluate
+    from fmcae.train.networks import Autoencoder, Classifier, Teacher
+    from fmcae.train.progress import Progress
+    from fmcae.train.run import open_run
+
+    class ChannelsFirst(Teacher):
+        def __init__(self, config: NetworkConfig) -> None:
+            super().__init__(config)
+            self.to(memory_format=torch.contiguous_format)
+
+    device, dataset, facts = torch.device(options.device), load_dataset(options.data), dict[str, Any]()
+    on_cuda = device.type == "cuda"
+    split = DeviceSplit.from_split(dataset.train, device)
+
+    def first(count: int) -> DeviceSplit:
+        return DeviceSplit(split.images[:count], split.labels[:count])
+
+    def paper(kind: type[Autoencoder | Classifier]) -> Training:
+        images = first(50_000 if on_cuda else 1_000)
+        return paper_training(PlainBackend(kind(NetworkConfig()).to(device)), images, Lines())
+
+    def robust_stage(name: str, teacher: type[Teacher] = Teacher) -> Training:
+        images = first(10_000 if on_cuda else 200)
+        robust.Teacher = teacher  # type: ignore[attr-defined]
+        stage = robust._Stage(open_run(folder), name, {"train": images, "val": images})
+        robust.Teacher = Teacher  # type: ignore[attr-defined]
+        step = stage.step_for(Lines())
+        stage._make_views()
+        epoch = partial(stage._train_epoch, step, progress=Progress())
+        return Training(stage.both, step, epoch, len(stage.views.labels), stage.settings.batch_size)
+
+    kinds: dict[str, Callable[[], Training]] = {
+        "autoencoder": partial(paper, Autoencoder),
+        "classifier": partial(paper, Classifier),
+        "robust teacher": partial(robust_stage, "teacher"),
+        "robust teacher, channels first": partial(robust_stage, "teacher", ChannelsFirst),
+        "robust classifier": partial(robust_stage, "classifier"),
+    }
+    steps = 10 if on_cuda else 1
     with loop._deterministic(device):
-        for kind in (Autoencoder, Classifier):
-            rows: dict[str, Any] = {}
-            losses: dict[str, list[float]] = {}
+        for name, begin in kinds.items():
+            rows, weights = dict[str, Any](), {}
             for way in ("captured", "one by one"):
                 torch.manual_seed(0)
-                backend = PlainBackend(kind(NetworkConfig()).to(device))
-                optimizer = optimizer_for(backend, 1e-3)
-                capture = cuda.captured
-                loop.captured = capture if way == "captured" else lambda step, *rest: step  # type: ignore[attr-defined]
-                step = loop.step_for(backend, optimizer, split, 100, Loud())
-                loop.captured = capture  # type: ignore[attr-defined]
-                seconds = []
-                for epoch in range(4 if on_cuda else 2):
-                    torch.manual_seed(epoch)
-                    began = time.perf_counter()
-                    loop.train_epoch(step, backend.network, split, 100, Progress())
-                    seconds.append((time.perf_counter() - began) * 50_000 / count)
-                losses[way] = [float(value.abs().sum()) for value in backend.network.parameters()]
-                rows[way] = {"epoch_s": seconds, "epoch_s_median": statistics.median(seconds[1:])}
-                part = DeviceSplit(split.images[:1000], split.labels[:1000])
-                activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_cuda else [])]
-                with profile(activities=activities) as profiled:
-                    loop.train_epoch(step, backend.network, part, 100, Progress())
-                events = profiled.key_averages()
+                with capturing(way == "captured"):
+                    training = begin()
+                weights[way], seconds = trained(training, 4 if on_cuda else 2)
+                batch = torch.arange(training.batch_size, device=device)
+                with profile(
+                    activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_cuda else [])]
+                ) as profiled:
+                    for _ in range(steps):
+                        training.step(batch)
+                calls = [event.name for event in profiled.events() or []]
                 starts = ("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch", "cudaMemsetAsync", "cudaMemcpyAsync")
-                rows[way]["calls_a_step"] = {
-                    name: sum(event.count for event in events if event.key.startswith(name)) / 10 for name in starts
+                on_device = [  # operators on the CPU have their kernels' times too
+                    event.time_range.elapsed_us()
+                    for event in profiled.events() or []
+                    if event.device_type == DeviceType.CUDA and not event.is_user_annotation
+                ]
+                rows[way] = {
+                    "epoch_s": seconds,
+                    "epoch_s_median": statistics.median(seconds[1:]),
+                    "calls_a_step": {start: sum(call.startswith(start) for call in calls) / steps for start in starts},
+                    "device_us_a_step": sum(on_device) / steps,
                 }
-                rows[way]["device_us_a_step"] = sum(getattr(e, "self_device_time_total", 0) for e in events) / 10
-            began = time.perf_counter()
-            evaluate(backend, split)
-            rows["evaluate_s"] = (time.perf_counter() - began) * 50_000 / count
-            rows["same_weights_both_ways"] = losses["captured"] == losses["one by one"]
-            facts[kind.__name__] = rows
+            if isinstance(training.network, Autoencoder | Classifier):
+                began = time.perf_counter()
+                evaluate(PlainBackend(training.network), first(training.images))
+                rows["evaluate_s"] = (time.perf_counter() - began) * 50_000 / training.images
+            facts[name] = rows | {"same_weights_both_ways": equal(*weights.values())}
     print(json.dumps(facts, indent=1))
     if not all(rows["same_weights_both_ways"] for rows in facts.values()):
         sys.exit("the captured step gives other weights")
+    if on_cuda and not all(
+        rows[way]["device_us_a_step"] for rows in facts.values() for way in ("captured", "one by one")
+    ):
+        sys.exit("the profiler saw nothing that the GPU did")
+
+
+def check_uncaptured(options: argparse.Namespace) -> None:
+    """A step that waits for the device, as none in a graph may, trains on to the same weights; the next is captured."""
+    import torch
+
+    from fmcae.data import load_dataset
+    from fmcae.train import loop
+    from fmcae.train.backend import PlainBackend
+    from fmcae.train.config import NetworkConfig
+    from fmcae.train.measure import DeviceSplit
+    from fmcae.train.networks import Classifier
+    from fmcae.train.progress import Progress
+
+    class Waiting(PlainBackend):
+        def backward(self, *arguments: Any) -> torch.Tensor:
+            loss = super().backward(*arguments)
+            loss.item()
+            return loss
+
+    class Kept(Progress):
+        def warn(self, text: str) -> None:
+            said.append(text)
+
+    device, said, weights = torch.device(options.device), list[str](), list[dict[str, Any]]()
+    whole = DeviceSplit.from_split(load_dataset(options.data).train, device)
+    split = DeviceSplit(whole.images[:1_050], whole.labels[:1_050])  # the last batch is smaller
+    with loop._deterministic(device):
+        for backend, captured in ((Waiting, True), (PlainBackend, True), (PlainBackend, False)):
+            torch.manual_seed(0)
+            with capturing(captured):
+                training = paper_training(backend(Classifier(NetworkConfig()).to(device)), split, Kept())
+            weights.append(trained(training, 2)[0])
+    print(json.dumps({"said": said}))
+    if len(said) != (device.type == "cuda") or any("previous error" in text for text in said):
+        sys.exit("a capture that fails must be said once, with its cause")
+    if not equal(weights[0], weights[2]) or not equal(weights[1], weights[2]):
+        sys.exit("the weights differ")
 
 
 PARTS: dict[str, Callable[..., None]] = {
@@ -402,6 +539,7 @@ PARTS: dict[str, Callable[..., None]] = {
     "metrics": check_metrics,
     "sessions": measure_sessions,
     "steps": measure_steps,
+    "uncaptured": check_uncaptured,
 }
 
 if __name__ == "__main__":

@@ -83,6 +83,11 @@ def main() -> None:
 def _reason(error: Exception) -> str:
     if isinstance(error, MemoryError) or lacks_memory(error):
         return f"out of memory{_memory_limit()}"
+    if type(error).__name__ == "OutOfMemoryError":  # PyTorch's, which may not be imported here
+        facts = ". ".join(
+            str(error).removeprefix("CUDA out of memory. ").split(". ")[:2]
+        )  # the rest is about its allocator
+        return f"the GPU is out of memory: {facts}; nvidia-smi names the programs that take it"
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
         return f"{place}{error.strerror or error}"

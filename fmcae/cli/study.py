@@ -108,10 +108,11 @@ def run(  # long for its options
     try:
         from fmcae.data import load_dataset
         from fmcae.study.results import check_study, collect
-        from fmcae.study.runner import executor, run_study
+        from fmcae.study.runner import cluster_device, executor, run_study
         from fmcae.train.loop import resolve_device
 
-        folder, place = out.resolve(), resolve_device(device)
+        folder = out.resolve()
+        place = resolve_device(device, note) if ray is None else cluster_device(ray, device)  # not this machine's
         count = _workers(workers, place)
         data = str(Path(data).expanduser().resolve()) if data else None
         dataset = load_dataset(data)

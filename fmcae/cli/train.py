@@ -193,7 +193,7 @@ def _settings(context: typer.Context) -> dict[str, Any]:
     for name in ("data", "autoencoder_from"):
         settings[name] = str(Path(settings[name]).expanduser().resolve()) if settings[name] else None
     settings["encoder_training"] = "frozen" if settings["encoder_training"] else "fine-tuned"
-    settings["device"] = resolve_device(settings["device"])
+    settings["device"] = resolve_device(settings["device"], note)
     if settings["threads"] is None:
         settings["threads"] = available_cpus()
     if settings["decoder_padding"] is None:

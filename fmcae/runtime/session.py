@@ -33,10 +33,15 @@ INSTALL_DRIVER = "install NVIDIA's driver, or give the container the GPU (docker
 # From 1.27 on, the packages of ONNX Runtime are built for CUDA 13.
 INSTALL_CUDA_12 = "pip install 'onnxruntime-gpu[cuda,cudnn]<1.27'"
 _NEWER_DRIVER = f"install a newer NVIDIA driver or, for a driver that has CUDA 12, run  {INSTALL_CUDA_12}"
+_MORE_MEMORY = "end other programs that take the GPU's memory; nvidia-smi names them"
 _REMEDIES = {  # by a part of the reason
     "CUDA failure 35:": _NEWER_DRIVER,
+    "CUDA failure 222:": _NEWER_DRIVER,  # it cannot compile the kernels' intermediate code
     "undefined symbol: cuTensorMap": _NEWER_DRIVER,  # a function of the driver since CUDA 12
-    "out of memory": "end other programs that take the GPU's memory; nvidia-smi names them",
+    "CUDA failure 209:": f"on a GPU that is too old for CUDA 13, run  {INSTALL_CUDA_12}",
+    "out of memory": _MORE_MEMORY,
+    "ALLOC_FAILED": _MORE_MEMORY,
+    "CUBLAS failure 3:": _MORE_MEMORY,  # the same where cuBLAS does not name it
 }
 
 

@@ -4,9 +4,11 @@ Each run has its folder, DIR/runs/NAME. A run that is stopped continues from its
 those that start from it fail too, and the next call tries them once more.
 """
 
+import math
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -14,13 +16,16 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from fmcae import schema
-from fmcae.errors import FmcaeError
+from fmcae.errors import FmcaeError, ProviderError
 from fmcae.runtime.cluster import connected
 from fmcae.study.grid import Task, autoencoder, multiply_adds, work
+from fmcae.train.config import Device
+from fmcae.train.progress import Progress
 
 State = Literal["waiting", "running", "done", "failed"]
 Submit: TypeAlias = Callable[[Path, Task, str | None], "Future[None]"]  # starts run_task with these arguments
@@ -141,8 +146,23 @@ def run_study(
     return progress
 
 
-def run_task(folder: Path, task: Task, data: str | None) -> None:
-    """Train one task, in this process, from where its run folder stands.
+class _Warnings(Progress):
+    """Tells of a task's warnings alone."""
+
+    def __init__(self, task: Task, tell: Callable[[str], object]) -> None:
+        self.task, self.tell = task, tell
+
+    def warn(self, text: str) -> None:
+        self.tell(f"warning: {self.task.title}: {text}")
+
+
+def _print_warning(text: str) -> None:
+    # here and not in the task's process, whose lines would end up in the middle of the study's table
+    print("".join(char if char.isprintable() else ascii(char)[1:-1] for char in text), file=sys.stderr, flush=True)
+
+
+def run_task(folder: Path, task: Task, data: str | None, tell: Callable[[str], object] = _print_warning) -> None:
+    """Train one task, in this process, from where its run folder stands; ``tell`` gets its warnings.
 
     Raises:
         FmcaeError: it cannot be trained; the message says why.
@@ -162,7 +182,7 @@ def run_task(folder: Path, task: Task, data: str | None) -> None:
             network = replace(task.config.network, class_count=len(dataset.class_names))
             config = replace(task.config, network=network, data=data)
             run = create_run(path, config, dataset, run_folder(folder, task.needs) if task.needs else None)
-        train(run, dataset)
+        train(run, dataset, _Warnings(task, tell))
 
 
 def measure_rate() -> float:
@@ -173,7 +193,6 @@ def measure_rate() -> float:
     from fmcae.train.loop import step_for, train_epoch
     from fmcae.train.measure import DeviceSplit
     from fmcae.train.networks import Autoencoder
-    from fmcae.train.progress import Progress
 
     config = autoencoder(0).config
     images = torch.randint(256, (5_000, 28, 28), dtype=torch.uint8)
@@ -189,19 +208,29 @@ def measure_rate() -> float:
 
 
 @contextmanager
-def local(workers: int) -> Iterator[Submit]:
-    """Run each task in a fresh process of this machine, ``workers`` at a time; leaving early ends them."""
+def local(workers: int, gpus: Sequence[str] = ()) -> Iterator[Submit]:
+    """Run each task in a fresh process of this machine, ``workers`` at a time; leaving early ends them.
+
+    They share ``gpus`` evenly, which are entries of CUDA_VISIBLE_DEVICES; each process sees one of them.
+    """
     processes: set[multiprocessing.process.BaseProcess] = set()
     context = multiprocessing.get_context("spawn")
+    slot, gpus_of_slots = threading.local(), cycle(gpus or [None])
+
+    def begin_slot() -> None:
+        slot.gpu = next(gpus_of_slots)
 
     def in_process(*arguments: Any) -> None:
         receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=_run_and_report, args=(sender, *arguments), daemon=True)
+        process = context.Process(target=_run_and_report, args=(sender, slot.gpu, *arguments), daemon=True)
         processes.add(process)
         process.start()
         sender.close()
         try:
-            message = receiver.recv()
+            is_warning, message = receiver.recv()
+            while is_warning:
+                _print_warning(message)
+                is_warning, message = receiver.recv()
         except EOFError:
             process.join()
             message = f"its process ended with exit code {process.exitcode}"
@@ -210,7 +239,7 @@ def local(workers: int) -> Iterator[Submit]:
         if message:
             raise FmcaeError(message)
 
-    pool = ThreadPoolExecutor(workers)
+    pool = ThreadPoolExecutor(workers, initializer=begin_slot)
     try:
         yield partial(pool.submit, in_process)
     finally:
@@ -219,15 +248,17 @@ def local(workers: int) -> Iterator[Submit]:
         pool.shutdown(cancel_futures=True)
 
 
-def _run_and_report(sender: Any, *arguments: Any) -> None:
-    """Send an empty text when the task is trained, or else the error."""
+def _run_and_report(sender: Any, gpu: str | None, folder: Path, task: Task, data: str | None) -> None:
+    """Send each warning, and in the end an empty text when the task is trained, or else the error."""
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # before torch is imported
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the study, which ends this process
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        run_task(*arguments)
-        sender.send("")
+        run_task(folder, task, data, lambda warning: sender.send((True, warning)))
+        sender.send((False, ""))
     except BaseException as error:
-        sender.send(str(error) if isinstance(error, FmcaeError) else f"{type(error).__name__}: {error}")
+        sender.send((False, str(error) if isinstance(error, FmcaeError) else f"{type(error).__name__}: {error}"))
 
 
 def _end_with_parent() -> None:
@@ -251,13 +282,39 @@ def ray(address: str, cpus: int, gpu_workers: int) -> Iterator[Submit]:
     """
     with connected(address) as library:
         resources: dict[str, float] = library.cluster_resources()
-        gpus = min(1, resources.get("GPU", 0) / gpu_workers) if gpu_workers else 0
-        remote = library.remote(num_cpus=cpus, num_gpus=gpus, max_retries=5)(run_task)
+        gpus = int(resources.get("GPU", 0))
+        # so many workers on each GPU, since Ray packs shares such as three quarters on one GPU each
+        share = 1 / math.ceil(gpu_workers / gpus) if gpu_workers and gpus else 0
+        remote = library.remote(num_cpus=cpus, num_gpus=share, max_retries=5)(run_task)
         yield lambda *arguments: remote.remote(*arguments).future()
+
+
+def cluster_device(address: str, device: str) -> Device:
+    """Return the device on a Ray cluster, "cpu" or "cuda"; "auto" is cuda where one of its machines has a GPU.
+
+    Raises:
+        ProviderError: cuda was asked for, and no machine has a GPU.
+        RunError: there is no cluster at that address.
+    """
+    with connected(address) as library:
+        has_gpu = library.cluster_resources().get("GPU", 0) >= 1
+    if device == "cuda" and not has_gpu:
+        raise ProviderError(
+            f"device (=cuda) is not available: the Ray cluster {address} has no GPU; run on --device cpu"
+        )
+    return "cuda" if has_gpu and device != "cpu" else "cpu"
 
 
 def executor(address: str | None, workers: int, threads: int, device: str) -> AbstractContextManager[Submit]:
     """Return :func:`ray` if there is an address, else :func:`local`."""
     if address is None:
-        return local(workers)
+        return local(workers, _visible_gpus() if device == "cuda" else ())
     return ray(address, threads, workers if device == "cuda" else 0)
+
+
+def _visible_gpus() -> list[str]:
+    """The GPUs that this process sees, as entries of CUDA_VISIBLE_DEVICES."""
+    import torch
+
+    count, listed = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [str(index) for index in range(count)] if listed is None else listed.split(",")[:count]

@@ -8,6 +8,7 @@ Source: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TypeAlias
 
 import torch
@@ -40,7 +41,9 @@ def _replayed(step: Step, state: Sequence[Tensor], batch_size: int, progress: Pr
         with torch.random.fork_rng(devices=[] if device.index is None else [device.index]):
             graph, loss = _capture(step, indices)
     except RuntimeError as error:
-        progress.warn(f"training goes on without a CUDA graph, and slower: {str(error).splitlines()[0]}")
+        cause = error.__context__ or error  # a capture that failed ends with an error that does not say why
+        reason = (str(cause).splitlines() or [type(cause).__name__])[0]
+        progress.warn(f"training goes on without a CUDA graph, and slower: {reason}")
         return step
     finally:
         with torch.no_grad():
@@ -58,14 +61,32 @@ def _replayed(step: Step, state: Sequence[Tensor], batch_size: int, progress: Pr
 
 
 def _capture(step: Step, indices: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+    graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
     stream = torch.cuda.Stream(indices.device)  # type: ignore[no-untyped-call]
     current = torch.cuda.current_stream(indices.device)
     stream.wait_stream(current)
-    with torch.cuda.stream(stream):
-        for _ in range(WARM_UP_STEPS):
-            step(indices)
-    current.wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        loss = step(indices)
+    try:
+        with torch.cuda.stream(current):  # which would not be the current one any more after a failed capture
+            with torch.cuda.stream(stream):
+                for _ in range(WARM_UP_STEPS):
+                    step(indices)
+            current.wait_stream(stream)
+            with torch.cuda.graph(graph, pool=pool):
+                loss = step(indices)
+    except RuntimeError:
+        _clear_away(indices.device, pool)
+        raise
     return graph, loss
+
+
+def _clear_away(device: torch.device, pool: tuple[int, int]) -> None:
+    """Mend what a capture leaves that failed: in PyTorch only one that ends well gives generator and memory back.
+
+    Source: CUDAGraph::capture_end in PyTorch's aten/src/ATen/cuda/CUDAGraph.cpp.
+    """
+    torch.cuda.synchronize(device)  # the warm-up may still write to the state
+    generator = torch.cuda.default_generators[device.index]
+    generator.graphsafe_set_state(generator.clone_state())  # up to PyTorch 2.12 it would refuse to draw from now on
+    with suppress(RuntimeError):  # there is nothing to give back where the capture did not begin, or ended
+        torch._C._cuda_endAllocateToPool(device.index, pool)
+        torch._C._cuda_releasePool(device.index, pool)

@@ -13,6 +13,7 @@ and instruction set of the CPU.
 import copy
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeAlias
@@ -43,18 +44,39 @@ BEST = {  # by stage: the metric whose best epoch is the best, its sign where le
 TrainStep: TypeAlias = Callable[[Tensor, NDArray[np.uint32]], Tensor]  # indices of a batch, dropout's keys -> the loss
 
 
-def resolve_device(device: str) -> Device:
-    """The device, "cpu" or "cuda"; "auto" is cuda where PyTorch has it.
+def resolve_device(device: str, note: Callable[[str], object] = lambda text: None) -> Device:
+    """The device, "cpu" or "cuda"; "auto" is cuda where PyTorch computes on a GPU.
+
+    ``note`` is told where there is a GPU that "auto" cannot take.
 
     Raises:
-        ProviderError: cuda was asked for and PyTorch has none.
+        ProviderError: cuda was asked for, and PyTorch does not compute on a GPU.
         UsageError: another name.
     """
     if device not in ("auto", "cpu", "cuda"):
         raise UsageError(f"device (={device}) must be one of auto, cpu, cuda")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ProviderError("device (=cuda) is not available: PyTorch finds no CUDA GPU; run on --device cpu")
-    return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
+        return "cpu"
+    if (obstacle := _cuda_obstacle()) is None:
+        return "cuda"
+    if device == "cuda":
+        raise ProviderError(f"device (=cuda) is not available: {obstacle}; run on --device cpu")
+    note(f"training on the CPU: {obstacle}")
+    return "cpu"
+
+
+def _cuda_obstacle() -> str | None:
+    """What keeps PyTorch from computing on a GPU; None if it does. That it finds one does not say that it has kernels."""
+    if not torch.cuda.is_available():
+        return "PyTorch finds no CUDA GPU" if torch.version.cuda else "this build of PyTorch has no CUDA"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PyTorch's own about an old GPU has many lines
+            float(torch.ones(1, device="cuda"))
+    except RuntimeError as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        return f"PyTorch finds a GPU but cannot compute on it ({reason})"
+    return None
 
 
 def train(run: Run, dataset: Dataset, progress: Progress | None = None) -> None:

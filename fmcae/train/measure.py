@@ -15,7 +15,7 @@ from fmcae.train.networks import Autoencoder
 from fmcae.train.run import NETWORKS
 
 EVALUATION_BATCH = 1000  # images; the result does not depend on it
-GPU_BATCH = 10_000  # images; with fewer a GPU waits for Python
+GPU_BATCH = 2_000  # images of 28x28; more take gigabytes of a GPU's memory
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,7 @@ def evaluate(
     """
     backend.network.eval()
     total, interior_total, counts = 0.0, 0.0, None
-    on_cuda = split.images.device.type == "cuda"
-    batches = (
-        torch.split(tensor, GPU_BATCH if on_cuda else EVALUATION_BATCH) for tensor in (split.images, split.labels)
-    )
+    batches = (torch.split(tensor, _batch_size(split.images)) for tensor in (split.images, split.labels))
     for images, batch_labels in zip(*batches, strict=True):
         x, labels = scale(images), batch_labels.cpu().numpy()
         outputs = backend.outputs(x)
@@ -65,6 +62,10 @@ def evaluate(
         of_interior = {} if interior is None else {"interior_mse": interior_total / len(split.labels)}
         return {"mse": mean, **of_interior}, None
     return {"cross_entropy": mean, "accuracy": float(np.trace(counts) / len(split.labels))}, counts
+
+
+def _batch_size(images: Tensor) -> int:
+    return EVALUATION_BATCH if images.device.type == "cpu" else GPU_BATCH * 28**2 // images.shape[1] ** 2
 
 
 def _mse(x: Tensor, x_hat: Tensor) -> float:

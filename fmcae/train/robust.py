@@ -37,7 +37,7 @@ from fmcae.train.weights import load_checkpoint, load_weights, save_checkpoint
 
 Student: TypeAlias = NormalizedClassifier
 WARM_UP = 0.2  # the share of the steps in which the learning rate rises
-VIEW_BATCH = {"cpu": 250, "cuda": 10_000}  # images that are changed at a time
+VIEW_BATCH = {"cpu": 250, "cuda": 1_000}  # images that are changed, and labelled, at a time
 
 
 def train_stage(run: Run, stage: str, splits: dict[str, DeviceSplit], progress: Progress) -> Classifier | Teacher:
@@ -143,10 +143,7 @@ class _Stage:
         done = load_checkpoint(run.checkpoint, stage, self.both, self.optimizer.state)
         records = [old for old in run.metrics() if old["stage"] != stage or old.get("epoch", np.inf) <= done]
         progress.stage(stage, self.epochs, done + 1, count)
-        self.network.train()
-        moments = (value for own in self.optimizer.state.values() for value in own.values())
-        state = [*self.both.state_dict().values(), *moments]
-        step = captured(self._step, state, self.settings.batch_size, progress)
+        step = self.step_for(progress)
         view_epochs = 1 if self.teacher is None else self.settings.view_epochs
         for epoch in range(done + 1, self.epochs + 1):
             started = time.perf_counter()
@@ -164,6 +161,13 @@ class _Stage:
             save_checkpoint(run.checkpoint, stage, epoch, self.both, self.optimizer.state)
             progress.record(record)
         return self._result()
+
+    def step_for(self, progress: Progress) -> Step:
+        """Return what trains once on the views at indices (B,)."""
+        self.network.train()
+        moments = (value for own in self.optimizer.state.values() for value in own.values())
+        state = [*self.both.state_dict().values(), *moments]
+        return captured(self._step, state, self.settings.batch_size, progress)
 
     @torch.no_grad()
     def _make_views(self) -> None:

@@ -120,6 +120,21 @@ def test_debug_shows_the_traceback_on_either_side_of_the_verb() -> None:
         assert "Traceback" in result.stderr and "ArtefactError" in result.stderr
 
 
+@pytest.mark.train
+def test_a_gpu_without_memory_is_one_line(cli: "Cli", monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    facts = "Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 3.81 GiB of which 1.05 GiB is free"
+
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError(f"CUDA out of memory. {facts}. Process 7 has 2.75 GiB memory in use. If reserved")
+
+    monkeypatch.setattr("fmcae.data.load_dataset", fail)
+    result = cli("train")
+    advice = "nvidia-smi names the programs that take it"
+    assert (result.exit_code, result.stderr) == (1, f"error: the GPU is out of memory: {facts}; {advice}\n")
+
+
 def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys; sys.argv = ['fmcae', '--help']\n"

@@ -56,6 +56,15 @@ NO_CUBLAS = (
     "file=/onnxruntime_src/onnxruntime/core/providers/cuda/cuda_execution_provider.cc ; line=245 ; "
     "expr=cublasCreate(&cublas_handle_); \n\n"
 )
+OLD_GPU, OLD_DRIVER_FOR_PTX, NO_MEMORY_FOR_CUBLAS, NO_MEMORY_FOR_CUDNN = (  # as the same build puts other failures
+    OLD_DRIVER.replace("CUDA failure 35: CUDA driver version is insufficient for CUDA runtime version", failure)
+    for failure in (
+        "CUDA failure 209: no kernel image is available for execution on the device",
+        "CUDA failure 222: the provided PTX was compiled with an unsupported toolchain.",
+        "CUBLAS failure 3: Unknown cuBLAS error status",
+        "CUDNN failure 2: CUDNN_STATUS_ALLOC_FAILED",
+    )
+)
 NO_CUDNN = (
     "[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED : Non-zero status code returned while running Conv node. Name:'node_conv2d' "
     "Status Message: /onnxruntime_src/onnxruntime/core/providers/cuda/cuda_kernel.h:296 static cudnnContext* "
@@ -348,8 +357,20 @@ def test_a_cuda_that_does_not_start_is_not_blamed_on_the_graph(fake_ort: Callabl
         (OLD_DRIVER, "CUDA failure 35: CUDA driver version is insufficient for CUDA runtime version", INSTALL_CUDA_12),
         (NO_MEMORY, "out of memory, there is no room for 5,120 bytes", "nvidia-smi names them"),
         (NO_CUBLAS, "CUBLAS failure 1: Unknown cuBLAS error status", INSTALL_CUDA),
+        (
+            OLD_GPU,
+            "CUDA failure 209: no kernel image is available for execution on the device",
+            f"; to get it, on a GPU that is too old for CUDA 13, run  {INSTALL_CUDA_12}",
+        ),
+        (
+            OLD_DRIVER_FOR_PTX,
+            "CUDA failure 222: the provided PTX was compiled with an unsupported toolchain.",
+            INSTALL_CUDA_12,
+        ),
+        (NO_MEMORY_FOR_CUBLAS, "CUBLAS failure 3: Unknown cuBLAS error status", "nvidia-smi names them"),
+        (NO_MEMORY_FOR_CUDNN, "CUDNN failure 2: CUDNN_STATUS_ALLOC_FAILED", "nvidia-smi names them"),
     ],
-    ids=["an old driver", "no memory", "cuBLAS"],
+    ids=["an old driver", "no memory", "cuBLAS", "an old GPU", "PTX", "cuBLAS' memory", "cuDNN's memory"],
 )
 def test_a_session_that_cuda_refuses_is_an_error_with_its_reason_and_remedy(
     fake_ort: Callable[..., FakeOrt], error: str, reason: str, remedy: str

@@ -9,10 +9,11 @@ from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from fmcae.errors import FmcaeError
+from fmcae.errors import FmcaeError, ProviderError
 from fmcae.study import runner
 from fmcae.study.grid import Task, autoencoder, classifier, plan
 from fmcae.study.runner import (
@@ -253,7 +254,9 @@ def test_a_ray_cluster_finishes_what_a_killed_worker_began(
     assert count_epochs(tmp_path, long) == 10
 
 
-@pytest.mark.parametrize(("gpus", "workers", "share"), [(8, 32, 0.25), (1, 4, 0.25), (8, 4, 1), (0, 4, 0), (8, 0, 0)])
+@pytest.mark.parametrize(
+    ("gpus", "workers", "share"), [(8, 32, 1 / 4), (1, 4, 1 / 4), (3, 4, 1 / 2), (8, 4, 1), (0, 4, 0), (8, 0, 0)]
+)
 def test_workers_spread_over_all_gpus_of_a_cluster(
     monkeypatch: pytest.MonkeyPatch, gpus: int, workers: int, share: float
 ) -> None:
@@ -269,3 +272,73 @@ def test_workers_spread_over_all_gpus_of_a_cluster(
     monkeypatch.setitem(sys.modules, "ray", cluster)
     with runner.ray("auto", cpus=1, gpu_workers=workers):
         assert [wanted["num_gpus"] for wanted in asked] == [share]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "device", "found"), [(2, "auto", "cuda"), (2, "cuda", "cuda"), (2, "cpu", "cpu"), (0, "auto", "cpu")]
+)
+def test_the_device_on_a_cluster_is_not_this_machines(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, device: str, found: str
+) -> None:
+    resources = {"CPU": 4.0} | ({"GPU": float(gpus)} if gpus else {})
+    cluster = SimpleNamespace(init=lambda **_: None, shutdown=lambda: None, cluster_resources=lambda: resources)
+    monkeypatch.setitem(sys.modules, "ray", cluster)
+    assert runner.cluster_device("auto", device) == found
+    resources.pop("GPU", None)
+    with pytest.raises(ProviderError, match=r"device \(=cuda\) is not available: the Ray cluster auto has no GPU"):
+        runner.cluster_device("auto", "cuda")
+
+
+@pytest.mark.parametrize(
+    ("visible", "expected"),
+    [(None, ["0", "1", "2"]), ("5,GPU-1a,3", ["5", "GPU-1a", "3"]), ("4,5,6,-1,7", ["4", "5", "6"])],
+)
+def test_workers_spread_over_all_gpus_of_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str | None, expected: list[str]
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    gpus = runner._visible_gpus()
+    assert gpus == expected
+    if visible is not None:
+        return
+    monkeypatch.setattr(runner, "_run_and_report", _report_gpu)
+    with local(4, gpus) as submit:  # all four must be at it before one ends
+        seen = [submit(tmp_path, task, "4") for task in plan(["table-1"], [0])]
+        for future in seen:
+            future.result(60)
+    assert sorted(path.read_text() for path in tmp_path.iterdir()) == ["0", "0", "1", "2"]
+
+
+def _report_gpu(sender: Any, *arguments: Any) -> None:
+    """As the runner's own, in a process in which a task only waits for the others and notes its GPU."""
+
+    def see_gpu(folder: Path, task: Task, data: str, tell: Callable[[str], object]) -> None:
+        assert "torch" not in sys.modules
+        (folder / task.name).write_text(os.environ["CUDA_VISIBLE_DEVICES"])
+        _wait_until(lambda: len(list(folder.iterdir())) == int(data))
+
+    runner.run_task = see_gpu  # type: ignore[assignment]
+    runner._run_and_report(sender, *arguments)
+
+
+def _warn_twice(sender: Any, *arguments: Any) -> None:
+    def warn(folder: Path, task: Task, data: None, tell: Callable[[str], object]) -> None:
+        progress = runner._Warnings(task, tell)
+        progress.warn("first\x1b[2J")
+        progress.warn("second")
+
+    runner.run_task = warn  # type: ignore[assignment]
+    runner._run_and_report(sender, *arguments)
+
+
+def test_warnings_of_a_run_reach_the_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tasks: list[Task]
+) -> None:
+    monkeypatch.setattr(runner, "_run_and_report", _warn_twice)
+    with local(1) as submit:
+        submit(tmp_path, tasks[0], None).result(60)
+    title = tasks[0].title
+    assert capsys.readouterr().err == f"warning: {title}: first\\x1b[2J\nwarning: {title}: second\n"

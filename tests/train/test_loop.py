@@ -1,3 +1,4 @@
+import re
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from fmcae.preprocess import scale as scale_numpy
 from fmcae.train.backend import PlainBackend, backend_for, training_loss
 from fmcae.train.config import NetworkConfig, TrainConfig
 from fmcae.train.loop import _deterministic, best_epoch, resolve_device, train
-from fmcae.train.measure import DeviceSplit, _mse_on_device, evaluate, scale
+from fmcae.train.measure import DeviceSplit, _batch_size, _mse_on_device, evaluate, scale
 from fmcae.train.networks import Autoencoder, Classifier
 from fmcae.train.progress import Progress
 from fmcae.train.run import Run, create_run, open_run
@@ -352,12 +353,35 @@ def test_the_picture_of_reconstructions_computes_what_it_shows(
 
 
 def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    notes: list[str] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert resolve_device("auto") == "cpu"
-    with pytest.raises(ProviderError, match=r"device \(=cuda\) is not available"):
-        resolve_device("cuda")
+    assert resolve_device("auto", notes.append) == "cpu"
+    for version, reason in (("13.0", "PyTorch finds no CUDA GPU"), (None, "this build of PyTorch has no CUDA")):
+        monkeypatch.setattr(torch.version, "cuda", version)
+        with pytest.raises(ProviderError, match=rf"device \(=cuda\) is not available: {reason}; run on --device cpu"):
+            resolve_device("cuda")
+    assert notes == []
     with pytest.raises(UsageError, match=r"device \(=tpu\) must be one of auto, cpu, cuda"):
         resolve_device("tpu")
+
+
+def test_a_gpu_without_kernels_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    notes: list[str] = []
+    ones = torch.ones
+
+    def refuse(size: int, device: str) -> Tensor:
+        raise torch.AcceleratorError("CUDA error: no kernel image is available for execution on the device\nand more")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "ones", refuse)
+    reason = "PyTorch finds a GPU but cannot compute on it (CUDA error: no kernel image is available for execution"
+    assert resolve_device("cpu", notes.append) == "cpu" and notes == []
+    assert resolve_device("auto", notes.append) == "cpu"
+    assert [note.removesuffix(" on the device)") for note in notes] == [f"training on the CPU: {reason}"]
+    with pytest.raises(ProviderError, match=f"is not available: {re.escape(reason)}"):
+        resolve_device("cuda")
+    monkeypatch.setattr(torch, "ones", lambda size, device: ones(size))
+    assert resolve_device("auto") == resolve_device("cuda") == "cuda"
 
 
 def test_a_run_on_the_cpu_wakes_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -369,6 +393,12 @@ def test_a_run_on_the_cpu_wakes_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_rng_state", woken)
     with _deterministic(torch.device("cpu")):
         pass
+
+
+def test_a_gpu_measures_larger_images_in_smaller_batches() -> None:
+    sizes = {size: _batch_size(torch.empty(9, size, size, device="meta")) for size in (28, 56, 64)}
+    assert sizes == {28: 2000, 56: 500, 64: 382}
+    assert _batch_size(torch.empty(9, 64, 64)) == 1000
 
 
 def test_the_error_that_a_gpu_adds_up_is_the_metric() -> None:
