@@ -95,6 +95,12 @@ def check_manners(command: Command, folder: Path, of_damage: str) -> None:
     bag, blank = result.stdout.splitlines()
     assert bag == f"{shown[0]}: Bag, probability 0.9998, known score 0.9980"
     assert blank.startswith(f"{shown[1]}: unknown, nearest ")
+    (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    result = run(command, model(NAMES[0]), *shown, folder / "broken.png")
+    assert (result.returncode, len(result.stdout.splitlines())) == (1, 2)
+    error = result.stderr.splitlines()[1]
+    assert error.startswith(f"error: {folder / 'broken.png'}: ")
+    assert re.fullmatch(r"(error: )?usage: .*picture\.onnx \[--json\] PICTURE\.\.\.\n", run(command).stderr)
     content = model(NAMES[0]).read_bytes()
     start = b'"probabilities": [[0.'
     assert content.count(start) == 1
@@ -163,7 +169,6 @@ def test_cpp_says_the_same(answers: Callable[..., Answers], expected: dict[str, 
         is_jpeg = [not png for png in is_png]
         check_same(select(found, is_jpeg), select(of_python, is_jpeg), atol=0.05)
     check_manners([str(program)], tmp_path, "golden picture 0: another probability of T-shirt/top")
-    assert run([str(program)]).stderr == "error: usage: classify picture.onnx [--json] PICTURE...\n"
 
 
 def select(answers: Answers, wanted: list[bool]) -> Answers:
