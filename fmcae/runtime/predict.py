@@ -44,9 +44,9 @@ class Outcome:
 
 
 def unknown_text(nearest: str, pixels: NDArray[np.uint8] | None) -> str:
-    """What is said of an unknown picture: the nearest label, and that it is blank if all ``pixels`` are 0."""
-    blank = "blank; " if pixels is not None and not pixels.any() else ""
-    return f"unknown ({blank}nearest: {nearest})"
+    """What is said of an unknown picture: the nearest label, and that nothing is found if all ``pixels`` are 0."""
+    nothing = "nothing found; " if pixels is not None and not pixels.any() else ""
+    return f"unknown ({nothing}nearest: {nearest})"
 
 
 def find_images(names: Iterable[str]) -> Iterator[Found]:
