@@ -44,9 +44,9 @@ class Outcome:
 
 
 def unknown_text(nearest: str, pixels: NDArray[np.uint8] | None) -> str:
-    """What is said of an unknown picture: the nearest label, and that nothing is found if all ``pixels`` are 0."""
-    nothing = "nothing found; " if pixels is not None and not pixels.any() else ""
-    return f"unknown ({nothing}nearest: {nearest})"
+    """What is said of an unknown picture: the nearest label, and that there is no item if all ``pixels`` are 0."""
+    no_item = "no item; " if pixels is not None and not pixels.any() else ""
+    return f"unknown ({no_item}nearest: {nearest})"
 
 
 def find_images(names: Iterable[str]) -> Iterator[Found]:
