@@ -20,7 +20,7 @@ from fmcae.errors import ImageError
 from fmcae.files import read_at_most
 from fmcae.limits import MAX_READS, PictureFile, Refused, check_encoded, check_exif, check_opened
 
-ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]
+ImageSource: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | NDArray[Any]
 
 MAX_FILE_BYTES = 256 * 2**20  # more than MAX_PIXELS need in any format
 MAX_PIXELS = 64_000_000  # a larger picture is more likely a decompression bomb than a product photo
@@ -57,6 +57,8 @@ def read_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image
     """
     if isinstance(source, np.ndarray):
         return _from_array(source, max_pixels)
+    if isinstance(source, bytearray | memoryview):
+        source = bytes(source)
     if isinstance(source, str) and not source:
         raise ImageError("path (=) must not be empty")
     name = source_name(source)
@@ -82,7 +84,7 @@ def read_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image
 
 def source_name(source: ImageSource) -> str:
     """What an error calls an image: its path, or what it is."""
-    if isinstance(source, bytes):
+    if isinstance(source, bytes | bytearray | memoryview):
         return "image bytes"
     return str(source) if isinstance(source, str | os.PathLike) else "image"
 

@@ -1,5 +1,7 @@
 """What an encoded picture may ask of Pillow, so that any file takes at most 2 s, and 500 MB beside its pixels.
 
+A WebP file of 64 megapixels takes 800 MB beside them, since its decoder holds the picture several times.
+
 A small file can keep a decoder busy for hours: a JPEG of thousands of scans, a TIFF whose strips are all the same megabyte.
 Each limit depends on the file alone, is checked before the work that it bounds, and lies above what cameras, phones and
 editors write. The times are of one busy core of a server of 2023, with Pillow 10.3 and 13.

@@ -28,7 +28,7 @@ LIGHTS = ((255, 255, 255), (240, 230, 210), (190, 190, 190))
 
 
 def pictures(count: int = 50, seed: int = 0) -> dict[str, bytes]:
-    """Encoded pictures by file name: PNG and JPEG, from 28 to 1,024 pixels, the same ones for a seed.
+    """Encoded pictures by file name: PNG (of 8 or 16 bits) and JPEG, from 28 to 1,024 pixels, the same ones for a seed.
 
     They show images of the sample of Fashion-MNIST and of ``exports/samples``: as they are, on white, grey and coloured
     paper, on a photo's noise, transparent and on dark.
@@ -43,6 +43,8 @@ def pictures(count: int = 50, seed: int = 0) -> dict[str, bytes]:
         image = raw[number] if number < 10 else raw[rng.integers(10, len(raw))]
         picture = way(image, rng)
         is_jpeg = picture.mode in ("L", "RGB") and turn % 2 == 1 and picture.size != (28, 28)
+        if name == "grey" and not is_jpeg:  # of 16 bits
+            picture = Image.fromarray(np.asarray(picture).astype(np.uint16) * 257)
         options = {"quality": int(rng.integers(60, 96))} if is_jpeg else {}
         buffer = io.BytesIO()
         picture.save(buffer, "JPEG" if is_jpeg else "PNG", **options)

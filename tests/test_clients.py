@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import onnxruntime
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 import fmcae
 from fmcae.runtime.session import release
@@ -90,11 +90,23 @@ def check_same(found: Answers, expected: Answers, atol: float = 1e-4) -> None:
 def check_manners(command: Command, folder: Path, of_damage: str) -> None:
     """What people read, and that a file with other numbers than it was shipped with is refused."""
     Image.new("RGB", (50, 40), "ivory").save(folder / "blank.png")
-    shown = [REPOSITORY / "exports" / "samples" / "bag.png", folder / "blank.png"]
+    outline = Image.new("L", (400, 400), 255)  # which preprocessing shrinks in a way of its own
+    ImageDraw.Draw(outline).polygon([(150, 40), (250, 40), (300, 360), (100, 360)], outline=0, width=4)
+    outline.save(folder / "outline.png")
+    shown = [REPOSITORY / "exports" / "samples" / "bag.png", folder / "blank.png", folder / "outline.png"]
     result = run(command, model(NAMES[0]), *shown)
-    bag, blank = result.stdout.splitlines()
+    bag, blank, drawn = result.stdout.splitlines()
+    prediction = fmcae.load().predict(outline)
+    assert f" {prediction.label}, " in drawn
+    assert float(drawn.rpartition(" ")[2]) == pytest.approx(prediction.known_score, abs=1e-4)
     assert bag == f"{shown[0]}: Bag, probability 0.9998, known score 0.9980"
     assert blank.startswith(f"{shown[1]}: unknown, nearest ")
+    (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    result = run(command, model(NAMES[0]), *shown, folder / "broken.png")
+    assert (result.returncode, len(result.stdout.splitlines())) == (1, 3)
+    error = result.stderr.splitlines()[1]
+    assert error.startswith(f"error: {folder / 'broken.png'}: ")
+    assert re.fullmatch(r"(error: )?usage: .*picture\.onnx \[--json\] PICTURE\.\.\.\n", run(command).stderr)
     content = model(NAMES[0]).read_bytes()
     start = b'"probabilities": [[0.'
     assert content.count(start) == 1
@@ -163,7 +175,6 @@ def test_cpp_says_the_same(answers: Callable[..., Answers], expected: dict[str, 
         is_jpeg = [not png for png in is_png]
         check_same(select(found, is_jpeg), select(of_python, is_jpeg), atol=0.05)
     check_manners([str(program)], tmp_path, "golden picture 0: another probability of T-shirt/top")
-    assert run([str(program)]).stderr == "error: usage: classify picture.onnx [--json] PICTURE...\n"
 
 
 def select(answers: Answers, wanted: list[bool]) -> Answers:

@@ -1,4 +1,5 @@
 import gzip
+import math
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -109,6 +110,19 @@ def test_thin_items(height: int, width: int) -> None:
     image[20:-20, 20:-20] = 0
     result = to_uint8(image)
     assert max(result.max(axis=0).astype(bool).sum(), result.max(axis=1).astype(bool).sum()) == 28
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(60, 1500), st.floats(0.01, 0.08), *[st.floats(0.05, 0.35)] * 2, *[st.floats(0.65, 0.95)] * 2)
+def test_an_outline_keeps_all_of_its_sides(
+    size: int, width: float, left: float, top: float, right: float, bottom: float
+) -> None:
+    picture = Image.new("L", (size, size), 255)
+    box = [round(edge * size) for edge in (left, top, right, bottom)]
+    ImageDraw.Draw(picture).rectangle(box, outline=0, width=math.ceil(width * size))
+    x = preprocess(picture)[0]
+    seen = x[np.ix_(x.any(axis=1), x.any(axis=0))]
+    assert min(side.mean() for side in (seen[0], seen[-1], seen[:, 0], seen[:, -1])) > 0.3
 
 
 def test_transparent_white_and_black_items_both_show() -> None:

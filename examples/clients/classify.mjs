@@ -18,7 +18,12 @@ async function decode(source) {
   return new ort.Tensor('uint8', new Uint8Array(data), [info.height, info.width, info.channels]);
 }
 
+process.on('uncaughtException', (error) => {
+  console.error(`error: ${error.message}`);
+  process.exit(1);
+});
 const [path, ...rest] = process.argv.slice(2);
+if (!path) throw new Error('usage: node classify.mjs picture.onnx [--json] PICTURE...');
 const file = await readFile(path);
 const { card, golden } = await readArtefact(file);
 const { class_names: classNames, calibration, tolerance } = card;
@@ -36,7 +41,10 @@ for (const [i, picture] of golden.pictures.entries()) {
 console.error(`${golden.pictures.length} golden pictures agree`);
 
 for (const picture of rest.filter((argument) => argument !== '--json')) {
-  const outputs = await session.run({ image: await decode(picture) });
+  const image = await decode(picture).catch((error) => {
+    throw new Error(`${picture}: ${error.message}`);
+  });
+  const outputs = await session.run({ image });
   const probabilities = Array.from(outputs.probabilities.data);
   const score = outputs.known_score.data[0];
   const probability = Math.max(...probabilities);

@@ -24,6 +24,8 @@ def decode(source: Any) -> NDArray[np.uint8]:
     """A picture's pixels, upright: (H, W, 1), (H, W, 3) or, with transparency, (H, W, 4)."""
     with Image.open(source) as image:
         upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I"):  # 16 bits, which convert would clip
+        upright = Image.fromarray(np.rint(np.asarray(upright) / 257).clip(0, 255).astype(np.uint8))
     mode = "RGBA" if upright.has_transparency_data else "L" if upright.mode in ("1", "L") else "RGB"
     return np.atleast_3d(np.asarray(upright.convert(mode)))
 
@@ -37,7 +39,11 @@ def classify(run: Run, card: dict[str, Any], golden: dict[str, Any], arguments: 
     print(f"{len(golden['pictures'])} golden pictures agree", file=sys.stderr)
 
     for path in (argument for argument in arguments if argument != "--json"):
-        probabilities, score = run(decode(path))
+        try:
+            pixels = decode(path)
+        except Exception as error:  # Pillow raises anything on damaged data
+            sys.exit(f"error: {path}: {error}")
+        probabilities, score = run(pixels)
         index = int(probabilities.argmax())
         label, known = card["class_names"][index], score >= card["calibration"]["threshold"]
         if "--json" in arguments:
@@ -51,6 +57,8 @@ def classify(run: Run, card: dict[str, Any], golden: dict[str, Any], arguments: 
 if __name__ == "__main__":
     import onnxruntime
 
+    if len(sys.argv) < 2:
+        sys.exit("usage: python classify.py picture.onnx [--json] PICTURE...")
     session = onnxruntime.InferenceSession(sys.argv[1])
     metadata = session.get_modelmeta().custom_metadata_map
 

@@ -15,6 +15,8 @@ import openvino
 from classify import classify
 from numpy.typing import NDArray
 
+if len(sys.argv) < 2:
+    sys.exit("usage: python classify_openvino.py picture.onnx [--json] PICTURE...")
 model = openvino.Core().read_model(sys.argv[1])
 # Without the hint, OpenVINO computes in bfloat16 where the processor has it.
 compiled = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})

@@ -133,8 +133,8 @@ function showResult({ label, probabilities, knownScore, x, shape, width, height,
   const known = knownScore >= model.threshold;
   const ranks = Array.from(probabilities.keys()).sort((a, b) => probabilities[b] - probabilities[a]);
   const share = percent(probabilities[ranks[0]]);
-  const blank = x.every((value) => value === 0) ? 'blank; ' : '';
-  tell(known ? label : 'Unknown', known ? share : `${blank}nearest: ${label}, ${share}`);
+  const noItem = x.every((value) => value === 0) ? 'no item; ' : '';
+  tell(known ? label : 'Unknown', known ? share : `${noItem}nearest: ${label}, ${share}`);
   byId('bars').className = known ? '' : 'unknown';
   byId('bars').replaceChildren(...ranks.slice(0, MAX_BARS).map((index) => bar(model.classNames[index], probabilities[index])));
   const [, planes, size] = shape; // x is (1, planes, size, size): grey, or red, green and blue

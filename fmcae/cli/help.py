@@ -142,6 +142,13 @@ class Verbs(_Help, TyperGroup):
 class Verb(_Help, TyperCommand):
     """A verb, whose help has its options in groups, and whose errors name its flags."""
 
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """The usage line's parts, with arguments as most commands show them: FILE, [FILE], PATH... or [PATH]...."""
+        options, *pieces = super().collect_usage_pieces(ctx)
+        arguments = (parameter for parameter in self.get_params(ctx) if parameter.param_type_name == "argument")
+        ends = ("..." if argument.nargs == -1 else "" for argument in arguments)
+        return [options, *(piece.strip("{}") + end for piece, end in zip(pieces, ends, strict=True))]
+
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """List the arguments, then each group of options."""
         groups: dict[str, list[tuple[str, str]]] = {name: [] for name in ("Arguments", *GROUPS, "Options")}

@@ -24,7 +24,7 @@ EXPORT_HELP = "An exported file, a folder of them, or a run that is exported."
 
 def parity(
     run: Annotated[Path, typer.Argument(metavar="RUN", help=RUN_HELP, autocompletion=complete_run)],
-    export: Annotated[Path, typer.Argument(metavar="EXPORT", help=EXPORT_HELP, autocompletion=complete_model)],
+    export: Annotated[str, typer.Argument(metavar="EXPORT", help=EXPORT_HELP, autocompletion=complete_model)],
     provider: ProviderOption = "cpu",
     threads: ThreadsOption = None,
     data: DataOption = None,

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import onnx
+
 from fmcae.card import Card, Kind, parity_lines
 from fmcae.export.markdown import render
 from fmcae.export.tradeoff import Tradeoff
@@ -20,6 +22,7 @@ def model_card(artefacts: Mapping[Kind, Artefact]) -> str:
     return render(
         TEMPLATE,
         files=files,
+        foreign_operators=_foreign_operators(files),
         artefacts=list(artefacts.values()),
         card=cards[0],
         runs=_training_runs([card.training for card in cards]),
@@ -31,6 +34,12 @@ def model_card(artefacts: Mapping[Kind, Artefact]) -> str:
         parity_lines=parity_lines(cards[0].parity) if cards[0].parity else None,
         has_grey_edge="decoder" in artefacts and cards[0].training["config"]["network"]["pooling"],
     )
+
+
+def _foreign_operators(files: list[Artefact]) -> list[str]:
+    """The operators in the files that are not ONNX's own, such as com.microsoft.QLinearConv."""
+    nodes = [node for file in files for node in onnx.ModelProto.FromString(file.content).graph.node]
+    return sorted({f"{node.domain}.{node.op_type}" for node in nodes if node.domain})
 
 
 def _training_runs(trainings: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:

@@ -6,7 +6,8 @@
 
 A 28×28 grey image is taken as it is. Anything else goes through the pipeline that made Fashion-MNIST of product photos:
 trim the edges that are close to the corners' colour, bring the longest edge to 28 pixels by subsampling, sharpen, centre,
-and put the item on a background of 0, bright where it is dark.
+and put the item on a background of 0, bright where it is dark. Of an item drawn in lines, each pixel that comes out is the
+mean of its whole area instead, because subsampling would miss lines that are thinner than a pixel.
 
 The picture is sampled twice, each time on a square canvas of a fixed size, so that every later tensor has a fixed shape
 and a large picture costs hardly more than a small one: first all of it, to find the item, then the item with a margin.
@@ -44,6 +45,7 @@ SAMPLES = 6  # pixels of the square that the item is sampled on, for each one th
 MARGIN = 0.06  # of the item, on each side of its canvas
 PIXEL = SAMPLES / (1 + 2 * MARGIN)  # one that comes out, in pixels of the item's canvas: 5.4
 OWN_SHARE = 1 / 3  # of a pixel's height and width is sampled for Fashion-MNIST's form, which makes it as sharp
+THIN = 0.2  # the share of its box that an item covers, below which it is drawn in lines
 CLOSE = 0.05  # a pixel within this share of the range from the corners' colour is background: the paper's 5%
 CLEAN = 2.5 / 255  # in a picture without noise, pixels that stand out this much and touch the item belong to it
 BLACK = 0.2  # what a coloured item's black becomes, so that it differs from the background
@@ -135,7 +137,12 @@ def _preprocessed(image: Var, out_channels: int, size: int) -> Var:
     distance = op.mul(_distance(rgb, background), inside)
     standing_out = outline(distance, alpha, inside)
     span = _without_soft_edges(standing_out, *_spans(standing_out, noise, canvas), canvas)
-    shrink = _Shrink(*span, canvas, OWN_SHARE if (out_channels, size) == (1, 28) else 1)
+    divisor = _f(2)
+    if (out_channels, size) == (1, 28):  # the middles would miss an outline, whose sides lie on the box's edges
+        area = op.reduce_prod(op.sub(span[1], span[0]), keepdims=0)
+        is_thin = op.less(op.reduce_sum(_float(op.greater(standing_out, noise)), keepdims=0), op.mul(area, _f(THIN)))
+        divisor = op.where(is_thin, divisor, _f(2 / OWN_SHARE))
+    shrink = _Shrink(*span, canvas, divisor)
 
     if out_channels == 1:
         paper = _scalar(_grey(background))
@@ -308,11 +315,11 @@ def _without_soft_edges(outline: Map, begin: Pair, end: Pair, canvas: int) -> tu
 class _Shrink:
     """Shrinks the item's box to ``size`` pixels at its longest edge, and centres it.
 
-    Each pixel is the mean of the middle of its area, of which ``share`` on each axis. Of an odd margin the greater part is
-    above and to the left, as in Fashion-MNIST.
+    Each pixel is the mean of the middle of its area, from the centre to each side by the area's edge divided by ``divisor``.
+    Of an odd margin the greater part is above and to the left, as in Fashion-MNIST.
     """
 
-    def __init__(self, begin: Pair, end: Pair, canvas: int, share: float) -> None:
+    def __init__(self, begin: Pair, end: Pair, canvas: int, divisor: Var) -> None:
         self.size = canvas // SAMPLES
         extent = op.max([op.sub(end, begin), _f(1)])
         size = op.max([op.floor(op.add(op.div(op.mul(extent, _f(self.size)), op.reduce_max(extent)), _f(0.5))), _f(1)])
@@ -323,7 +330,7 @@ class _Shrink:
         centres = op.unsqueeze(
             op.add(_column(begin), op.mul(op.add(op.sub(places, first), _f(0.5)), pixel)), _i([2])
         )  # (2, size, 1)
-        half = op.max([op.div(op.unsqueeze(pixel, _i([2])), _f(2 / share)), _f(0.5)])
+        half = op.max([op.div(op.unsqueeze(pixel, _i([2])), divisor), _f(0.5)])
         pixels = np.arange(canvas)
         overlap = op.sub(op.min([_f(pixels + 1), op.add(centres, half)]), op.max([_f(pixels), op.sub(centres, half)]))
         weights = op.mul(op.div(op.relu(overlap), op.mul(half, _f(2))), op.unsqueeze(inside, _i([2])))

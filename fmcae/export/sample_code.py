@@ -17,6 +17,8 @@ card = json.loads(session.get_modelmeta().custom_metadata_map["fmcae.card"])
 threshold = card.get("calibration", {}).get("threshold", 0)  # of the known score; a picture below it is unknown
 for path in sys.argv[1:]:
     image = ImageOps.exif_transpose(Image.open(path))  # upright
+    if image.mode.startswith("I"):  # 16 bits, which convert would clip
+        image = Image.fromarray(np.rint(np.asarray(image) / 257).clip(0, 255).astype(np.uint8))
     mode = "RGBA" if image.has_transparency_data else "L" if image.mode in ("1", "L") else "RGB"
     pixels = np.atleast_3d(np.asarray(image.convert(mode)))  # (height, width, 1, 3 or 4) uint8 of any size
     probabilities, known_score = session.run(["probabilities", "known_score"], {"image": pixels})

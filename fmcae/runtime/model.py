@@ -3,7 +3,7 @@
 import os
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from numbers import Real
 from pathlib import Path
@@ -60,9 +60,12 @@ class Prediction:
     label: str
     index: int
     probability: float
-    probabilities: FloatArray
+    probabilities: FloatArray = field(hash=False)
     known: bool
     known_score: float
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Prediction) and all(map(np.array_equal, vars(self).values(), vars(other).values()))
 
 
 @dataclass(frozen=True)
@@ -189,14 +192,14 @@ def read_artefacts(path: PathName | None = None, only: Kind | None = None) -> di
 
 
 def resolve_path(path: PathName) -> Path:
-    """Return ``path``, or what ships under that name if nothing here has it; raise UsageError if it is empty.
+    """Return ``path``, or what ships if it is a str with that name and nothing here has it; raise UsageError if it is empty.
 
     Of a run folder it is the folder into which its run is exported, if that is there.
     """
     if path == "":  # which Path takes for the current folder
         raise UsageError("path (=) must not be empty")
-    if str(path) in SHIPPED and not os.path.exists(path):
-        return shipped_folder(str(path))
+    if isinstance(path, str) and path in SHIPPED and not os.path.exists(path):  # "./NAME" is no name
+        return shipped_folder(path)
     exported = Path(path, "onnx")
     return exported if exported.is_dir() and Path(path, "config.json").is_file() else Path(path)
 
@@ -300,7 +303,7 @@ class Model:
             many = (self.size, self.size) if self.channels == 1 else (self.size, self.size, 3)
             if images.dtype == np.uint8 and images.shape[1:] == many and images.ndim == len(many) + 1:
                 return self.predict_inputs(scale(images))
-        elif isinstance(images, Sequence) and not isinstance(images, str | bytes):
+        elif isinstance(images, Sequence) and not isinstance(images, str | bytes | bytearray | memoryview):
             return self.predict_inputs(np.stack([self.preprocess(image) for image in images])) if images else []
         return self.predict_inputs(self.preprocess(images)[np.newaxis])[0]
 

@@ -23,6 +23,7 @@ from fmcae.runtime.machine import available_cpus
 from fmcae.runtime.model import Model, Prediction
 
 STDIN = "-"
+NOT_READ = (".heic", ".heif")  # pictures of phones, which Pillow does not decode
 BATCH_SIZE = 16  # images; small enough that a folder of a few dozen keeps all CPUs busy
 _SEPARATOR = f"[{re.escape(os.sep + (os.altsep or ''))}]"
 _RECURSIVE = rf"(?:^|(?<={_SEPARATOR}))\*\*(?:{_SEPARATOR}\*\*)*(?:{_SEPARATOR}|$)"  # ** as the whole name of a folder
@@ -43,9 +44,9 @@ class Outcome:
 
 
 def unknown_text(nearest: str, pixels: NDArray[np.uint8] | None) -> str:
-    """What is said of an unknown picture: the nearest label, and that it is blank if all ``pixels`` are 0."""
-    blank = "blank; " if pixels is not None and not pixels.any() else ""
-    return f"unknown ({blank}nearest: {nearest})"
+    """What is said of an unknown picture: the nearest label, and that there is no item if all ``pixels`` are 0."""
+    no_item = "no item; " if pixels is not None and not pixels.any() else ""
+    return f"unknown ({no_item}nearest: {nearest})"
 
 
 def find_images(names: Iterable[str]) -> Iterator[Found]:
@@ -67,8 +68,9 @@ def find_images(names: Iterable[str]) -> Iterator[Found]:
 
 
 def images_below(folder: str) -> list[Found]:
-    """Find every image below a folder, sorted; a folder in it that cannot be read comes with its error."""
+    """Find every image below a folder, sorted; what cannot be read comes with its error: a folder in it, HEIC files."""
     found: list[Found] = []
+    not_read = 0
     folders = [str(Path(folder))]
     while folders:
         parent = folders.pop()
@@ -80,8 +82,11 @@ def images_below(folder: str) -> list[Found]:
                         folders.append(path)
                     elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES and _may_be_read(path):
                         found.append((path, None))
+                    not_read += entry.name.lower().endswith(NOT_READ)
         except OSError as error:
             found.append((parent, _unreadable(parent, error)))
+    if not_read:
+        found.append((folder, ImageError(f"{folder}: its HEIC files ({not_read:,}) are not read: save them as JPEG")))
     return sorted(found, key=itemgetter(0))
 
 

@@ -318,8 +318,17 @@ def application(model: Model, limits: Limits | None = None) -> Starlette:
         yield
         predictor.executor.shutdown(wait=False, cancel_futures=True)
 
+    async def name_models(request: Request) -> Response:
+        return Response(json_text(list(_picture_graphs(model))) + "\n", media_type="application/json")
+
+    async def send_model(request: Request) -> Response:
+        name = request.path_params["name"]
+        if (path := _picture_graphs(model).get(name)) is None:
+            return _error(404, f"there is no picture.onnx of a model {name}")
+        return FileResponse(path, media_type="application/octet-stream")
+
     page = shipped_folder("web") / "dist"
-    has_page = (page / "index.html").is_file()
+    has_page = (page / "index.html").is_file() and _own_picture_graph(model).is_file()
     for suffix, kind in ((".js", "text/javascript"), (".mjs", "text/javascript"), (".wasm", "application/wasm")):
         mimetypes.add_type(kind, suffix)  # which the system may lack, and a browser insists on
     routes: list[Any] = [
@@ -336,22 +345,16 @@ def application(model: Model, limits: Limits | None = None) -> Starlette:
     return app
 
 
-async def name_models(request: Request) -> Response:
-    """The names of the models that the page can run, a JSON list."""
-    names = [name for name in SHIPPED if _picture_graph(name).is_file()]
-    return Response(json_text(names) + "\n", media_type="application/json")
+def _own_picture_graph(model: Model) -> Path:
+    return model.artefacts["classifier"].path.with_name("picture.onnx")
 
 
-async def send_model(request: Request) -> Response:
-    """The graph from pixels to label of a model that ships, which the page runs in the browser."""
-    name = request.path_params["name"]
-    if name not in SHIPPED or not _picture_graph(name).is_file():
-        return _error(404, f"no model {name} ships with a picture.onnx")
-    return FileResponse(_picture_graph(name), media_type="application/octet-stream")
-
-
-def _picture_graph(name: str) -> Path:
-    return shipped_folder(name) / "picture.onnx"
+def _picture_graphs(model: Model) -> dict[str, Path]:
+    """The graphs that the page can run in the browser, by name: that of the served model first, then those that ship."""
+    shipped = {name: shipped_folder(name) / "picture.onnx" for name in SHIPPED}
+    own = _own_picture_graph(model)
+    name = next((name for name, path in shipped.items() if path == own), "served")
+    return {name: path for name, path in ({name: own} | shipped).items() if path.is_file()}
 
 
 def serve(model: Model, host: str = "127.0.0.1", port: int = 8000, limits: Limits | None = None) -> None:

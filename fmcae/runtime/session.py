@@ -140,8 +140,6 @@ class Session:
         else:
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = _LOG_FATAL  # what goes wrong arrives as an exception
-        # where a graph quantizes was measured; ONNX Runtime would quantize before pooling, which takes twice as long
-        options.add_session_config_entry("session.disable_quant_qdq", "1")
         options.enable_profiling = bool(profile_prefix)
         options.profile_file_prefix = profile_prefix
 

@@ -114,6 +114,13 @@ def test_a_folder_without_runs_completes_to_what_ships(tmp_path: Path) -> None:
     assert completions("fmcae export ", tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("verb", "usage"), [("predict", "PATH..."), ("verify", "[PATH]..."), ("info", "[FILE]"), ("parity", "RUN EXPORT")]
+)
+def test_usage_shows_which_arguments_are_needed_and_which_repeat(cli: "Cli", verb: str, usage: str) -> None:
+    assert cli(verb, "-h").stdout.startswith(f"Usage: fmcae {verb} [OPTIONS] {usage}\n")
+
+
 def test_debug_shows_the_traceback_on_either_side_of_the_verb() -> None:
     for arguments in (["--debug", "info", "missing.onnx"], ["info", "missing.onnx", "--debug"]):
         result = subprocess.run([sys.executable, "-m", "fmcae", *arguments], capture_output=True, text=True)

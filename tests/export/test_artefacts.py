@@ -18,7 +18,8 @@ from fmcae.data import Dataset, Split, load_dataset
 from fmcae.errors import ArtefactError, GateError, RunError, UsageError
 from fmcae.export import artefacts
 from fmcae.export.artefacts import export_run, golden_vectors, trained_networks
-from fmcae.runtime.model import read_artefact, read_artefacts
+from fmcae.export.model_card import model_card
+from fmcae.runtime.model import SHIPPED, artefact_files, read_artefact, read_artefacts, shipped_folder
 from fmcae.runtime.session import Session
 from fmcae.runtime.verify import verify
 from fmcae.train.config import NetworkConfig, TrainConfig
@@ -170,6 +171,15 @@ def test_the_card_for_people_agrees_with_the_cards(exported: Path) -> None:
     assert f"- type: accuracy\n            value: {card.metrics['test_accuracy']:.4f}" in header
     assert "labels agree 100.00%" in text and "Ankle boot" in text
     assert f"{(exported / 'encoder.onnx').stat().st_size:,}" in text
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_what_ships_is_as_an_export_writes_it(name: str) -> None:
+    files = {kind: read_artefact(path) for kind, path in artefact_files(shipped_folder(name)).items()}
+    text = (shipped_folder(name) / "MODEL_CARD.md").read_text()
+    assert text == model_card(files)
+    assert ("`com.microsoft.QLinearConv`" in text) == (name == "fashion-mnist-int8")
+    assert not any(onnx.ModelProto.FromString(file.content).graph.value_info for file in files.values())
 
 
 def test_without_parity_nothing_is_written(

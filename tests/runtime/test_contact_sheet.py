@@ -28,7 +28,7 @@ def test_the_caption_tells_known_from_unknown() -> None:
     assert caption(prediction(known=False)) == "unknown (nearest: Bag 0.4100)"
     grey = np.full((28, 28), 9, np.uint8)
     assert caption(prediction(known=False), grey) == "unknown (nearest: Bag 0.4100)"
-    assert caption(prediction(known=False), BLANK) == "unknown (blank; nearest: Bag 0.4100)"
+    assert caption(prediction(known=False), BLANK) == "unknown (no item; nearest: Bag 0.4100)"
     assert caption(prediction(), BLANK) == "Bag 0.4100"
 
 

@@ -81,7 +81,9 @@ def test_predict_takes_every_kind_of_image(model: Model, test_images: NDArray[np
     assert expected.label == model.class_names[expected.index]
     assert expected.probability == expected.probabilities.max() and expected.probabilities.shape == (10,)
     assert expected.probabilities.sum() == pytest.approx(1, abs=1e-5)
-    for source in (path, str(path), path.read_bytes(), Image.fromarray(image), scale(image)):
+    content = path.read_bytes()
+    encoded = (content, bytearray(content), memoryview(content))
+    for source in (path, str(path), *encoded, Image.fromarray(image), scale(image)):
         assert model.predict(source).probabilities == pytest.approx(expected.probabilities, abs=1e-5)
 
 
@@ -190,6 +192,23 @@ def test_one_of_a_folder_runs_whatever_the_others_are(shipped: Path, x: NDArray[
         fmcae.load(tmp_path, only="encoder").encode(x)
     with pytest.raises(UsageError, match=r"only \(=head\) must be one of encoder, decoder, classifier"):
         fmcae.load(only="head")  # type: ignore[arg-type]
+
+
+def test_predictions_are_equal_by_all_that_they_say(model: Model, x: NDArray[np.float32]) -> None:
+    first, second = model.predict_inputs(x)[:2]
+    other = replace(first, probabilities=second.probabilities)
+    assert first == model.predict_inputs(x)[0] and first not in (second, other, "Bag")
+    assert len({first, model.predict_inputs(x)[0], second}) == 2
+
+
+@pytest.mark.parametrize("name", ["./fashion-mnist", "fashion-mnist/"])
+def test_a_path_that_only_looks_like_the_name_of_what_ships_is_a_path(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert fmcae.load("fashion-mnist", only="classifier").artefacts
+    with pytest.raises(ArtefactError, match="^fashion-mnist: cannot be read: No such file"):
+        fmcae.load(name)
 
 
 def test_missing_and_foreign_and_misnamed_models_are_named(shipped: Path, tmp_path: Path) -> None:

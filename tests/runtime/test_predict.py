@@ -76,6 +76,14 @@ def test_what_stands_for_nothing_is_named(tmp_path: Path) -> None:
     assert isinstance(glob_error, ImageError) and "matches no file" in str(glob_error)
 
 
+def test_what_a_folder_has_in_a_format_that_is_not_read_is_named_once(folder: Path) -> None:
+    (folder / "IMG_1.HEIC").touch()
+    (folder / "sub" / "img_2.heif").touch()
+    (path, error), *rest = find_images([str(folder)])
+    assert path == str(folder) and "its HEIC files (2) are not read" in str(error)
+    assert [name for name, _ in rest] == [str(folder / name) for name in ("a.PNG", "b.png", "sub/c.jpg")]
+
+
 def test_one_bad_image_does_not_stop_the_rest(model: Model, folder: Path) -> None:
     (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     names = [str(folder / "b.png"), str(folder / "broken.png"), str(folder / "nothing*"), str(folder / "sub")]

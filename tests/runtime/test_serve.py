@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+import fmcae
 from fmcae import Model, UsageError
 
 uvicorn: Any = pytest.importorskip("uvicorn", reason="needs the [serve] extra")
@@ -397,10 +398,27 @@ def test_the_built_page_is_served_so_that_its_threads_work(
             assert headers["cross-origin-embedder-policy"] == "require-corp"
             assert "default-src 'none'; script-src 'self' 'wasm-unsafe-eval';" in headers["content-security-policy"]
             assert "unsafe-inline" not in headers["content-security-policy"]
-        assert server.ask("GET", "/models/names.json")[1] == ["fashion-mnist"]
+        assert server.ask("GET", "/models/names.json")[1] == ["served", "fashion-mnist"]
+        own = model.artefacts["classifier"].path.with_name("picture.onnx")
+        assert server.ask("HEAD", "/models/served/picture.onnx")[2]["content-length"] == str(own.stat().st_size)
         assert server.ask("GET", "/predict")[0] == 405
         for path in ("/../../secret.txt", "/%2e%2e/%2e%2e/secret.txt", "/nowhere.js"):
             assert server.ask("GET", path)[0] == 404
+
+
+def test_the_page_starts_with_the_model_that_is_served(model: Model) -> None:
+    with Server(model) as server, Server(fmcae.load("fashion-mnist-int8")) as other:
+        assert server.ask("GET", "/models/names.json")[1] == ["fashion-mnist", "fashion-mnist-int8"]
+        assert other.ask("GET", "/models/names.json")[1] == ["fashion-mnist-int8", "fashion-mnist"]
+
+
+def test_a_model_that_the_page_cannot_run_has_the_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "web/dist").mkdir(parents=True)
+    (tmp_path / "web/dist/index.html").touch()
+    large = fmcae.load("fashion-mnist-large")
+    monkeypatch.setattr("fmcae.runtime.serve.shipped_folder", lambda name: tmp_path / name)
+    with Server(large) as server:
+        assert 'action="predict"' in server.ask("GET", "/")[1]
 
 
 @pytest.mark.parametrize(

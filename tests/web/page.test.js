@@ -170,7 +170,7 @@ test('what is no picture, or too large, is one line, and the next picture works'
   await give(page, 'drop', blankPng(30, 50), '<b>.png', 'image/png');
   await answered(page);
   assert.equal(await page.textContent('#label'), 'Unknown');
-  assert.match(await page.textContent('#note'), /^blank; nearest: /);
+  assert.match(await page.textContent('#note'), /^no item; nearest: /);
   assert.equal(await page.textContent('#problem'), '');
   await close(page);
 });
