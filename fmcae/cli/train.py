@@ -1,7 +1,6 @@
 """``fmcae train``: the paper's two stages, into one run folder."""
 
 import signal
-from collections import Counter
 from contextlib import ExitStack, suppress
 from dataclasses import fields, replace
 from datetime import datetime
@@ -169,7 +168,7 @@ def train(
                 signal.SIGINT, signal.default_int_handler
             )  # how to go on is said after a stop in an import too
         if not resume:
-            _note_imbalance(run.config, dataset)
+            _note_classes(run.config, dataset)
         with watch_training(quiet) as progress, also_to_tensorboard(run, progress, tensorboard) as watcher:
             train_run(run, dataset, watcher)
     except KeyboardInterrupt:
@@ -249,14 +248,18 @@ def _lock_folder(stack: ExitStack, out: Path | None) -> Path:
                 return folder
 
 
-def _note_imbalance(config: TrainConfig, dataset: "Dataset") -> None:
-    """Say so where a class of the classifier's training images has many more than another."""
-    (large, most), *_, (small, fewest) = Counter(dataset.train.labels.tolist()).most_common() * 2  # even of one class
-    if "classifier" in config.stages and not config.class_weights and not config.labels and most >= UNBALANCED * fewest:
-        counts = [
-            f"{count:,} of {printable(dataset.class_names[label])}" for label, count in ((small, fewest), (large, most))
-        ]
-        note(f"note: train has {' and '.join(counts)}: with --class-weights every class counts the same")
+def _note_classes(config: TrainConfig, dataset: "Dataset") -> None:
+    """Say so where a split has no image of a class, or train many more of one than of another that it has."""
+    if "classifier" not in config.stages:
+        return
+    names, counts = [printable(name) for name in dataset.class_names], dataset.counts
+    for split, of_split in counts.items():
+        if missing := ", ".join(name for name, count in zip(names, of_split, strict=True) if not count):
+            note(f"note: {split} has no image of {missing}")
+    (fewest, small), *_, (most, large) = sorted(item for item in zip(counts["train"], names, strict=True) if item[0])
+    if not config.class_weights and not config.labels and most >= UNBALANCED * fewest:
+        shown = f"{fewest:,} of {small} and {most:,} of {large}"
+        note(f"note: train has {shown}: with --class-weights every class counts the same")
 
 
 def _print_summary(run: "Run") -> None:

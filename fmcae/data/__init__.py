@@ -74,6 +74,13 @@ class Dataset:
     notes: tuple[str, ...] = ()
 
     @property
+    def counts(self) -> dict[str, NDArray[np.int64]]:
+        """How many images of each class (K,) each split has."""
+        return {
+            name: np.bincount(getattr(self, name).labels, minlength=len(self.class_names)) for name in SPLIT_FOLDERS
+        }
+
+    @property
     def fingerprint(self) -> str:
         """SHA-256 over every image and label in order: two runs with the same one saw the same data."""
         digest = sha256("\n".join(self.class_names).encode())
@@ -185,6 +192,8 @@ def _load_idx(files: dict[str, Path], channels: int, size: int, *, must_be_fashi
     if wrong:
         name = folder.resolve().name
         class_names = _class_names(folder, {files[IDX_NAMES[1]]: train_labels, files[IDX_NAMES[3]]: test_labels})
+        if len(np.unique(train_labels)) < 2:
+            raise DataError(f"{folder}: holds training images of 1 class; at least 2 are needed")
     if 0 < len(wrong) < len(files):  # with own changes, or damaged
         own = ", ".join(files[name].name for name in wrong)
         notes = (f"{folder}: is Fashion-MNIST but for {own}: it is used as a set of its own, called {name}",)
@@ -273,9 +282,6 @@ def _load_split_folders(folder: Path, places: list[Path], channels: int, size: i
     if "test" not in splits:
         splits["val"], splits["test"] = (splits["val"].part(i) for i in split_by_class(splits["val"].labels, 2, 1))
         notes.append(f"{folder}: has no test: half of val is taken for it")
-    for name, pictures in splits.items():
-        if not len(pictures.labels):
-            raise DataError(f"{folder / name}: holds too few images to take test or val from them")
     return _from_pictures(folder, names, [splits[name] for name in SPLIT_FOLDERS], tuple(notes))
 
 
@@ -338,6 +344,8 @@ def _from_pictures(
     folder: Path, class_names: tuple[str, ...], parts: list[_Pictures], notes: tuple[str, ...] = ()
 ) -> Dataset:
     train, val, test = (Split(part.images, part.labels) for part in parts)
+    if not (len(val) and len(test)):
+        raise DataError(f"{folder}: holds too few images to take val and test from them")
     notes += _duplicates(train, val, test) + _light_backgrounds(parts)
     if train.images.ndim == 3:
         notes += _colours_that_tell(parts)

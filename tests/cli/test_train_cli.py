@@ -456,6 +456,50 @@ def test_classes_of_very_different_sizes_are_said_where_they_count_by_size(
         assert said not in cli("train", "--data", "data", *QUICK, *options, "--out", str(number)).stderr
 
 
+@pytest.fixture
+def discs_and_squares(tmp_path: Path, test_images: NDArray[np.uint8]) -> Path:
+    """A folder of two classes, of which one has a single picture."""
+    from PIL import Image
+
+    for name, count in (("disc", 20), ("square", 1)):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for index in range(count):
+            Image.fromarray(test_images[index + count]).save(tmp_path / "data" / name / f"{index}.png")
+    return tmp_path / "data"
+
+
+def test_a_class_that_a_split_lacks_is_said(cli: Callable[..., Any], discs_and_squares: Path) -> None:
+    result = cli("train", "--data", discs_and_squares, *QUICK, "--out", "run")
+    assert result.exit_code == 0
+    assert "note: val has no image of square\nnote: test has no image of square\n" in result.stderr
+    assert "note: train has 1 of square and 15 of disc" in result.stderr
+
+
+def test_a_class_without_a_training_image_is_refused(
+    cli: Callable[..., Any], discs_and_squares: Path, sample: Path, tmp_path: Path
+) -> None:
+    result = cli("train", "--data", discs_and_squares, *QUICK, "--labels", "1", "--out", "run")
+    assert (result.exit_code, result.stderr) == (2, "error: --labels 1 must be at least 2, one for each class\n")
+
+    from fmcae.data import IDX_NAMES, idx
+
+    arrays = [idx.parse(idx.read_bytes(sample / f"{name}.gz"), name) for name in IDX_NAMES]
+    for name, array in zip(IDX_NAMES, arrays, strict=True):
+        idx.write(tmp_path / name, array[arrays[1] != 3] if name.startswith("train") else array)
+    result = cli("train", "--data", tmp_path, *QUICK, "--out", "run")
+    assert result.exit_code == 1
+    assert "must have images of every class in train; it has none of 3\n" in result.stderr
+    assert cli("train", "--data", tmp_path, *QUICK, "--stage", "autoencoder", "--out", "run").exit_code == 0
+    for name in ("train", "t10k"):
+        labels = tmp_path / f"{name}-labels-idx1-ubyte"
+        idx.write(labels, np.zeros_like(idx.parse(idx.read_bytes(labels), name)))
+    result = cli("train", "--data", tmp_path, *QUICK, "--out", "one")
+    assert (result.exit_code, result.stderr) == (
+        1,
+        f"error: {tmp_path}: holds training images of 1 class; at least 2 are needed\n",
+    )
+
+
 def test_without_tensorboard_its_extra_is_named(
     cli: Callable[..., Any], sample: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
