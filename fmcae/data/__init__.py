@@ -30,9 +30,7 @@ ENVIRONMENT_VARIABLE = "FMCAE_DATA"
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 CLASS_NAMES_FILE = "class_names.txt"
 SPLIT_FOLDERS = ("train", "val", "test")
-# Above what a split tells by mere chance; colours that say nothing stay below it with 30 images or more.
-TELLING = 0.25
-FEWEST_TO_TELL = 30
+TELLING = 0.25  # the share of images by which colours must do better than the largest class, to be said to tell classes
 
 FASHION_MNIST_CLASSES: tuple[str, ...] = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
@@ -211,6 +209,9 @@ def _load_idx(files: dict[str, Path], channels: int, size: int, *, must_be_fashi
             raise UsageError(f"size (={size}) {rule}; only folders of pictures are brought to another size")
     if channels == 3 and train_images.ndim == 3:
         notes += (f"{name} is grey: three channels say no more than one",)
+    if channels == 1 and train_images.shape[3:] == test_images.shape[3:] == (3,):
+        colours = np.concatenate([images.mean((1, 2)) for images in (train_images, test_images)])
+        notes += _colours_that_tell(colours, np.concatenate([train_labels, test_labels]))
     train_images, test_images = (_prepared(images, channels, size) for images in (train_images, test_images))
     test = Split(test_images, test_labels)
     train, val = (Split(train_images[part], train_labels[part]) for part in split_val(len(train_labels)))
@@ -348,7 +349,8 @@ def _from_pictures(
         raise DataError(f"{folder}: holds too few images to take val and test from them")
     notes += _duplicates(train, val, test) + _light_backgrounds(parts)
     if train.images.ndim == 3:
-        notes += _colours_that_tell(parts)
+        colours, labels = (np.concatenate([getattr(part, name) for part in parts]) for name in ("colours", "labels"))
+        notes += _colours_that_tell(colours, labels)
     return Dataset(folder.resolve().name, class_names, train, val, test, notes)
 
 
@@ -374,20 +376,25 @@ def _light_backgrounds(parts: list[_Pictures]) -> tuple[str, ...]:
     )
 
 
-def _colours_that_tell(parts: list[_Pictures]) -> tuple[str, ...]:
-    """A note if the class with the nearest mean colour is mostly right on val and test: preprocessing drops colours."""
-    train, held_back = parts[0], parts[1:]
-    labels = np.concatenate([part.labels for part in held_back])
-    if len(labels) < FEWEST_TO_TELL:
+def _colours_that_tell(colours: NDArray[np.float64], labels: NDArray[np.uint8]) -> tuple[str, ...]:
+    """A note if the class with the nearest mean colour of its other images is mostly right: preprocessing drops colours.
+
+    Args:
+        colours: (N, 3), the mean colours of images.
+    """
+    counts = np.bincount(labels)
+    present = np.flatnonzero(counts > 1)
+    chosen = counts[labels] > 1
+    colours, labels, counts = colours[chosen], labels[chosen], counts[present]
+    if not len(labels):
         return ()
-    present = np.unique(train.labels)
-    means = np.stack([train.colours[train.labels == label].mean(0) for label in present])
-    colours = np.concatenate([part.colours for part in held_back])
-    nearest = present[((colours[:, None] - means) ** 2).sum(2).argmin(1)]
-    told, chance = float((nearest == labels).mean()), float(np.bincount(labels).max() / len(labels))
-    if told < chance + TELLING:
+    own = labels[:, np.newaxis] == present
+    distances = np.stack([((colours - colours[labels == label].mean(0)) ** 2).sum(1) for label in present], axis=1)
+    distances[own] *= np.square(counts / (counts - 1))[own.argmax(1)]  # from the mean without the image itself
+    told, chance = float(own[np.arange(len(labels)), distances.argmin(1)].mean()), float(counts.max() / len(labels))
+    if told < chance + max(TELLING, 1.5 / np.sqrt(len(labels))):  # three standard deviations of a share, at most
         return ()
     return (
-        f"the mean colour of a picture alone tells {told:.0%} of the classes of val and test: "
-        "fmcae drops colour, and sees shape and shading only, but for a model that is trained with --channels 3",
+        f"the mean colour of an image alone tells {told:.0%} of the classes: fmcae drops colour, and sees shape and shading "
+        "only, but for a model that is trained with --channels 3",
     )

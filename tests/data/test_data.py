@@ -236,18 +236,19 @@ def test_images_in_two_splits_are_said(tmp_path: Path, test_images: NDArray[np.u
     assert "are in train too, so they prove little" in note
 
 
-def test_colours_that_tell_the_classes_are_said(tmp_path: Path, test_images: NDArray[np.uint8]) -> None:
+@pytest.mark.parametrize("count", [5, 40])
+def test_colours_that_tell_the_classes_are_said(tmp_path: Path, test_images: NDArray[np.uint8], count: int) -> None:
     generator = np.random.default_rng(0)
     for name, colour in (("blue", (20, 60, 220)), ("green", (20, 200, 60)), ("red", (220, 40, 30))):
-        discs = np.full((40, 60, 60, 3), 255, np.uint8)
+        discs = np.full((count, 60, 60, 3), 255, np.uint8)
         y, x = np.mgrid[:60, :60]
         for disc in discs:
             radius = generator.integers(15, 28)
             disc[(y - 30) ** 2 + (x - 30) ** 2 < radius**2] = colour
         _save(discs, tmp_path / "discs" / name)
-        _save(generator.choice(test_images, 40), tmp_path / "grey" / name)
+        _save(generator.choice(test_images, count), tmp_path / "grey" / name)
     (note,) = (
-        note for note in load_dataset(tmp_path / "discs").notes if "the mean colour of a picture alone tells" in note
+        note for note in load_dataset(tmp_path / "discs").notes if "the mean colour of an image alone tells" in note
     )
     assert "--channels 3" in note
     coloured = load_dataset(tmp_path / "discs", 3, 64)
@@ -257,6 +258,16 @@ def test_colours_that_tell_the_classes_are_said(tmp_path: Path, test_images: NDA
         ("red", "green", "blue")[i] for i in centre
     ]
     assert not any("the mean colour" in note for note in load_dataset(tmp_path / "grey").notes)
+
+
+def test_colours_of_idx_files_that_tell_the_classes_are_said(tmp_path: Path) -> None:
+    labels = np.arange(30, dtype=np.uint8) % 3
+    images = np.zeros((30, 28, 28, 3), np.uint8)
+    images[np.arange(30), 5:20, 5:20, labels] = 200
+    _write_set(tmp_path, images, labels)
+    (note,) = (note for note in load_dataset(tmp_path).notes if "the mean colour" in note)
+    assert "tells 100% of the classes" in note
+    assert not any("the mean colour" in note for note in load_dataset(tmp_path, 3).notes)
 
 
 @pytest.mark.parametrize(("channels", "size"), [(1, 56), (3, 56), (3, 28)])
