@@ -149,7 +149,9 @@ def train(
             if run.finished:
                 echo(f"{run.folder} is already finished")
                 return
-            dataset = load_dataset(run.config.data, run.config.network.channels, run.config.network.size)
+            dataset = load_dataset(
+                settings["data"] or run.config.data, run.config.network.channels, run.config.network.size
+            )
             note(f"going on with {run.folder}")
             if changes := "; ".join(changes_since(run)):
                 note(f"warning: {changes}: the weights may differ in the last bits from those of an uninterrupted run")
@@ -223,12 +225,12 @@ def _run_to_resume(out: Path | None) -> "Run":
 
 
 def _check_same_options(context: typer.Context, settings: dict[str, Any], config: TrainConfig) -> None:
-    """A resumed run keeps its configuration: an option that was typed must agree with it."""
+    """A resumed run keeps its configuration: an option that was typed must agree with it, but data may have moved."""
     flags = {parameter.name: parameter.opts[0] for parameter in context.command.params}
     for name, value in {**settings, "recipe": "robust" if settings["robust"] else "paper"}.items():
         source = context.get_parameter_source(name)
         own = getattr(config.network if name in NETWORK_FIELDS else config, name)
-        if source is not None and source.name == "COMMANDLINE" and value != own:
+        if name != "data" and source is not None and source.name == "COMMANDLINE" and value != own:
             raise UsageError(f"{flags[name]} (={value}) must be the run's own (={own}) to resume it")
 
 

@@ -330,7 +330,7 @@ def test_the_help_has_the_defaults_of_the_configuration(cli: Callable[..., Any])
 
 
 def test_resume_keeps_the_runs_own_configuration(
-    cli: Callable[..., Any], sample: Path, trained_run: Path, tmp_path: Path
+    cli: Callable[..., Any], sample: Path, small_sample: Path, trained_run: Path, tmp_path: Path
 ) -> None:
     run = shutil.copytree(trained_run, tmp_path / "run")
     (run / "classifier.safetensors").unlink()
@@ -338,7 +338,10 @@ def test_resume_keeps_the_runs_own_configuration(
     assert result.exit_code == 2 and "--epochs 9 must be the run's own (=4) to resume it" in result.stderr
     result = cli("train", "--resume", "--out", run, "--freeze-encoder")
     assert result.exit_code == 2 and "--freeze-encoder must be the run's own (=fine-tuned)" in result.stderr
-    assert cli("train", "--resume", "--out", run, "--epochs", "4").exit_code == 0
+    result = cli("train", "--resume", "--out", run, "--data", small_sample)
+    assert result.exit_code == 1 and "name the run's data with --data" in result.stderr
+    moved = shutil.copytree(sample, tmp_path / "moved")
+    assert cli("train", "--resume", "--out", run, "--epochs", "4", "--data", moved).exit_code == 0
     result = cli("train", "--data", sample, "--out", run)
     assert result.exit_code == 2 and "must be a new or empty folder; add --resume" in result.stderr
 
