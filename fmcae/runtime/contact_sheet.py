@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from fmcae.images import ImageSource, read_image
 from fmcae.runtime.model import Prediction
-from fmcae.runtime.predict import unknown_text
+from fmcae.runtime.predict import prediction_text
 
 Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
@@ -40,8 +40,7 @@ def caption(prediction: Prediction, pixels: NDArray[np.uint8] | None = None) -> 
 
     It has the label and its probability, or that the picture is unknown, what is nearest, and whether it is blank.
     """
-    nearest = f"{prediction.label} {prediction.probability:.4f}"
-    return nearest if prediction.known else unknown_text(nearest, pixels)
+    return prediction_text(f"{prediction.label} {prediction.probability:.4f}", prediction.known, pixels)
 
 
 def tile(source: ImageSource, pixels: NDArray[np.uint8], prediction: Prediction, name: str) -> Image.Image:

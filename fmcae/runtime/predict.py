@@ -23,6 +23,7 @@ from fmcae.runtime.machine import available_cpus
 from fmcae.runtime.model import Model, Prediction
 
 STDIN = "-"
+BLANK = 8  # the most by which the pixels of a blank picture differ, of 255
 BATCH_SIZE = 16  # images; small enough that a folder of a few dozen keeps all CPUs busy
 _SEPARATOR = f"[{re.escape(os.sep + (os.altsep or ''))}]"
 _RECURSIVE = rf"(?:^|(?<={_SEPARATOR}))\*\*(?:{_SEPARATOR}\*\*)*(?:{_SEPARATOR}|$)"  # ** as the whole name of a folder
@@ -42,10 +43,12 @@ class Outcome:
     pixels: NDArray[np.uint8] | None = None
 
 
-def unknown_text(nearest: str, pixels: NDArray[np.uint8] | None) -> str:
-    """What is said of an unknown picture: the nearest label, and that it is blank if all ``pixels`` are 0."""
-    blank = "blank; " if pixels is not None and not pixels.any() else ""
-    return f"unknown ({blank}nearest: {nearest})"
+def prediction_text(labels: str, known: bool, pixels: NDArray[np.uint8] | None) -> str:
+    """What is said of a picture: its labels, whether it is unknown, and whether it is blank, as far as ``pixels`` tell."""
+    is_blank = pixels is not None and np.ptp(pixels, axis=(0, 1)).max() <= BLANK
+    if known:
+        return f"{labels} (blank)" if is_blank else labels
+    return f"unknown ({'blank; ' if is_blank else ''}nearest: {labels})"
 
 
 def find_images(names: Iterable[str]) -> Iterator[Found]:

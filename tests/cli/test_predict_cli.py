@@ -125,6 +125,7 @@ def test_a_blank_picture_is_said_to_be_blank(cli: "Cli", tmp_path: Path) -> None
     assert cli("predict", tmp_path / "blank.png").stdout.startswith(
         f"{tmp_path / 'blank.png'}: unknown (blank; nearest: "
     )
+    assert cli("predict", tmp_path / "blank.png", "--threshold", "0").stdout.endswith(" (blank)\n")
 
 
 @pytest.mark.parametrize("output", [(), ("--json",), ("--csv", "--top-k", "3")])
