@@ -10,6 +10,7 @@
 """
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -29,6 +30,7 @@ from fmcae.shape import check_shape
 ENVIRONMENT_VARIABLE = "FMCAE_DATA"
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 CLASS_NAMES_FILE = "class_names.txt"
+UNKNOWN = "unknown"  # what pictures of no class are called where a model is evaluated
 SPLIT_FOLDERS = ("train", "val", "test")
 TELLING = 0.25  # the share of images by which colours must do better than the largest class, to be said to tell classes
 
@@ -192,16 +194,14 @@ def _load_idx(files: dict[str, Path], channels: int, size: int, *, must_be_fashi
         class_names = _class_names(folder, {files[IDX_NAMES[1]]: train_labels, files[IDX_NAMES[3]]: test_labels})
         if len(np.unique(train_labels)) < 2:
             raise DataError(f"{folder}: holds training images of 1 class; at least 2 are needed")
-    if 0 < len(wrong) < len(files):  # with own changes, or damaged
-        own = ", ".join(files[name].name for name in wrong)
-        notes = (f"{folder}: is Fashion-MNIST but for {own}: it is used as a set of its own, called {name}",)
-        if not (folder / CLASS_NAMES_FILE).is_file():
-            if len(class_names) == len(FASHION_MNIST_CLASSES):
-                class_names = FASHION_MNIST_CLASSES
-            else:  # other labels than Fashion-MNIST's, whose names would be wrong
-                notes += (
-                    f"{folder}: its classes go by numbers; a {CLASS_NAMES_FILE} there, a name a line, names them",
-                )
+        is_named = (folder / CLASS_NAMES_FILE).is_file()
+        if len(wrong) < len(files):  # with own changes, or damaged
+            own = ", ".join(files[name].name for name in wrong)
+            notes = (f"{folder}: is Fashion-MNIST but for {own}: it is used as a set of its own, called {name}",)
+            if not is_named and len(class_names) == len(FASHION_MNIST_CLASSES):  # with others they would be wrong
+                class_names, is_named = FASHION_MNIST_CLASSES, True
+        if not is_named:
+            notes += (f"{folder}: its classes go by numbers; a {CLASS_NAMES_FILE} there, a name a line, names them",)
     for images in (train_images, test_images):
         if (channels, size) != (1, SIZE) and images.shape[1:3] != (size, size):
             height, width = images.shape[1:3]
@@ -259,13 +259,16 @@ def _load_image_folders(folder: Path, channels: int, size: int) -> Dataset | Non
         return _load_split_folders(folder, places, channels, size)
     classes = _pictures_by_class(folder)
     if not any(classes.values()):
+        if places == [folder / "train"] and any(_pictures_by_class(places[0]).values()):
+            raise DataError(f"{folder}: has train, but neither val nor test; to have them drawn, name {places[0]}")
         return None
     _check_classes(folder, classes)
     count = sum(map(len, classes.values()))
     if count < 7:
         raise DataError(f"{folder}: holds {count} images; at least 7 are needed to split 5 : 1 : 1")
     pictures = _read(classes, tuple(classes), channels, size)
-    return _from_pictures(folder, tuple(classes), [pictures.part(i) for i in split_by_class(pictures.labels, 7, 2)])
+    parts = [pictures.part(i) for i in split_by_class(pictures.labels, 7, 2)]
+    return _from_pictures(folder, tuple(classes), parts, _left_out(folder, classes))
 
 
 def _load_split_folders(folder: Path, places: list[Path], channels: int, size: int) -> Dataset:
@@ -276,7 +279,7 @@ def _load_split_folders(folder: Path, places: list[Path], channels: int, size: i
         if strange := sorted(set(classes) - set(names)):
             raise DataError(f"{folder / name / strange[0]}: must be a class of {folder / 'train'}: {', '.join(names)}")
     splits = {name: _read(classes, names, channels, size) for name, classes in found.items()}
-    notes = []
+    notes = [note for name, classes in found.items() for note in _left_out(folder / name, classes)]
     if "val" not in splits:
         splits["train"], splits["val"] = (splits["train"].part(i) for i in split_by_class(splits["train"].labels, 6, 1))
         notes.append(f"{folder}: has no val: a sixth of train is taken for it")
@@ -312,9 +315,24 @@ def class_folders(folder: Path) -> list[Path]:
 def _pictures_by_class(folder: Path) -> dict[str, list[Path]]:
     """The images in each folder in ``folder``, by the folder's name, both sorted."""
     return {
-        child.name: sorted(path for path in child.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-        for child in class_folders(folder)
+        child.name: sorted(path for path in child.iterdir() if _is_picture(path)) for child in class_folders(folder)
     }
+
+
+def _is_picture(path: Path) -> bool:
+    """Whether a name is that of a picture that is not hidden, such as macOS's ._a.jpg beside a.jpg, and of no folder."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and not path.is_dir()
+
+
+def _left_out(folder: Path, class_names: Iterable[str]) -> tuple[str, ...]:
+    """A note on pictures in folders within the class folders."""
+    within = [inner for name in class_names for inner in class_folders(folder / name)]
+    count = sum(_is_picture(path) for inner in within for path in inner.rglob("*"))
+    return (
+        (f"{folder}: what lies in folders within the class folders is left out: {count:,} of the pictures",)
+        if count
+        else ()
+    )
 
 
 def _check_classes(folder: Path, classes: dict[str, list[Path]], fewest: int = 2) -> None:
@@ -347,6 +365,11 @@ def _from_pictures(
     train, val, test = (Split(part.images, part.labels) for part in parts)
     if not (len(val) and len(test)):
         raise DataError(f"{folder}: holds too few images to take val and test from them")
+    notes += tuple(
+        f"{name} is a class like any other here; without it a model calls unknown what its threshold refuses"
+        for name in class_names
+        if name.casefold() == UNKNOWN
+    )
     notes += _duplicates(train, val, test) + _light_backgrounds(parts)
     if train.images.ndim == 3:
         colours, labels = (np.concatenate([getattr(part, name) for part in parts]) for name in ("colours", "labels"))

@@ -17,7 +17,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fmcae.data import ENVIRONMENT_VARIABLE, IDX_NAMES, Dataset, class_folders, holds_idx, load_dataset
+from fmcae.data import (
+    CLASS_NAMES_FILE,
+    ENVIRONMENT_VARIABLE,
+    IDX_NAMES,
+    UNKNOWN,
+    Dataset,
+    class_folders,
+    holds_idx,
+    load_dataset,
+)
 from fmcae.errors import DataError, UsageError
 from fmcae.files import read_at_most
 from fmcae.metrics import (
@@ -33,8 +42,7 @@ from fmcae.preprocess import scale
 from fmcae.runtime.model import Model, Prediction
 from fmcae.runtime.predict import BATCH_SIZE, Found, Outcome, images_below, predict_found
 
-UNKNOWN = "unknown"  # the label of pictures that are of no class
-NO_CLASS = -1  # its index
+NO_CLASS = -1  # the index of UNKNOWN
 TRUTH_FILE = "truth.csv"
 MAX_TRUTH_BYTES = 64 * 2**20
 DEFAULT_SPLITS = ("test", "val")  # the first that is there is taken
@@ -280,10 +288,11 @@ def _plain(name: str) -> str:
 
 
 def read_truth(folder: Path) -> list[tuple[str, str]]:
-    """Read the columns ``file`` and ``label`` of a folder's ``truth.csv``.
+    """Read the columns ``file`` and ``label`` of a folder's ``truth.csv``; a file that is there twice counts once.
 
     Raises:
-        DataError: it cannot be read, is not CSV in UTF-8, lacks a column or a value, or has no rows.
+        DataError: it cannot be read, is not CSV in UTF-8, lacks a column or a value or has one too many, has a file with two
+            labels, or has no rows.
     """
     path = folder / TRUTH_FILE
     try:
@@ -293,20 +302,23 @@ def read_truth(folder: Path) -> list[tuple[str, str]]:
             raise DataError(
                 f"{path}: must begin with the columns file and label; it lacks {' and '.join(sorted(missing))}"
             )
-        rows = []
+        labels: dict[str, str] = {}
         for row in reader:
             if not row["file"] or not row["label"]:
                 raise DataError(f"{path}: must have a file and a label in every line; line {reader.line_num} lacks one")
-            rows.append((row["file"], row["label"]))
+            if None in row:
+                raise DataError(f"{path}: must have a value for each column; line {reader.line_num} has more")
+            if labels.setdefault(row["file"], row["label"]) != row["label"]:
+                raise DataError(f"{path}: must have one label for {row['file']}; line {reader.line_num} has another")
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: is not text in UTF-8: {error.reason} at byte {error.start}") from error
     except csv.Error as error:
         raise DataError(f"{path}: is not CSV: {error}") from error
-    if not rows:
+    if not labels:
         raise DataError(f"{path}: must name at least one picture")
-    return rows
+    return list(labels.items())
 
 
 def _split_folder(
@@ -371,6 +383,8 @@ def _checked_indices(labels: Sequence[str], class_names: tuple[str, ...], parame
         index = class_index(label, class_names)
         if index is None:
             classes = ", ".join(class_names)
-            raise UsageError(f"{parameter} must hold the model's classes or {UNKNOWN}; {label} is none of: {classes}")
+            rule = f"must hold the model's classes or {UNKNOWN}; {label} is none of: {classes}"
+            hint = f"; a {CLASS_NAMES_FILE} beside IDX files names their numbers" if label.isdigit() else ""
+            raise UsageError(f"{parameter} {rule}{hint}")
         indices.append(index)
     return indices

@@ -70,7 +70,7 @@ def find_images(names: Iterable[str]) -> Iterator[Found]:
 
 
 def images_below(folder: str) -> list[Found]:
-    """Find every image below a folder, sorted; a folder in it that cannot be read comes with its error."""
+    """Find every image below a folder that is not hidden, sorted; a folder that cannot be read comes with its error."""
     found: list[Found] = []
     folders = [str(Path(folder))]
     while folders:
@@ -78,6 +78,8 @@ def images_below(folder: str) -> list[Found]:
         try:
             with os.scandir(parent) as entries:
                 for entry in entries:
+                    if entry.name.startswith("."):  # such as ._a.jpg, which macOS leaves beside a.jpg
+                        continue
                     path = os.path.join(parent, entry.name) if parent != "." else entry.name
                     if entry.is_dir(follow_symlinks=False):
                         folders.append(path)

@@ -105,6 +105,9 @@ def test_another_idx_set_gets_numbers_for_names_and_28_pixels(tmp_path: Path) ->
     _write_set(tmp_path, images, np.arange(12, dtype=np.uint8) % 3)
     dataset = load_dataset(tmp_path)
     assert dataset.class_names == ("0", "1", "2")
+    assert (
+        dataset.notes[0] == f"{tmp_path}: its classes go by numbers; a class_names.txt there, a name a line, names them"
+    )
     assert dataset.train.images.shape == (10, 28, 28)
 
 
@@ -164,6 +167,30 @@ def test_a_class_folder_without_images_is_named(image_folders: Path) -> None:
     (image_folders / "boot" / "more").mkdir(parents=True)
     (image_folders / "bag" / "0.png").rename(image_folders / "boot" / "more" / "0.png")
     with pytest.raises(DataError, match=r"boot: must hold images, .* it holds none directly"):
+        load_dataset(image_folders)
+
+
+def test_what_is_no_picture_of_a_class_is_left_out(image_folders: Path) -> None:
+    expected = load_dataset(image_folders)
+    (image_folders / "bag" / "._0.png").write_bytes(b"\0\5\x16\7")  # as macOS leaves it
+    (image_folders / "bag" / "folder.png").mkdir()
+    shutil.copy(image_folders / "bag" / "0.png", image_folders / "bag" / "folder.png")
+    dataset = load_dataset(image_folders)
+    assert dataset.fingerprint == expected.fingerprint
+    left_out = f"{image_folders}: what lies in folders within the class folders is left out: 1 of the pictures"
+    assert dataset.notes == (left_out, *expected.notes)
+
+
+def test_a_class_called_unknown_is_said(image_folders: Path) -> None:
+    (image_folders / "coat").rename(image_folders / "Unknown")
+    assert any(note.startswith("Unknown is a class like any other here") for note in load_dataset(image_folders).notes)
+
+
+def test_train_alone_is_said_to_lack_val_and_test(image_folders: Path) -> None:
+    (image_folders / "train").mkdir()
+    for name in ("bag", "coat"):
+        (image_folders / name).rename(image_folders / "train" / name)
+    with pytest.raises(DataError, match=r"has train, but neither val nor test; to have them drawn, name .*train$"):
         load_dataset(image_folders)
 
 
