@@ -1,5 +1,6 @@
 """``fmcae train``: the paper's two stages, into one run folder."""
 
+import shlex
 import signal
 from contextlib import ExitStack, suppress
 from dataclasses import fields, replace
@@ -174,7 +175,11 @@ def train(
         with watch_training(quiet) as progress, also_to_tensorboard(run, progress, tensorboard) as watcher:
             train_run(run, dataset, watcher)
     except KeyboardInterrupt:
-        how = f"; go on with:  fmcae train --resume --out {run.folder}" if run else " before a run began"
+        how = (
+            f"; go on with:  fmcae train --resume --out {shlex.quote(str(run.folder))}"
+            if run
+            else " before a run began"
+        )
         note(f"stopped{how}")
         raise typer.Exit(130) from None
     finally:
@@ -273,4 +278,4 @@ def _print_summary(run: "Run") -> None:
                 f"{record['stage']}: test {values}" + (f" (epoch {kept})" if (kept := record.get("kept_epoch")) else "")
             )
     echo(f"run folder: {run.folder}")
-    echo(f"next: fmcae export --onnx {run.folder}")
+    echo(f"next: fmcae export --onnx {shlex.quote(str(run.folder))}")

@@ -22,7 +22,6 @@ from fmcae.data import (
     ENVIRONMENT_VARIABLE,
     IDX_NAMES,
     UNKNOWN,
-    Dataset,
     class_folders,
     holds_idx,
     load_dataset,
@@ -252,14 +251,14 @@ def find_pictures(
     if data is None:
         data = os.environ.get(ENVIRONMENT_VARIABLE)
         if not data:
-            return _from_dataset(load_dataset(None, channels, size), split, class_names, "data (=None)")
+            return _from_dataset(None, split, class_names, "data (=None)", channels, size)
         parameter = f"{ENVIRONMENT_VARIABLE} (={data})"
     folder = Path(data).expanduser()
     if data == "" or not folder.is_dir():  # Path takes nothing for the current folder
         raise UsageError(f"{parameter} must be an existing folder")
     try:
         if holds_idx(folder):
-            return _from_dataset(load_dataset(folder, channels, size), split, class_names, parameter)
+            return _from_dataset(folder, split, class_names, parameter, channels, size)
         folder, split = _split_folder(folder, split, class_names, parameter)
         parameter += f" in {split}" if split else ""
         if (folder / TRUTH_FILE).is_file():
@@ -341,8 +340,12 @@ def _split_folder(
 
 
 def _from_dataset(
-    dataset: Dataset, split: str | None, class_names: tuple[str, ...], parameter: str
+    folder: Path | None, split: str | None, class_names: tuple[str, ...], parameter: str, channels: int, size: int
 ) -> LabelledPictures:
+    try:
+        dataset = load_dataset(folder, channels, size)
+    except UsageError as error:  # training has a parameter for it
+        raise UsageError(str(error).replace(f"size (={size})", f"the model's size, {size},")) from error
     split = split or DEFAULT_SPLITS[0]
     if split not in SPLITS:
         raise UsageError(f"split (={split}) must be one of {', '.join(SPLITS)}")

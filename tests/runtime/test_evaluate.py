@@ -287,6 +287,8 @@ def test_an_idx_set_of_other_classes_or_in_part_is_refused(sample: Path, tmp_pat
         UsageError, match="or unknown; 0 is none of: T-shirt/top, .*; a class_names.txt beside IDX files"
     ):
         find_pictures(tmp_path, CLASSES)  # its labels are numbers
+    with pytest.raises(UsageError, match=r"^the model's size, 64, must be that of the images of .*, which have 28×28"):
+        find_pictures(tmp_path, CLASSES, size=64)
     names = [*CLASSES[:-1], UNKNOWN]
     (tmp_path / "class_names.txt").write_text("\n".join(names))
     assert (find_pictures(tmp_path, CLASSES).truth == NO_CLASS).sum() == 40
