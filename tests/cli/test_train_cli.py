@@ -108,13 +108,19 @@ def test_one_process_at_a_time_trains_in_a_folder(cli: Callable[..., Any], sampl
     assert "already finished" in cli("train", "--resume", "--out", "run").stdout
 
 
-def test_dollars_in_a_class_name_are_text(cli: Callable[..., Any], sample: Path, tmp_path: Path) -> None:
+def test_signs_in_names_are_text(cli: Callable[..., Any], sample: Path, tmp_path: Path) -> None:
     data = shutil.copytree(sample, tmp_path / "data")
     names = (data / "class_names.txt").read_text().splitlines()
-    (data / "class_names.txt").write_text("\n".join(["$10_to_$20", "$\\frac$", *names[2:]]))
-    result = cli("train", "--data", data, *QUICK, "--out", "run")
+    (data / "class_names.txt").write_text("\n".join(["$10_to_$20", "$\\frac$", "a|b", *names[3:]]))
+    result = cli("train", "--data", data, *QUICK, "--out", "the run")
     assert result.exit_code == 0 and "warning" not in result.stderr
-    assert Path("run/confusion.png").is_file()
+    assert Path("the run/confusion.png").is_file()
+    assert result.stdout.endswith("next: fmcae export --onnx 'the run'\n")
+    result = cli("export", "the run")
+    assert "fmcae verify 'the run/onnx/encoder.onnx' 'the run/onnx/" in result.stdout
+    assert "fmcae predict --model 'the run/onnx/classifier.onnx' IMAGE..." in result.stdout
+    assert result.stdout.endswith("fmcae bench --model 'the run/onnx'\n")
+    assert "\n| a\\|b | 40 | " in Path("the run/onnx/MODEL_CARD.md").read_text()
 
 
 def test_a_picture_that_cannot_be_drawn_costs_the_run_nothing_else(
