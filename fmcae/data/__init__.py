@@ -405,6 +405,7 @@ def _colours_that_tell(colours: NDArray[np.float64], labels: NDArray[np.uint8]) 
     Args:
         colours: (N, 3), the mean colours of images.
     """
+    colours = colours - colours.mean(1, keepdims=True)  # how light an image is says how much of it is covered
     counts = np.bincount(labels)
     present = np.flatnonzero(counts > 1)
     chosen = counts[labels] > 1

@@ -274,6 +274,8 @@ def test_colours_that_tell_the_classes_are_said(tmp_path: Path, test_images: NDA
             disc[(y - 30) ** 2 + (x - 30) ** 2 < radius**2] = colour
         _save(discs, tmp_path / "discs" / name)
         _save(generator.choice(test_images, count), tmp_path / "grey" / name)
+        light = np.full((count, 60, 60), len(name) * 40, np.uint8)
+        _save(light, tmp_path / "light" / name)
     (note,) = (
         note for note in load_dataset(tmp_path / "discs").notes if "the mean colour of an image alone tells" in note
     )
@@ -284,7 +286,8 @@ def test_colours_that_tell_the_classes_are_said(tmp_path: Path, test_images: NDA
     assert [coloured.class_names[label] for label in coloured.test.labels] == [
         ("red", "green", "blue")[i] for i in centre
     ]
-    assert not any("the mean colour" in note for note in load_dataset(tmp_path / "grey").notes)
+    for name in ("grey", "light"):
+        assert not any("the mean colour" in note for note in load_dataset(tmp_path / name).notes)
 
 
 def test_colours_of_idx_files_that_tell_the_classes_are_said(tmp_path: Path) -> None:
