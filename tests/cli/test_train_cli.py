@@ -91,7 +91,7 @@ def test_colours_from_training_to_prediction(cli: Callable[..., Any], tmp_path: 
     assert cli("encode", "new", "-o", "z.npy", "--model", "run").exit_code == 0
     assert np.load("z.npy").shape == (6, 32)
     wrong = cli("evaluate", "run", Path(__file__).parents[1] / "data" / "fashion-mnist-sample")
-    assert wrong.exit_code == 2 and "size (=64) must be that of the images of" in wrong.stderr
+    assert wrong.exit_code == 2 and "the model's size, 64, must be that of the images of" in wrong.stderr
 
 
 def test_one_process_at_a_time_trains_in_a_folder(cli: Callable[..., Any], sample: Path, tmp_path: Path) -> None:
