@@ -38,7 +38,7 @@ INK, FAINT, UNKNOWN = (20, 20, 20), (110, 110, 110), (213, 94, 0)  # the last is
 def caption(prediction: Prediction, pixels: NDArray[np.uint8] | None = None) -> str:
     """What a prediction says in one line, as ``fmcae predict`` prints it.
 
-    It has the label and its probability, or that the picture is unknown, what is nearest, and whether it is blank.
+    It has the label and its probability, or that the picture is unknown, what is nearest, and whether it shows no item.
     """
     return prediction_text(f"{prediction.label} {prediction.probability:.4f}", prediction.known, pixels)
 

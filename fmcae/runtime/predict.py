@@ -23,7 +23,7 @@ from fmcae.runtime.machine import available_cpus
 from fmcae.runtime.model import Model, Prediction
 
 STDIN = "-"
-BLANK = 8  # the most by which the pixels of a blank picture differ, of 255
+NO_ITEM = 8  # the most by which the pixels of a picture without an item differ, of 255
 BATCH_SIZE = 16  # images; small enough that a folder of a few dozen keeps all CPUs busy
 _SEPARATOR = f"[{re.escape(os.sep + (os.altsep or ''))}]"
 _RECURSIVE = rf"(?:^|(?<={_SEPARATOR}))\*\*(?:{_SEPARATOR}\*\*)*(?:{_SEPARATOR}|$)"  # ** as the whole name of a folder
@@ -44,11 +44,11 @@ class Outcome:
 
 
 def prediction_text(labels: str, known: bool, pixels: NDArray[np.uint8] | None) -> str:
-    """What is said of a picture: its labels, whether it is unknown, and whether it is blank, as far as ``pixels`` tell."""
-    is_blank = pixels is not None and np.ptp(pixels, axis=(0, 1)).max() <= BLANK
+    """What is said of a picture: its labels, whether it is unknown, and whether ``pixels`` show no item."""
+    has_no_item = pixels is not None and np.ptp(pixels, axis=(0, 1)).max() <= NO_ITEM
     if known:
-        return f"{labels} (blank)" if is_blank else labels
-    return f"unknown ({'blank; ' if is_blank else ''}nearest: {labels})"
+        return f"{labels} (no item)" if has_no_item else labels
+    return f"unknown ({'no item; ' if has_no_item else ''}nearest: {labels})"
 
 
 def find_images(names: Iterable[str]) -> Iterator[Found]:

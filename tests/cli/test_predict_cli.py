@@ -120,12 +120,12 @@ def test_programs_read_that_it_is_unknown(cli: "Cli", image: Path, unknown: Pred
         assert float(row["known_score"]) == pytest.approx(values["known_score"], abs=5e-7)
 
 
-def test_a_blank_picture_is_said_to_be_blank(cli: "Cli", tmp_path: Path) -> None:
+def test_a_blank_picture_is_said_to_show_no_item(cli: "Cli", tmp_path: Path) -> None:
     Image.new("RGB", (200, 100), "ivory").save(tmp_path / "blank.png")
     assert cli("predict", tmp_path / "blank.png").stdout.startswith(
-        f"{tmp_path / 'blank.png'}: unknown (blank; nearest: "
+        f"{tmp_path / 'blank.png'}: unknown (no item; nearest: "
     )
-    assert cli("predict", tmp_path / "blank.png", "--threshold", "0").stdout.endswith(" (blank)\n")
+    assert cli("predict", tmp_path / "blank.png", "--threshold", "0").stdout.endswith(" (no item)\n")
 
 
 @pytest.mark.parametrize("output", [(), ("--json",), ("--csv", "--top-k", "3")])
@@ -345,7 +345,7 @@ def test_noise_a_blank_picture_and_a_page_of_text_are_unknown(cli: "Cli", tmp_pa
     ImageDraw.Draw(page).multiline_text((20, 20), lines, 0, ImageFont.load_default(16))
     page.save(tmp_path / "text.png")
     lines_out = cli("predict", tmp_path).stdout.splitlines()
-    assert len(lines_out) == 3 and all(re.search(r": unknown \((blank; )?nearest: ", line) for line in lines_out)
+    assert len(lines_out) == 3 and all(re.search(r": unknown \((no item; )?nearest: ", line) for line in lines_out)
 
 
 @pytest.mark.train

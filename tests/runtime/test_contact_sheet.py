@@ -29,11 +29,11 @@ def test_the_caption_tells_known_from_unknown() -> None:
     assert caption(prediction(known=False)) == "unknown (nearest: Bag 0.4100)"
     nearly = np.full((64, 64, 3), (9, 90, 200), np.uint8)
     nearly[5] += 8
-    assert caption(prediction(known=False), nearly) == "unknown (blank; nearest: Bag 0.4100)"
+    assert caption(prediction(known=False), nearly) == "unknown (no item; nearest: Bag 0.4100)"
     nearly[6, 7, 2] -= 1
     assert caption(prediction(known=False), nearly) == "unknown (nearest: Bag 0.4100)"
-    assert caption(prediction(known=False), BLANK) == "unknown (blank; nearest: Bag 0.4100)"
-    assert caption(prediction(), BLANK) == "Bag 0.4100 (blank)"
+    assert caption(prediction(known=False), BLANK) == "unknown (no item; nearest: Bag 0.4100)"
+    assert caption(prediction(), BLANK) == "Bag 0.4100 (no item)"
 
 
 def test_a_tile_has_the_picture_and_what_the_model_sees(test_images: NDArray[np.uint8]) -> None:
