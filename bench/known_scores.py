@@ -29,10 +29,9 @@ from pictures import name_of, read_pictures, without_places
 from preprocess_roundtrip import versions
 
 import fmcae
-from fmcae.data import Split, load_dataset
+from fmcae.data import UNKNOWN, Split, load_dataset
 from fmcae.metrics import auroc, known_score, softmax
 from fmcae.preprocess import scale
-from fmcae.runtime.evaluate import UNKNOWN
 from fmcae.runtime.model import FloatArray, Model
 from fmcae.train.negatives import negatives
 

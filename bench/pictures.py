@@ -32,12 +32,12 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from preprocess_roundtrip import BLACK, WAYS, WHITE, Bytes, Way, enlarged, inked, padded, some_size, versions
 
 import fmcae
-from fmcae.data import FASHION_MNIST_CLASSES, Split, load_dataset
+from fmcae.data import FASHION_MNIST_CLASSES, UNKNOWN, Split, load_dataset
 from fmcae.images import ImageSource
 from fmcae.metrics import accuracy, auroc, known_score
 from fmcae.preprocess import scale, to_uint8
 from fmcae.runtime.contact_sheet import MAX_TILES, contact_sheet, tile
-from fmcae.runtime.evaluate import TRUTH_FILE, UNKNOWN, class_index, measure, read_truth
+from fmcae.runtime.evaluate import TRUTH_FILE, class_index, measure, read_truth
 from fmcae.runtime.model import Model, Prediction
 
 GROUPS = {

@@ -68,20 +68,25 @@ def test_the_wheels_on_the_page_are_those_that_were_found() -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="it needs a shell")
 def test_the_service_on_the_page_predicts_what_is_in_its_folder(tmp_path: Path, shipped: Path) -> None:
-    (script,) = re.findall(r"^ExecStart=/bin/sh -c '(.*)'$", DEPLOY, re.MULTILINE)
-    script = script.replace("/opt/fmcae/bin/fmcae", f"{sys.executable} -m fmcae")
+    (script,) = re.findall(r"^ExecStart=/bin/sh -c '(.*?)'$", DEPLOY, re.MULTILINE | re.DOTALL)
+    script = script.replace("\\\n", "").replace("$$", "$")  # as systemd reads it
     for name in ("inbox", "work", "done"):
         (tmp_path / name).mkdir()
-    shutil.copy(shipped.parent / "samples" / "bag.png", tmp_path / "inbox")
     (tmp_path / "inbox" / "bad.png").write_text("no picture")
-    for labels in (["Bag"], ["Bag", "Coat"]):
-        result = subprocess.run(["sh", "-c", script], cwd=tmp_path, capture_output=True, text=True)
-        assert result.returncode == 0
+
+    def serve(fmcae: str) -> int:
+        shutil.copy(shipped.parent / "samples" / "bag.png", tmp_path / "inbox")
+        command = script.replace("/opt/fmcae/bin/fmcae", fmcae)
+        return subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True).returncode
+
+    for count in (1, 2):
+        assert serve(f"{sys.executable} -m fmcae") == 0
         lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
-        assert [line["label"] for line in lines if "label" in line] == labels
-        shutil.copy(shipped.parent / "samples" / "coat.png", tmp_path / "inbox")
-    assert [line["path"] for line in lines if "error" in line] == ["work/bad.png"]
-    assert {path.name for path in (tmp_path / "done").iterdir()} == {"bad.png", "bag.png", "coat.png"}
+        assert [line["label"] for line in lines if "label" in line] == ["Bag"] * count
+    assert [line["path"].rpartition("/")[2] for line in lines if "error" in line] == ["bad.png"]
+    assert serve("sh -c 'echo {}; exit 137'") != 0
+    assert sorted(path.name for path in (tmp_path / "done").rglob("*.png")) == ["bad.png", "bag.png", "bag.png"]
+    assert [path.name for path in (tmp_path / "work").rglob("*.png")] == ["bag.png"]
 
 
 @pytest.mark.parametrize("name", ["bug", "misread", "question"])

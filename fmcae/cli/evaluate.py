@@ -89,7 +89,8 @@ def _is_model(name: str) -> bool:
 
     path = resolve_path(name)
     is_shipped = name in SHIPPED and path == shipped_folder(name)
-    return is_shipped or path.suffix == ".onnx" or (path / file_name("classifier")).is_file()
+    is_folder = any((path / file).is_file() for file in (file_name("classifier"), "config.json"))
+    return is_shipped or path.suffix == ".onnx" or is_folder
 
 
 def _seems_trained_on(pictures: "LabelledPictures", card: "Card") -> bool:

@@ -1,5 +1,6 @@
 """``fmcae export``: a run becomes sealed ONNX files, if a gate holds."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -94,12 +95,12 @@ def _echo_files(files: list[Path]) -> None:
     for file in files:
         echo(f"{file}  {file.stat().st_size:,} bytes")
     artefacts = [str(file) for file in files if file.suffix == ".onnx"]
-    echo(f"\nnext: fmcae verify {' '.join(artefacts)}")
+    echo(f"\nnext: fmcae verify {shlex.join(artefacts)}")
     if (folder / "classifier.onnx") in files:
-        echo(f"      fmcae predict --model {folder / 'classifier.onnx'} IMAGE...")
+        echo(f"      fmcae predict --model {shlex.quote(f'{folder}/classifier.onnx')} IMAGE...")
     if (folder / "predict.py") in files:
-        echo(f"      python {folder / 'predict.py'} IMAGE...")
-    echo(f"      fmcae bench --model {folder}")
+        echo(f"      python {shlex.quote(f'{folder}/predict.py')} IMAGE...")
+    echo(f"      fmcae bench --model {shlex.quote(f'{folder}')}")
 
 
 def _echo_tradeoff(tradeoff: "Tradeoff") -> None:

@@ -199,7 +199,9 @@ def _parameter(context: typer.Context, name: str, value: str | None) -> Any:
     found = (item for item in parameters if name == item.name or name in item.opts)
     sources = ((item, context.get_parameter_source(item.name or "")) for item in parameters)
     typed = (item for item, source in sources if source is not None and source.name == "COMMANDLINE")
-    holders = (item for item in typed if value is not None and _holds(context.params.get(item.name or ""), value))
+    if value is None or value.isdigit():  # many may have been given the same number
+        return next(found, None)
+    holders = (item for item in typed if _holds(context.params.get(item.name or ""), value))
     return next(found, None) or next(holders, None)
 
 

@@ -250,14 +250,13 @@ def _check_show(show: Path, paths: list[str]) -> None:
 
 
 def _write_lines(rows: "Iterable[Row]", top_k: int, facts: dict[str, str]) -> None:
-    from fmcae.runtime.predict import unknown_text
+    from fmcae.runtime.predict import prediction_text
 
     for outcome, ranked in rows:
-        if ranked:
+        if outcome.prediction:
             labels = "  ".join(f"{printable(item['label'])} {item['probability']:.4f}" for item in ranked)
-            if outcome.prediction and not outcome.prediction.known:
-                labels = unknown_text(labels, outcome.pixels)
-            print(f"{printable(outcome.path)}: {labels}")  # typer.echo would flush each line
+            text = prediction_text(labels, outcome.prediction.known, outcome.pixels)
+            print(f"{printable(outcome.path)}: {text}")  # typer.echo would flush each line
 
 
 def _write_csv(rows: "Iterable[Row]", top_k: int, facts: dict[str, str]) -> None:

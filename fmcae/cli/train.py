@@ -1,7 +1,7 @@
 """``fmcae train``: the paper's two stages, into one run folder."""
 
+import shlex
 import signal
-from collections import Counter
 from contextlib import ExitStack, suppress
 from dataclasses import fields, replace
 from datetime import datetime
@@ -150,7 +150,9 @@ def train(
             if run.finished:
                 echo(f"{run.folder} is already finished")
                 return
-            dataset = load_dataset(run.config.data, run.config.network.channels, run.config.network.size)
+            dataset = load_dataset(
+                settings["data"] or run.config.data, run.config.network.channels, run.config.network.size
+            )
             note(f"going on with {run.folder}")
             if changes := "; ".join(changes_since(run)):
                 note(f"warning: {changes}: the weights may differ in the last bits from those of an uninterrupted run")
@@ -169,11 +171,15 @@ def train(
                 signal.SIGINT, signal.default_int_handler
             )  # how to go on is said after a stop in an import too
         if not resume:
-            _note_imbalance(run.config, dataset)
+            _note_classes(run.config, dataset)
         with watch_training(quiet) as progress, also_to_tensorboard(run, progress, tensorboard) as watcher:
             train_run(run, dataset, watcher)
     except KeyboardInterrupt:
-        how = f"; go on with:  fmcae train --resume --out {run.folder}" if run else " before a run began"
+        how = (
+            f"; go on with:  fmcae train --resume --out {shlex.quote(str(run.folder))}"
+            if run
+            else " before a run began"
+        )
         note(f"stopped{how}")
         raise typer.Exit(130) from None
     finally:
@@ -224,12 +230,12 @@ def _run_to_resume(out: Path | None) -> "Run":
 
 
 def _check_same_options(context: typer.Context, settings: dict[str, Any], config: TrainConfig) -> None:
-    """A resumed run keeps its configuration: an option that was typed must agree with it."""
+    """A resumed run keeps its configuration: an option that was typed must agree with it, but data may have moved."""
     flags = {parameter.name: parameter.opts[0] for parameter in context.command.params}
     for name, value in {**settings, "recipe": "robust" if settings["robust"] else "paper"}.items():
         source = context.get_parameter_source(name)
         own = getattr(config.network if name in NETWORK_FIELDS else config, name)
-        if source is not None and source.name == "COMMANDLINE" and value != own:
+        if name != "data" and source is not None and source.name == "COMMANDLINE" and value != own:
             raise UsageError(f"{flags[name]} (={value}) must be the run's own (={own}) to resume it")
 
 
@@ -249,14 +255,18 @@ def _lock_folder(stack: ExitStack, out: Path | None) -> Path:
                 return folder
 
 
-def _note_imbalance(config: TrainConfig, dataset: "Dataset") -> None:
-    """Say so where a class of the classifier's training images has many more than another."""
-    (large, most), *_, (small, fewest) = Counter(dataset.train.labels.tolist()).most_common() * 2  # even of one class
-    if "classifier" in config.stages and not config.class_weights and not config.labels and most >= UNBALANCED * fewest:
-        counts = [
-            f"{count:,} of {printable(dataset.class_names[label])}" for label, count in ((small, fewest), (large, most))
-        ]
-        note(f"note: train has {' and '.join(counts)}: with --class-weights every class counts the same")
+def _note_classes(config: TrainConfig, dataset: "Dataset") -> None:
+    """Say so where a split has no image of a class, or train many more of one than of another that it has."""
+    if "classifier" not in config.stages:
+        return
+    names, counts = [printable(name) for name in dataset.class_names], dataset.counts
+    for split, of_split in counts.items():
+        if missing := ", ".join(name for name, count in zip(names, of_split, strict=True) if not count):
+            note(f"note: {split} has no image of {missing}")
+    (fewest, small), *_, (most, large) = sorted(item for item in zip(counts["train"], names, strict=True) if item[0])
+    if not config.class_weights and not config.labels and most >= UNBALANCED * fewest:
+        shown = f"{fewest:,} of {small} and {most:,} of {large}"
+        note(f"note: train has {shown}: with --class-weights every class counts the same")
 
 
 def _print_summary(run: "Run") -> None:
@@ -268,4 +278,4 @@ def _print_summary(run: "Run") -> None:
                 f"{record['stage']}: test {values}" + (f" (epoch {kept})" if (kept := record.get("kept_epoch")) else "")
             )
     echo(f"run folder: {run.folder}")
-    echo(f"next: fmcae export --onnx {run.folder}")
+    echo(f"next: fmcae export --onnx {shlex.quote(str(run.folder))}")

@@ -10,6 +10,7 @@
 """
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -29,10 +30,9 @@ from fmcae.shape import check_shape
 ENVIRONMENT_VARIABLE = "FMCAE_DATA"
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 CLASS_NAMES_FILE = "class_names.txt"
+UNKNOWN = "unknown"  # what pictures of no class are called where a model is evaluated
 SPLIT_FOLDERS = ("train", "val", "test")
-# Above what a split tells by mere chance; colours that say nothing stay below it with 30 images or more.
-TELLING = 0.25
-FEWEST_TO_TELL = 30
+TELLING = 0.25  # the share of images by which colours must do better than the largest class, to be said to tell classes
 
 FASHION_MNIST_CLASSES: tuple[str, ...] = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
@@ -72,6 +72,13 @@ class Dataset:
     val: Split
     test: Split
     notes: tuple[str, ...] = ()
+
+    @property
+    def counts(self) -> dict[str, NDArray[np.int64]]:
+        """How many images of each class (K,) each split has."""
+        return {
+            name: np.bincount(getattr(self, name).labels, minlength=len(self.class_names)) for name in SPLIT_FOLDERS
+        }
 
     @property
     def fingerprint(self) -> str:
@@ -185,16 +192,16 @@ def _load_idx(files: dict[str, Path], channels: int, size: int, *, must_be_fashi
     if wrong:
         name = folder.resolve().name
         class_names = _class_names(folder, {files[IDX_NAMES[1]]: train_labels, files[IDX_NAMES[3]]: test_labels})
-    if 0 < len(wrong) < len(files):  # with own changes, or damaged
-        own = ", ".join(files[name].name for name in wrong)
-        notes = (f"{folder}: is Fashion-MNIST but for {own}: it is used as a set of its own, called {name}",)
-        if not (folder / CLASS_NAMES_FILE).is_file():
-            if len(class_names) == len(FASHION_MNIST_CLASSES):
-                class_names = FASHION_MNIST_CLASSES
-            else:  # other labels than Fashion-MNIST's, whose names would be wrong
-                notes += (
-                    f"{folder}: its classes go by numbers; a {CLASS_NAMES_FILE} there, a name a line, names them",
-                )
+        if len(np.unique(train_labels)) < 2:
+            raise DataError(f"{folder}: holds training images of 1 class; at least 2 are needed")
+        is_named = (folder / CLASS_NAMES_FILE).is_file()
+        if len(wrong) < len(files):  # with own changes, or damaged
+            own = ", ".join(files[name].name for name in wrong)
+            notes = (f"{folder}: is Fashion-MNIST but for {own}: it is used as a set of its own, called {name}",)
+            if not is_named and len(class_names) == len(FASHION_MNIST_CLASSES):  # with others they would be wrong
+                class_names, is_named = FASHION_MNIST_CLASSES, True
+        if not is_named:
+            notes += (f"{folder}: its classes go by numbers; a {CLASS_NAMES_FILE} there, a name a line, names them",)
     for images in (train_images, test_images):
         if (channels, size) != (1, SIZE) and images.shape[1:3] != (size, size):
             height, width = images.shape[1:3]
@@ -202,6 +209,9 @@ def _load_idx(files: dict[str, Path], channels: int, size: int, *, must_be_fashi
             raise UsageError(f"size (={size}) {rule}; only folders of pictures are brought to another size")
     if channels == 3 and train_images.ndim == 3:
         notes += (f"{name} is grey: three channels say no more than one",)
+    if channels == 1 and train_images.shape[3:] == test_images.shape[3:] == (3,):
+        colours = np.concatenate([images.mean((1, 2)) for images in (train_images, test_images)])
+        notes += _colours_that_tell(colours, np.concatenate([train_labels, test_labels]))
     train_images, test_images = (_prepared(images, channels, size) for images in (train_images, test_images))
     test = Split(test_images, test_labels)
     train, val = (Split(train_images[part], train_labels[part]) for part in split_val(len(train_labels)))
@@ -249,13 +259,16 @@ def _load_image_folders(folder: Path, channels: int, size: int) -> Dataset | Non
         return _load_split_folders(folder, places, channels, size)
     classes = _pictures_by_class(folder)
     if not any(classes.values()):
+        if places == [folder / "train"] and any(_pictures_by_class(places[0]).values()):
+            raise DataError(f"{folder}: has train, but neither val nor test; to have them drawn, name {places[0]}")
         return None
     _check_classes(folder, classes)
     count = sum(map(len, classes.values()))
     if count < 7:
         raise DataError(f"{folder}: holds {count} images; at least 7 are needed to split 5 : 1 : 1")
     pictures = _read(classes, tuple(classes), channels, size)
-    return _from_pictures(folder, tuple(classes), [pictures.part(i) for i in split_by_class(pictures.labels, 7, 2)])
+    parts = [pictures.part(i) for i in split_by_class(pictures.labels, 7, 2)]
+    return _from_pictures(folder, tuple(classes), parts, _left_out(folder, classes))
 
 
 def _load_split_folders(folder: Path, places: list[Path], channels: int, size: int) -> Dataset:
@@ -266,16 +279,13 @@ def _load_split_folders(folder: Path, places: list[Path], channels: int, size: i
         if strange := sorted(set(classes) - set(names)):
             raise DataError(f"{folder / name / strange[0]}: must be a class of {folder / 'train'}: {', '.join(names)}")
     splits = {name: _read(classes, names, channels, size) for name, classes in found.items()}
-    notes = []
+    notes = [note for name, classes in found.items() for note in _left_out(folder / name, classes)]
     if "val" not in splits:
         splits["train"], splits["val"] = (splits["train"].part(i) for i in split_by_class(splits["train"].labels, 6, 1))
         notes.append(f"{folder}: has no val: a sixth of train is taken for it")
     if "test" not in splits:
         splits["val"], splits["test"] = (splits["val"].part(i) for i in split_by_class(splits["val"].labels, 2, 1))
         notes.append(f"{folder}: has no test: half of val is taken for it")
-    for name, pictures in splits.items():
-        if not len(pictures.labels):
-            raise DataError(f"{folder / name}: holds too few images to take test or val from them")
     return _from_pictures(folder, names, [splits[name] for name in SPLIT_FOLDERS], tuple(notes))
 
 
@@ -305,9 +315,24 @@ def class_folders(folder: Path) -> list[Path]:
 def _pictures_by_class(folder: Path) -> dict[str, list[Path]]:
     """The images in each folder in ``folder``, by the folder's name, both sorted."""
     return {
-        child.name: sorted(path for path in child.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-        for child in class_folders(folder)
+        child.name: sorted(path for path in child.iterdir() if _is_picture(path)) for child in class_folders(folder)
     }
+
+
+def _is_picture(path: Path) -> bool:
+    """Whether a name is that of a picture that is not hidden, such as macOS's ._a.jpg beside a.jpg, and of no folder."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and not path.is_dir()
+
+
+def _left_out(folder: Path, class_names: Iterable[str]) -> tuple[str, ...]:
+    """A note on pictures in folders within the class folders."""
+    within = [inner for name in class_names for inner in class_folders(folder / name)]
+    count = sum(_is_picture(path) for inner in within for path in inner.rglob("*"))
+    return (
+        (f"{folder}: what lies in folders within the class folders is left out: {count:,} of the pictures",)
+        if count
+        else ()
+    )
 
 
 def _check_classes(folder: Path, classes: dict[str, list[Path]], fewest: int = 2) -> None:
@@ -338,9 +363,17 @@ def _from_pictures(
     folder: Path, class_names: tuple[str, ...], parts: list[_Pictures], notes: tuple[str, ...] = ()
 ) -> Dataset:
     train, val, test = (Split(part.images, part.labels) for part in parts)
+    if not (len(val) and len(test)):
+        raise DataError(f"{folder}: holds too few images to take val and test from them")
+    notes += tuple(
+        f"{name} is a class like any other here; without it a model calls unknown what its threshold refuses"
+        for name in class_names
+        if name.casefold() == UNKNOWN
+    )
     notes += _duplicates(train, val, test) + _light_backgrounds(parts)
     if train.images.ndim == 3:
-        notes += _colours_that_tell(parts)
+        colours, labels = (np.concatenate([getattr(part, name) for part in parts]) for name in ("colours", "labels"))
+        notes += _colours_that_tell(colours, labels)
     return Dataset(folder.resolve().name, class_names, train, val, test, notes)
 
 
@@ -366,20 +399,26 @@ def _light_backgrounds(parts: list[_Pictures]) -> tuple[str, ...]:
     )
 
 
-def _colours_that_tell(parts: list[_Pictures]) -> tuple[str, ...]:
-    """A note if the class with the nearest mean colour is mostly right on val and test: preprocessing drops colours."""
-    train, held_back = parts[0], parts[1:]
-    labels = np.concatenate([part.labels for part in held_back])
-    if len(labels) < FEWEST_TO_TELL:
+def _colours_that_tell(colours: NDArray[np.float64], labels: NDArray[np.uint8]) -> tuple[str, ...]:
+    """A note if the class with the nearest mean colour of its other images is mostly right: preprocessing drops colours.
+
+    Args:
+        colours: (N, 3), the mean colours of images.
+    """
+    colours = colours - colours.mean(1, keepdims=True)  # how light an image is says how much of it is covered
+    counts = np.bincount(labels)
+    present = np.flatnonzero(counts > 1)
+    chosen = counts[labels] > 1
+    colours, labels, counts = colours[chosen], labels[chosen], counts[present]
+    if not len(labels):
         return ()
-    present = np.unique(train.labels)
-    means = np.stack([train.colours[train.labels == label].mean(0) for label in present])
-    colours = np.concatenate([part.colours for part in held_back])
-    nearest = present[((colours[:, None] - means) ** 2).sum(2).argmin(1)]
-    told, chance = float((nearest == labels).mean()), float(np.bincount(labels).max() / len(labels))
-    if told < chance + TELLING:
+    own = labels[:, np.newaxis] == present
+    distances = np.stack([((colours - colours[labels == label].mean(0)) ** 2).sum(1) for label in present], axis=1)
+    distances[own] *= np.square(counts / (counts - 1))[own.argmax(1)]  # from the mean without the image itself
+    told, chance = float(own[np.arange(len(labels)), distances.argmin(1)].mean()), float(counts.max() / len(labels))
+    if told < chance + max(TELLING, 1.5 / np.sqrt(len(labels))):  # three standard deviations of a share, at most
         return ()
     return (
-        f"the mean colour of a picture alone tells {told:.0%} of the classes of val and test: "
-        "fmcae drops colour, and sees shape and shading only, but for a model that is trained with --channels 3",
+        f"the mean colour of an image alone tells {told:.0%} of the classes: fmcae drops colour, and sees shape and shading "
+        "only, but for a model that is trained with --channels 3",
     )

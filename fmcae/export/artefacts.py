@@ -6,6 +6,7 @@ module: :mod:`graph` converts, :mod:`precision` makes smaller graphs, :mod:`pari
 """
 
 import copy
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -158,7 +159,8 @@ def trained_networks(run: Run, teacher: bool = False) -> dict[Kind, nn.Module]:
     if run.weights("classifier").is_file():
         networks["classifier"] = run.network("classifier")
     if not run.finished or not networks:
-        raise RunError(f"{run.folder}: is not finished; go on with  fmcae train --resume --out {run.folder}")
+        command = f"fmcae train --resume --out {shlex.quote(str(run.folder))}"
+        raise RunError(f"{run.folder}: is not finished; go on with  {command}")
     return networks
 
 

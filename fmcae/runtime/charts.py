@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
+from fmcae.data import UNKNOWN
 from fmcae.errors import ImageError
 from fmcae.metrics import CALIBRATION_BINS, wilson_interval
 from fmcae.preprocess import to_uint8
@@ -27,7 +28,7 @@ from fmcae.runtime.contact_sheet import (
     shortened,
     tile,
 )
-from fmcae.runtime.evaluate import SHOWN_MISTAKES, UNKNOWN, Evaluation, LabelledPictures, Scores
+from fmcae.runtime.evaluate import SHOWN_MISTAKES, Evaluation, LabelledPictures, Scores
 
 Colour = tuple[int, int, int]
 BLUE, VERMILION = (0, 114, 178), (213, 94, 0)

@@ -1,12 +1,14 @@
 """A contact sheet for eyes: each picture, the pixels that the model sees of it, and what the model says.
 
-Only Pillow draws, so that the light install can; its own font comes with it. ``fmcae predict --show OUT.png`` writes one,
+Only Pillow draws, so that the light install can. ``fmcae predict --show OUT.png`` writes one,
 and ``fmcae evaluate --out DIR`` one of the most confident mistakes.
 """
 
 import io
+import unicodedata
 from bisect import bisect_left
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from typing import TypeAlias
 
@@ -16,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from fmcae.images import ImageSource, read_image
 from fmcae.runtime.model import Prediction
-from fmcae.runtime.predict import unknown_text
+from fmcae.runtime.predict import prediction_text
 
 Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
@@ -28,6 +30,7 @@ MARGIN = 10  # pixels around each tile
 LINE = 18  # pixels of height
 TITLE = 30  # pixels of height
 TILE_SIZE = 2 * EDGE + GAP, EDGE + 2 * LINE
+SYSTEM_FONTS = ("LiberationSans-Regular.ttf", "Arial.ttf", "arial.ttf", "DejaVuSans.ttf")
 PAPER, GROUND, CHECKER = (255, 255, 255), (236, 236, 236), (204, 204, 204)
 INK, FAINT, UNKNOWN = (20, 20, 20), (110, 110, 110), (213, 94, 0)  # the last is Okabe and Ito's vermilion
 
@@ -35,10 +38,9 @@ INK, FAINT, UNKNOWN = (20, 20, 20), (110, 110, 110), (213, 94, 0)  # the last is
 def caption(prediction: Prediction, pixels: NDArray[np.uint8] | None = None) -> str:
     """What a prediction says in one line, as ``fmcae predict`` prints it.
 
-    It has the label and its probability, or that the picture is unknown, what is nearest, and whether it is blank.
+    It has the label and its probability, or that the picture is unknown, what is nearest, and whether it shows no item.
     """
-    nearest = f"{prediction.label} {prediction.probability:.4f}"
-    return nearest if prediction.known else unknown_text(nearest, pixels)
+    return prediction_text(f"{prediction.label} {prediction.probability:.4f}", prediction.known, pixels)
 
 
 def tile(source: ImageSource, pixels: NDArray[np.uint8], prediction: Prediction, name: str) -> Image.Image:
@@ -111,13 +113,25 @@ def _checkerboard(size: tuple[int, int], step: int = 7) -> Image.Image:
 
 @cache
 def font_of(size: int) -> Font:
-    """Pillow's own font."""
+    """A font of the system that has the letters of many languages, or else Pillow's own, which has ASCII's alone."""
+    for name in SYSTEM_FONTS:
+        with suppress(OSError):
+            return ImageFont.truetype(name, size)
     return ImageFont.load_default(size)
 
 
 def legible(text: str) -> str:
-    """The text with control characters, lone surrogates and the like, which no font has, as escapes."""
-    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
+    """The text with what the font lacks, such as control characters, as ASCII letters without accents or as escapes."""
+    return "".join(map(_with_glyph, unicodedata.normalize("NFC", text)))
+
+
+@cache
+def _with_glyph(character: str) -> str:
+    font = font_of(14)
+    if character.isprintable() and bytes(font.getmask(character)) != bytes(font.getmask("\uffff")):
+        return character
+    plain = "".join(part for part in unicodedata.normalize("NFKD", character) if not unicodedata.combining(part))
+    return plain if plain.isascii() and plain.isprintable() else ascii(character)[1:-1]
 
 
 def shortened(text: str, font: Font, width: int) -> str:

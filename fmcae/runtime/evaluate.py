@@ -17,7 +17,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fmcae.data import ENVIRONMENT_VARIABLE, IDX_NAMES, Dataset, class_folders, holds_idx, load_dataset
+from fmcae.data import (
+    CLASS_NAMES_FILE,
+    ENVIRONMENT_VARIABLE,
+    IDX_NAMES,
+    UNKNOWN,
+    class_folders,
+    holds_idx,
+    load_dataset,
+)
 from fmcae.errors import DataError, UsageError
 from fmcae.files import read_at_most
 from fmcae.metrics import (
@@ -33,8 +41,7 @@ from fmcae.preprocess import scale
 from fmcae.runtime.model import Model, Prediction
 from fmcae.runtime.predict import BATCH_SIZE, Found, Outcome, images_below, predict_found
 
-UNKNOWN = "unknown"  # the label of pictures that are of no class
-NO_CLASS = -1  # its index
+NO_CLASS = -1  # the index of UNKNOWN
 TRUTH_FILE = "truth.csv"
 MAX_TRUTH_BYTES = 64 * 2**20
 DEFAULT_SPLITS = ("test", "val")  # the first that is there is taken
@@ -244,14 +251,14 @@ def find_pictures(
     if data is None:
         data = os.environ.get(ENVIRONMENT_VARIABLE)
         if not data:
-            return _from_dataset(load_dataset(None, channels, size), split, class_names, "data (=None)")
+            return _from_dataset(None, split, class_names, "data (=None)", channels, size)
         parameter = f"{ENVIRONMENT_VARIABLE} (={data})"
     folder = Path(data).expanduser()
     if data == "" or not folder.is_dir():  # Path takes nothing for the current folder
         raise UsageError(f"{parameter} must be an existing folder")
     try:
         if holds_idx(folder):
-            return _from_dataset(load_dataset(folder, channels, size), split, class_names, parameter)
+            return _from_dataset(folder, split, class_names, parameter, channels, size)
         folder, split = _split_folder(folder, split, class_names, parameter)
         parameter += f" in {split}" if split else ""
         if (folder / TRUTH_FILE).is_file():
@@ -280,10 +287,11 @@ def _plain(name: str) -> str:
 
 
 def read_truth(folder: Path) -> list[tuple[str, str]]:
-    """Read the columns ``file`` and ``label`` of a folder's ``truth.csv``.
+    """Read the columns ``file`` and ``label`` of a folder's ``truth.csv``; a file that is there twice counts once.
 
     Raises:
-        DataError: it cannot be read, is not CSV in UTF-8, lacks a column or a value, or has no rows.
+        DataError: it cannot be read, is not CSV in UTF-8, lacks a column or a value or has one too many, has a file with two
+            labels, or has no rows.
     """
     path = folder / TRUTH_FILE
     try:
@@ -293,20 +301,23 @@ def read_truth(folder: Path) -> list[tuple[str, str]]:
             raise DataError(
                 f"{path}: must begin with the columns file and label; it lacks {' and '.join(sorted(missing))}"
             )
-        rows = []
+        labels: dict[str, str] = {}
         for row in reader:
             if not row["file"] or not row["label"]:
                 raise DataError(f"{path}: must have a file and a label in every line; line {reader.line_num} lacks one")
-            rows.append((row["file"], row["label"]))
+            if None in row:
+                raise DataError(f"{path}: must have a value for each column; line {reader.line_num} has more")
+            if labels.setdefault(row["file"], row["label"]) != row["label"]:
+                raise DataError(f"{path}: must have one label for {row['file']}; line {reader.line_num} has another")
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: is not text in UTF-8: {error.reason} at byte {error.start}") from error
     except csv.Error as error:
         raise DataError(f"{path}: is not CSV: {error}") from error
-    if not rows:
+    if not labels:
         raise DataError(f"{path}: must name at least one picture")
-    return rows
+    return list(labels.items())
 
 
 def _split_folder(
@@ -329,8 +340,12 @@ def _split_folder(
 
 
 def _from_dataset(
-    dataset: Dataset, split: str | None, class_names: tuple[str, ...], parameter: str
+    folder: Path | None, split: str | None, class_names: tuple[str, ...], parameter: str, channels: int, size: int
 ) -> LabelledPictures:
+    try:
+        dataset = load_dataset(folder, channels, size)
+    except UsageError as error:  # training has a parameter for it
+        raise UsageError(str(error).replace(f"size (={size})", f"the model's size, {size},")) from error
     split = split or DEFAULT_SPLITS[0]
     if split not in SPLITS:
         raise UsageError(f"split (={split}) must be one of {', '.join(SPLITS)}")
@@ -371,6 +386,8 @@ def _checked_indices(labels: Sequence[str], class_names: tuple[str, ...], parame
         index = class_index(label, class_names)
         if index is None:
             classes = ", ".join(class_names)
-            raise UsageError(f"{parameter} must hold the model's classes or {UNKNOWN}; {label} is none of: {classes}")
+            rule = f"must hold the model's classes or {UNKNOWN}; {label} is none of: {classes}"
+            hint = f"; a {CLASS_NAMES_FILE} beside IDX files names their numbers" if label.isdigit() else ""
+            raise UsageError(f"{parameter} {rule}{hint}")
         indices.append(index)
     return indices

@@ -1,6 +1,7 @@
 """Artefacts on disk, and the object that runs them: ``fmcae.load(...)``."""
 
 import os
+import shlex
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -137,6 +138,9 @@ def artefact_files(folder: PathName) -> dict[Kind, Path]:
     """Find the exported files in a folder, by the kind that their names say; raise ArtefactError if it has no network."""
     parent = resolve_path(folder)
     files = {kind: parent / file_name(kind) for kind in FILE_KINDS if (parent / file_name(kind)).is_file()}
+    if not files and (parent / "config.json").is_file() and any(parent.glob("*.safetensors")):
+        command = f"fmcae export {shlex.quote(str(folder))}"
+        raise ArtefactError(f"{folder}: is a run that is not exported into its folder onnx: run  {command}")
     if not files.keys() & set(KINDS):
         raise ArtefactError(f"{folder}: holds none of {', '.join(map(file_name, KINDS))}")
     return files

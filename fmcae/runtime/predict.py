@@ -24,6 +24,7 @@ from fmcae.runtime.model import Model, Prediction
 
 STDIN = "-"
 NOT_READ = (".heic", ".heif")  # pictures of phones, which Pillow does not decode
+NO_ITEM = 8  # the most by which the pixels of a picture without an item differ, of 255
 BATCH_SIZE = 16  # images; small enough that a folder of a few dozen keeps all CPUs busy
 _SEPARATOR = f"[{re.escape(os.sep + (os.altsep or ''))}]"
 _RECURSIVE = rf"(?:^|(?<={_SEPARATOR}))\*\*(?:{_SEPARATOR}\*\*)*(?:{_SEPARATOR}|$)"  # ** as the whole name of a folder
@@ -43,10 +44,12 @@ class Outcome:
     pixels: NDArray[np.uint8] | None = None
 
 
-def unknown_text(nearest: str, pixels: NDArray[np.uint8] | None) -> str:
-    """What is said of an unknown picture: the nearest label, and that there is no item if all ``pixels`` are 0."""
-    no_item = "no item; " if pixels is not None and not pixels.any() else ""
-    return f"unknown ({no_item}nearest: {nearest})"
+def prediction_text(labels: str, known: bool, pixels: NDArray[np.uint8] | None) -> str:
+    """What is said of a picture: its labels, whether it is unknown, and whether ``pixels`` show no item."""
+    has_no_item = pixels is not None and np.ptp(pixels, axis=(0, 1)).max() <= NO_ITEM
+    if known:
+        return f"{labels} (no item)" if has_no_item else labels
+    return f"unknown ({'no item; ' if has_no_item else ''}nearest: {labels})"
 
 
 def find_images(names: Iterable[str]) -> Iterator[Found]:
@@ -68,7 +71,7 @@ def find_images(names: Iterable[str]) -> Iterator[Found]:
 
 
 def images_below(folder: str) -> list[Found]:
-    """Find every image below a folder, sorted; what cannot be read comes with its error: a folder in it, HEIC files."""
+    """Find every image below a folder that is not hidden, sorted; a folder and HEIC files, if not read, come with an error."""
     found: list[Found] = []
     not_read = 0
     folders = [str(Path(folder))]
@@ -77,6 +80,8 @@ def images_below(folder: str) -> list[Found]:
         try:
             with os.scandir(parent) as entries:
                 for entry in entries:
+                    if entry.name.startswith("."):  # such as ._a.jpg, which macOS leaves beside a.jpg
+                        continue
                     path = os.path.join(parent, entry.name) if parent != "." else entry.name
                     if entry.is_dir(follow_symlinks=False):
                         folders.append(path)

@@ -142,6 +142,7 @@ def _below_uri(name: str) -> list[Source]:
         if info.type == FileType.Directory:
             found = filesystem.get_file_info(FileSelector(path, recursive=True))
             found = [item for item in found if os.path.splitext(item.path)[1].lower() in IMAGE_SUFFIXES]
+            found = [item for item in found if "/." not in f"/{item.path[len(path) :]}"]  # hidden ones
             nothing = "is a folder without images"
         elif info.type == FileType.NotFound and glob.has_magic(path):
             top = path[: re.search("[*?[]", path).start()].rpartition("/")[0]  # type: ignore[union-attr]

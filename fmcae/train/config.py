@@ -130,7 +130,8 @@ class TrainConfig:
         labels: how many labelled images the classifier is trained on, as many of each class, drawn with the seed; None
             for all of train. The autoencoder needs no labels, and sees them all.
         keep: which epoch's weights each stage ends with: the last's, or the best's by validation, which is that of the
-            lowest mean squared error or the highest accuracy, and the earlier one of two that are equal.
+            lowest mean squared error or the highest accuracy, of two with the same accuracy the one with the lower
+            cross-entropy, and the earlier one of two that are equal.
         patience: a stage stops after so many epochs in a row without a better one by validation; None trains them all.
         class_weights: whether an image counts in the classifier's loss by the inverse of its class's frequency.
         steps_per_epoch: the classifier's mini-batches of an epoch, None for as many as its ``passes`` have. It goes over

@@ -37,10 +37,9 @@ from fmcae.train.progress import Progress
 from fmcae.train.run import METRICS, Run, check_data
 from fmcae.train.weights import checkpoint_stage, load_checkpoint, load_weights, save_checkpoint, save_weights
 
-BEST = {  # by stage: the metric whose best epoch is the best, its sign where less is better, and its name
-    "autoencoder": ("val_mse", -1, "validation error"),
-    "classifier": ("val_accuracy", 1, "validation accuracy"),
-}
+# By stage: the metrics whose best epoch is the best, of which a later one decides where all before are equal; and whether
+# more of them is better (1) or less (-1).
+BEST = {"autoencoder": {"val_mse": -1}, "classifier": {"val_accuracy": 1, "val_cross_entropy": -1}}
 TrainStep: TypeAlias = Callable[[Tensor, NDArray[np.uint32]], Tensor]  # indices of a batch, dropout's keys -> the loss
 
 
@@ -168,27 +167,31 @@ def _train_stage(run: Run, stage: str, backend: Backend, splits: dict[str, Devic
     if epochs_done < config.epochs:
         kept["stopped_epoch"] = epochs_done
         progress.note(
-            f"{stage}: stopped after epoch {epochs_done} of {config.epochs}: no better {BEST[stage][2]} than epoch "
-            f"{best_epoch(records, stage)}'s in {config.patience} more; epoch {kept['kept_epoch']} is kept"
+            f"{stage}: stopped after epoch {epochs_done} of {config.epochs}: none better by validation than "
+            f"epoch {best_epoch(records, stage)} in {config.patience} more; epoch {kept['kept_epoch']} is kept"
         )
     _test(run, stage, backend, splits["test"], records, kept)
     progress.record(records[-1])
 
 
 def best_epoch(records: list[dict[str, Any]], stage: str) -> int:
-    """The epoch of the stage with the best validation, the earlier one of two that are equal.
+    """The epoch of the stage with the best validation, as BEST compares them, the earlier one of two that are equal.
 
     A value that is not a number is worse than any other.
     """
-    name, sign, _ = BEST[stage]
-    values = [sign * record[name] for record in records if record["stage"] == stage]
-    return int(np.argmax(np.nan_to_num(values, nan=-np.inf))) + 1  # the first such
+    own = [record for record in records if record["stage"] == stage]
+    values = [np.nan_to_num([sign * record[name] for name, sign in BEST[stage].items()], nan=-np.inf) for record in own]
+    return max(range(len(own)), key=lambda index: tuple(values[index])) + 1  # the first such
 
 
 def _check_records(run: Run, stage: str, records: list[dict[str, Any]], epochs_done: int) -> None:
     """Check that ``metrics.jsonl`` has every epoch of the checkpoint, where it decides what comes next."""
     if run.config.keep == "best" or run.config.patience:
-        own = [old for old in records if old["stage"] == stage and isinstance(old.get(BEST[stage][0]), float)]
+        own = [
+            old
+            for old in records
+            if old["stage"] == stage and all(isinstance(old.get(name), float) for name in BEST[stage])
+        ]
         if [old.get("epoch") for old in own] != list(range(1, epochs_done + 1)):
             raise RunError(f"{run.folder / METRICS}: is damaged: it lacks some of the {stage}'s {epochs_done} epochs")
 

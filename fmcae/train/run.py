@@ -26,6 +26,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
@@ -33,7 +34,7 @@ import fmcae
 from fmcae import schema
 from fmcae.data import Dataset
 from fmcae.data.split import SPLIT_SEED
-from fmcae.errors import FmcaeError, RunError, UsageError
+from fmcae.errors import DataError, FmcaeError, RunError, UsageError
 from fmcae.files import is_leftover, short_name, write_atomic
 from fmcae.runtime.machine import describe_hardware
 from fmcae.train.config import TrainConfig
@@ -174,11 +175,21 @@ def create_run(folder: Path, config: TrainConfig, dataset: Dataset, autoencoder_
             and its facts. The folder may hold what an earlier call for it left when it was stopped.
 
     Raises:
-        UsageError: the folder already holds something, or the configuration asks for more labels than there are.
+        UsageError: the folder already holds something, or the configuration asks for more labels than there are, or for
+            fewer than there are classes.
+        DataError: a class that the classifier is to know has images in val or test, but none in train.
         RunError: the other run has no finished autoencoder, or one of another shape; no folder was made.
     """
     if config.labels is not None and config.labels > len(dataset.train):
         raise UsageError(f"labels (={config.labels}) must be at most {len(dataset.train):,}, the images of train")
+    if "classifier" in config.stages:
+        train, val, test = dataset.counts.values()
+        if unseen := [dataset.class_names[label] for label in np.flatnonzero((train == 0) & (val + test > 0))]:
+            raise DataError(
+                f"{dataset.name}: must have images of every class in train; it has none of {', '.join(unseen)}"
+            )
+        if config.labels is not None and config.labels < (classes := np.count_nonzero(train)):
+            raise UsageError(f"labels (={config.labels}) must be at least {classes}, one for each class")
     description = {
         "schema_version": SCHEMA_VERSION,
         "started": datetime.now(timezone.utc).isoformat(timespec="microseconds"),

@@ -102,6 +102,15 @@ def test_one_name_alone_may_be_a_model(
         assert result.exit_code == 0 and "400 of its classes" in result.stdout
 
 
+def test_a_run_that_is_not_exported_is_no_data(cli: "Cli", tmp_path: Path) -> None:
+    run = tmp_path / "the run"
+    run.mkdir()
+    for name in ("config.json", "classifier.safetensors"):
+        (run / name).touch()
+    result = cli("evaluate", run)
+    assert result.exit_code == 1 and f"is not exported into its folder onnx: run  fmcae export '{run}'" in result.stderr
+
+
 def test_the_threshold_moves_what_is_refused_and_not_the_accuracy(cli: "Cli", pictures: Path) -> None:
     rows = [json.loads(cli("evaluate", pictures, "--json", "--threshold", value).stdout) for value in ("0", "1")]
     assert [row["unknown_refused"] for row in rows] == [0, 1] and [row["threshold"] for row in rows] == [0, 1]

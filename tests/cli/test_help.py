@@ -77,6 +77,7 @@ def test_the_help_ends_with_two_examples_that_are_commands(cli: "Cli", name: str
             "--encoder random must come with --stage classifier, not --stage both",
         ),
         ("train", [], UsageError("output_dropout (=False) must be on"), "--no-output-dropout must be on"),
+        ("train", ["--epochs", "1"], UsageError("class_count (=1) must be 2"), "class_count (=1) must be 2"),
         ("train", [], UsageError("no_such (=1) must be 2"), "no_such (=1) must be 2"),
         ("train", [], RunError("a/config.json: dropout (=2) must be 1"), "a/config.json: dropout (=2) must be 1"),
         ("evaluate", ["a", "b"], UsageError("data (=b) must hold x"), "DATA b must hold x"),

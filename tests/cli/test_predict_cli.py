@@ -120,11 +120,12 @@ def test_programs_read_that_it_is_unknown(cli: "Cli", image: Path, unknown: Pred
         assert float(row["known_score"]) == pytest.approx(values["known_score"], abs=5e-7)
 
 
-def test_a_blank_picture_is_said_to_be_blank(cli: "Cli", tmp_path: Path) -> None:
+def test_a_blank_picture_is_said_to_show_no_item(cli: "Cli", tmp_path: Path) -> None:
     Image.new("RGB", (200, 100), "ivory").save(tmp_path / "blank.png")
     assert cli("predict", tmp_path / "blank.png").stdout.startswith(
         f"{tmp_path / 'blank.png'}: unknown (no item; nearest: "
     )
+    assert cli("predict", tmp_path / "blank.png", "--threshold", "0").stdout.endswith(" (no item)\n")
 
 
 @pytest.mark.parametrize("output", [(), ("--json",), ("--csv", "--top-k", "3")])

@@ -91,7 +91,7 @@ def test_colours_from_training_to_prediction(cli: Callable[..., Any], tmp_path: 
     assert cli("encode", "new", "-o", "z.npy", "--model", "run").exit_code == 0
     assert np.load("z.npy").shape == (6, 32)
     wrong = cli("evaluate", "run", Path(__file__).parents[1] / "data" / "fashion-mnist-sample")
-    assert wrong.exit_code == 2 and "size (=64) must be that of the images of" in wrong.stderr
+    assert wrong.exit_code == 2 and "the model's size, 64, must be that of the images of" in wrong.stderr
 
 
 def test_one_process_at_a_time_trains_in_a_folder(cli: Callable[..., Any], sample: Path, tmp_path: Path) -> None:
@@ -108,13 +108,19 @@ def test_one_process_at_a_time_trains_in_a_folder(cli: Callable[..., Any], sampl
     assert "already finished" in cli("train", "--resume", "--out", "run").stdout
 
 
-def test_dollars_in_a_class_name_are_text(cli: Callable[..., Any], sample: Path, tmp_path: Path) -> None:
+def test_signs_in_names_are_text(cli: Callable[..., Any], sample: Path, tmp_path: Path) -> None:
     data = shutil.copytree(sample, tmp_path / "data")
     names = (data / "class_names.txt").read_text().splitlines()
-    (data / "class_names.txt").write_text("\n".join(["$10_to_$20", "$\\frac$", *names[2:]]))
-    result = cli("train", "--data", data, *QUICK, "--out", "run")
+    (data / "class_names.txt").write_text("\n".join(["$10_to_$20", "$\\frac$", "a|b", *names[3:]]))
+    result = cli("train", "--data", data, *QUICK, "--out", "the run")
     assert result.exit_code == 0 and "warning" not in result.stderr
-    assert Path("run/confusion.png").is_file()
+    assert Path("the run/confusion.png").is_file()
+    assert result.stdout.endswith("next: fmcae export --onnx 'the run'\n")
+    result = cli("export", "the run")
+    assert "fmcae verify 'the run/onnx/encoder.onnx' 'the run/onnx/" in result.stdout
+    assert "fmcae predict --model 'the run/onnx/classifier.onnx' IMAGE..." in result.stdout
+    assert result.stdout.endswith("fmcae bench --model 'the run/onnx'\n")
+    assert "\n| a\\|b | 40 | " in Path("the run/onnx/MODEL_CARD.md").read_text()
 
 
 def test_a_picture_that_cannot_be_drawn_costs_the_run_nothing_else(
@@ -330,7 +336,7 @@ def test_the_help_has_the_defaults_of_the_configuration(cli: Callable[..., Any])
 
 
 def test_resume_keeps_the_runs_own_configuration(
-    cli: Callable[..., Any], sample: Path, trained_run: Path, tmp_path: Path
+    cli: Callable[..., Any], sample: Path, small_sample: Path, trained_run: Path, tmp_path: Path
 ) -> None:
     run = shutil.copytree(trained_run, tmp_path / "run")
     (run / "classifier.safetensors").unlink()
@@ -338,7 +344,10 @@ def test_resume_keeps_the_runs_own_configuration(
     assert result.exit_code == 2 and "--epochs 9 must be the run's own (=4) to resume it" in result.stderr
     result = cli("train", "--resume", "--out", run, "--freeze-encoder")
     assert result.exit_code == 2 and "--freeze-encoder must be the run's own (=fine-tuned)" in result.stderr
-    assert cli("train", "--resume", "--out", run, "--epochs", "4").exit_code == 0
+    result = cli("train", "--resume", "--out", run, "--data", small_sample)
+    assert result.exit_code == 1 and "name the run's data with --data" in result.stderr
+    moved = shutil.copytree(sample, tmp_path / "moved")
+    assert cli("train", "--resume", "--out", run, "--epochs", "4", "--data", moved).exit_code == 0
     result = cli("train", "--data", sample, "--out", run)
     assert result.exit_code == 2 and "must be a new or empty folder; add --resume" in result.stderr
 
@@ -390,9 +399,9 @@ def test_the_epoch_that_is_kept_is_said_everywhere(cli: Callable[..., Any], smal
     assert result.exit_code == 0
     records = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
     kept = {}
-    for stage, name, sign in (("autoencoder", "val_mse", -1), ("classifier", "val_accuracy", 1)):
+    for stage in ("autoencoder", "classifier"):
         *epochs, test = [record for record in records if record["stage"] == stage]
-        values = [sign * record[name] for record in epochs]
+        values = [(e.get("val_accuracy", 0), -e.get("val_cross_entropy", e.get("val_mse"))) for e in epochs]
         kept[stage] = (1 + values.index(max(values)), len(epochs))
         assert test["kept_epoch"] == kept[stage][0] and test.get("stopped_epoch", 40) == len(epochs)
         assert f"{stage}: stopped after epoch {len(epochs)} of 40: " in result.stderr or len(epochs) == 40
@@ -454,6 +463,50 @@ def test_classes_of_very_different_sizes_are_said_where_they_count_by_size(
     assert said in cli("train", "--data", "data", *QUICK, "--out", "run").stderr
     for number, options in enumerate((["--class-weights"], ["--stage", "autoencoder"], ["--labels", "10"])):
         assert said not in cli("train", "--data", "data", *QUICK, *options, "--out", str(number)).stderr
+
+
+@pytest.fixture
+def discs_and_squares(tmp_path: Path, test_images: NDArray[np.uint8]) -> Path:
+    """A folder of two classes, of which one has a single picture."""
+    from PIL import Image
+
+    for name, count in (("disc", 20), ("square", 1)):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for index in range(count):
+            Image.fromarray(test_images[index + count]).save(tmp_path / "data" / name / f"{index}.png")
+    return tmp_path / "data"
+
+
+def test_a_class_that_a_split_lacks_is_said(cli: Callable[..., Any], discs_and_squares: Path) -> None:
+    result = cli("train", "--data", discs_and_squares, *QUICK, "--out", "run")
+    assert result.exit_code == 0
+    assert "note: val has no image of square\nnote: test has no image of square\n" in result.stderr
+    assert "note: train has 1 of square and 15 of disc" in result.stderr
+
+
+def test_a_class_without_a_training_image_is_refused(
+    cli: Callable[..., Any], discs_and_squares: Path, sample: Path, tmp_path: Path
+) -> None:
+    result = cli("train", "--data", discs_and_squares, *QUICK, "--labels", "1", "--out", "run")
+    assert (result.exit_code, result.stderr) == (2, "error: --labels 1 must be at least 2, one for each class\n")
+
+    from fmcae.data import IDX_NAMES, idx
+
+    arrays = [idx.parse(idx.read_bytes(sample / f"{name}.gz"), name) for name in IDX_NAMES]
+    for name, array in zip(IDX_NAMES, arrays, strict=True):
+        idx.write(tmp_path / name, array[arrays[1] != 3] if name.startswith("train") else array)
+    result = cli("train", "--data", tmp_path, *QUICK, "--out", "run")
+    assert result.exit_code == 1
+    assert "must have images of every class in train; it has none of 3\n" in result.stderr
+    assert cli("train", "--data", tmp_path, *QUICK, "--stage", "autoencoder", "--out", "run").exit_code == 0
+    for name in ("train", "t10k"):
+        labels = tmp_path / f"{name}-labels-idx1-ubyte"
+        idx.write(labels, np.zeros_like(idx.parse(idx.read_bytes(labels), name)))
+    result = cli("train", "--data", tmp_path, *QUICK, "--out", "one")
+    assert (result.exit_code, result.stderr) == (
+        1,
+        f"error: {tmp_path}: holds training images of 1 class; at least 2 are needed\n",
+    )
 
 
 def test_without_tensorboard_its_extra_is_named(

@@ -105,6 +105,9 @@ def test_another_idx_set_gets_numbers_for_names_and_28_pixels(tmp_path: Path) ->
     _write_set(tmp_path, images, np.arange(12, dtype=np.uint8) % 3)
     dataset = load_dataset(tmp_path)
     assert dataset.class_names == ("0", "1", "2")
+    assert (
+        dataset.notes[0] == f"{tmp_path}: its classes go by numbers; a class_names.txt there, a name a line, names them"
+    )
     assert dataset.train.images.shape == (10, 28, 28)
 
 
@@ -164,6 +167,30 @@ def test_a_class_folder_without_images_is_named(image_folders: Path) -> None:
     (image_folders / "boot" / "more").mkdir(parents=True)
     (image_folders / "bag" / "0.png").rename(image_folders / "boot" / "more" / "0.png")
     with pytest.raises(DataError, match=r"boot: must hold images, .* it holds none directly"):
+        load_dataset(image_folders)
+
+
+def test_what_is_no_picture_of_a_class_is_left_out(image_folders: Path) -> None:
+    expected = load_dataset(image_folders)
+    (image_folders / "bag" / "._0.png").write_bytes(b"\0\5\x16\7")  # as macOS leaves it
+    (image_folders / "bag" / "folder.png").mkdir()
+    shutil.copy(image_folders / "bag" / "0.png", image_folders / "bag" / "folder.png")
+    dataset = load_dataset(image_folders)
+    assert dataset.fingerprint == expected.fingerprint
+    left_out = f"{image_folders}: what lies in folders within the class folders is left out: 1 of the pictures"
+    assert dataset.notes == (left_out, *expected.notes)
+
+
+def test_a_class_called_unknown_is_said(image_folders: Path) -> None:
+    (image_folders / "coat").rename(image_folders / "Unknown")
+    assert any(note.startswith("Unknown is a class like any other here") for note in load_dataset(image_folders).notes)
+
+
+def test_train_alone_is_said_to_lack_val_and_test(image_folders: Path) -> None:
+    (image_folders / "train").mkdir()
+    for name in ("bag", "coat"):
+        (image_folders / name).rename(image_folders / "train" / name)
+    with pytest.raises(DataError, match=r"has train, but neither val nor test; to have them drawn, name .*train$"):
         load_dataset(image_folders)
 
 
@@ -236,18 +263,21 @@ def test_images_in_two_splits_are_said(tmp_path: Path, test_images: NDArray[np.u
     assert "are in train too, so they prove little" in note
 
 
-def test_colours_that_tell_the_classes_are_said(tmp_path: Path, test_images: NDArray[np.uint8]) -> None:
+@pytest.mark.parametrize("count", [5, 40])
+def test_colours_that_tell_the_classes_are_said(tmp_path: Path, test_images: NDArray[np.uint8], count: int) -> None:
     generator = np.random.default_rng(0)
     for name, colour in (("blue", (20, 60, 220)), ("green", (20, 200, 60)), ("red", (220, 40, 30))):
-        discs = np.full((40, 60, 60, 3), 255, np.uint8)
+        discs = np.full((count, 60, 60, 3), 255, np.uint8)
         y, x = np.mgrid[:60, :60]
         for disc in discs:
             radius = generator.integers(15, 28)
             disc[(y - 30) ** 2 + (x - 30) ** 2 < radius**2] = colour
         _save(discs, tmp_path / "discs" / name)
-        _save(generator.choice(test_images, 40), tmp_path / "grey" / name)
+        _save(generator.choice(test_images, count), tmp_path / "grey" / name)
+        light = np.full((count, 60, 60), len(name) * 40, np.uint8)
+        _save(light, tmp_path / "light" / name)
     (note,) = (
-        note for note in load_dataset(tmp_path / "discs").notes if "the mean colour of a picture alone tells" in note
+        note for note in load_dataset(tmp_path / "discs").notes if "the mean colour of an image alone tells" in note
     )
     assert "--channels 3" in note
     coloured = load_dataset(tmp_path / "discs", 3, 64)
@@ -256,7 +286,18 @@ def test_colours_that_tell_the_classes_are_said(tmp_path: Path, test_images: NDA
     assert [coloured.class_names[label] for label in coloured.test.labels] == [
         ("red", "green", "blue")[i] for i in centre
     ]
-    assert not any("the mean colour" in note for note in load_dataset(tmp_path / "grey").notes)
+    for name in ("grey", "light"):
+        assert not any("the mean colour" in note for note in load_dataset(tmp_path / name).notes)
+
+
+def test_colours_of_idx_files_that_tell_the_classes_are_said(tmp_path: Path) -> None:
+    labels = np.arange(30, dtype=np.uint8) % 3
+    images = np.zeros((30, 28, 28, 3), np.uint8)
+    images[np.arange(30), 5:20, 5:20, labels] = 200
+    _write_set(tmp_path, images, labels)
+    (note,) = (note for note in load_dataset(tmp_path).notes if "the mean colour" in note)
+    assert "tells 100% of the classes" in note
+    assert not any("the mean colour" in note for note in load_dataset(tmp_path, 3).notes)
 
 
 @pytest.mark.parametrize(("channels", "size"), [(1, 56), (3, 56), (3, 28)])

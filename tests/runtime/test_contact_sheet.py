@@ -2,14 +2,15 @@ import io
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
+import fmcae.runtime.contact_sheet as contact_sheet_module
 from fmcae.errors import ImageError
 from fmcae.preprocess import to_uint8
-from fmcae.runtime.contact_sheet import COLUMNS, EDGE, GAP, TILE_SIZE, UNKNOWN, caption, contact_sheet, tile
+from fmcae.runtime.contact_sheet import COLUMNS, EDGE, GAP, TILE_SIZE, UNKNOWN, caption, contact_sheet, legible, tile
 from fmcae.runtime.model import Prediction
 
 BLANK = np.zeros((28, 28), np.uint8)
@@ -26,10 +27,13 @@ def has_colour(picture: Image.Image, colour: tuple[int, int, int]) -> bool:
 def test_the_caption_tells_known_from_unknown() -> None:
     assert caption(prediction()) == "Bag 0.4100"
     assert caption(prediction(known=False)) == "unknown (nearest: Bag 0.4100)"
-    grey = np.full((28, 28), 9, np.uint8)
-    assert caption(prediction(known=False), grey) == "unknown (nearest: Bag 0.4100)"
+    nearly = np.full((64, 64, 3), (9, 90, 200), np.uint8)
+    nearly[5] += 8
+    assert caption(prediction(known=False), nearly) == "unknown (no item; nearest: Bag 0.4100)"
+    nearly[6, 7, 2] -= 1
+    assert caption(prediction(known=False), nearly) == "unknown (nearest: Bag 0.4100)"
     assert caption(prediction(known=False), BLANK) == "unknown (no item; nearest: Bag 0.4100)"
-    assert caption(prediction(), BLANK) == "Bag 0.4100"
+    assert caption(prediction(), BLANK) == "Bag 0.4100 (no item)"
 
 
 def test_a_tile_has_the_picture_and_what_the_model_sees(test_images: NDArray[np.uint8]) -> None:
@@ -54,6 +58,7 @@ def test_transparent_parts_show_a_checkerboard() -> None:
     assert len(set(drawn.get_flattened_data() if hasattr(drawn, "get_flattened_data") else drawn.getdata())) == 2
 
 
+@settings(deadline=None)  # fonts are looked for once
 @given(st.text(max_size=300), st.text(min_size=1, max_size=300), st.booleans())
 def test_any_name_and_label_fit(name: str, label: str, known: bool) -> None:
     drawn = tile(Image.new("L", (28, 28)), BLANK, prediction(label, known), name)
@@ -67,6 +72,27 @@ def test_odd_names_fit(name: str) -> None:
     assert tile(Image.new("L", (28, 28)), BLANK, prediction(), name).size == TILE_SIZE
 
 
+@pytest.mark.parametrize(
+    ("fonts", "expected"),
+    [((), "Gro\\xdfe cafe Bags \\u65e5 \\x1b"), (contact_sheet_module.SYSTEM_FONTS, "Größe café Bags \\u65e5 \\x1b")],
+)
+def test_letters_that_the_font_lacks_are_written_otherwise(
+    monkeypatch: pytest.MonkeyPatch, fonts: tuple[str, ...], expected: str
+) -> None:
+    caches = contact_sheet_module.font_of, contact_sheet_module._with_glyph
+    for cached in caches:
+        cached.cache_clear()
+    monkeypatch.setattr(contact_sheet_module, "SYSTEM_FONTS", fonts)
+    try:
+        if fonts and isinstance(getattr(contact_sheet_module.font_of(14), "path", None), io.BytesIO):
+            pytest.skip("no system font is here")
+        assert legible("Größe cafe\u0301 Bags \u65e5 \x1b") == expected
+    finally:
+        for cached in caches:
+            cached.cache_clear()
+
+
+@settings(deadline=None)  # fonts are looked for once
 @given(st.integers(1, 300), st.integers(1, 300), st.sampled_from(["L", "RGB", "RGBA", "1", "P"]))
 def test_any_shape_fits(width: int, height: int, mode: str) -> None:
     picture = Image.new(mode, (width, height))

@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fmcae import Model, Prediction, metrics
-from fmcae.data import ENVIRONMENT_VARIABLE, FASHION_MNIST_CLASSES, idx, load_dataset
+from fmcae.data import ENVIRONMENT_VARIABLE, FASHION_MNIST_CLASSES, UNKNOWN, idx, load_dataset
 from fmcae.errors import DataError, FmcaeError, UsageError
 from fmcae.preprocess import scale
 from fmcae.runtime.evaluate import (
     NO_CLASS,
-    UNKNOWN,
     Scores,
     class_index,
     evaluate,
@@ -232,6 +231,8 @@ def test_a_picture_of_a_truth_file_that_is_missing_or_none_is_one_that_cannot_be
         ("file,label\n", "must name at least one picture"),
         ("file,label\na.png,Bag\nb.png,\n", "must have a file and a label in every line; line 3 lacks one"),
         ("file,label\na.png\n", "must have a file and a label in every line; line 2 lacks one"),
+        ("file,label\na.png,Bag,Coat\n", "must have a value for each column; line 2 has more"),
+        ("file,label\na.png,Bag\na.png,Bag\na.png,Coat\n", "must have one label for a.png; line 4 has another"),
         (b"file,label\n\xff.png,Bag\n", "is not text in UTF-8: invalid start byte at byte 11"),
         ('file,label\n"a.png,Bag\n', "is not CSV: unexpected end of data"),
     ],
@@ -282,8 +283,12 @@ def test_what_is_no_data_is_refused(folder: Path, tmp_path_factory: pytest.TempP
 def test_an_idx_set_of_other_classes_or_in_part_is_refused(sample: Path, tmp_path: Path) -> None:
     for path in sample.glob("*.gz"):
         idx.write(tmp_path / path.name, idx.parse(idx.read_bytes(path), path.name))
-    with pytest.raises(UsageError, match="must hold the model's classes or unknown; 0 is none of: T-shirt/top"):
+    with pytest.raises(
+        UsageError, match="or unknown; 0 is none of: T-shirt/top, .*; a class_names.txt beside IDX files"
+    ):
         find_pictures(tmp_path, CLASSES)  # its labels are numbers
+    with pytest.raises(UsageError, match=r"^the model's size, 64, must be that of the images of .*, which have 28×28"):
+        find_pictures(tmp_path, CLASSES, size=64)
     names = [*CLASSES[:-1], UNKNOWN]
     (tmp_path / "class_names.txt").write_text("\n".join(names))
     assert (find_pictures(tmp_path, CLASSES).truth == NO_CLASS).sum() == 40

@@ -179,6 +179,10 @@ def test_a_run_folder_stands_for_its_export(shipped: Path, tmp_path: Path) -> No
         fmcae.load(run)
     (run / "config.json").touch()
     assert fmcae.load(run).artefacts["classifier"].path == run / "onnx" / "classifier.onnx"
+    (run / "onnx").rename(tmp_path / "elsewhere")
+    (run / "classifier.safetensors").touch()
+    with pytest.raises(ArtefactError, match="run: is a run that is not exported .*: run  fmcae export .*run$"):
+        fmcae.load(run)
 
 
 def test_one_of_a_folder_runs_whatever_the_others_are(shipped: Path, x: NDArray[np.float32], tmp_path: Path) -> None:

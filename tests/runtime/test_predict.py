@@ -32,6 +32,7 @@ def _paths(*names: str) -> list[str]:
 
 
 def test_folders_globs_and_files_are_found_in_order(folder: Path) -> None:
+    (folder / "sub" / "._c.jpg").touch()
     everything = [str(folder / name) for name in ("a.PNG", "b.png", "sub/c.jpg")]
     assert _paths(str(folder)) == everything
     assert _paths(str(folder / "*.png"), str(folder / "**" / "*.jpg")) == everything[1:]

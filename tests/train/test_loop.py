@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors.torch import load_file
@@ -117,8 +117,7 @@ def best_run(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.mark.usefixtures("undrawn")
 def test_the_best_epochs_weights_are_kept_and_tested(dataset: Dataset, best_run: Run, tmp_path: Path) -> None:
     *epochs, test = best_run.metrics()
-    accuracies = [record["val_accuracy"] for record in epochs]
-    best = int(np.argmax(accuracies)) + 1
+    best = max(epochs, key=lambda record: (record["val_accuracy"], -record["val_cross_entropy"]))["epoch"]
     assert best_run.kept("classifier") == {"kept_epoch": best, "stopped_epoch": best + 2}
     assert best_run.finished and len(epochs) == best + 2 < 30 and best > 1
     shorter = replace(UP_AND_DOWN, epochs=best, keep="last", patience=None)
@@ -171,18 +170,28 @@ def test_an_early_stop_says_so_and_why(dataset: Dataset, best_run: Run, tmp_path
     best, last = kept["kept_epoch"], kept["stopped_epoch"]
     assert run.kept("classifier") == {"kept_epoch": last, "stopped_epoch": last}
     assert notes == [
-        f"classifier: stopped after epoch {last} of 30: no better validation accuracy than epoch {best}'s in 2 more; "
+        f"classifier: stopped after epoch {last} of 30: none better by validation than epoch {best} in 2 more; "
         f"epoch {last} is kept"
     ]
 
 
-@given(st.lists(st.sampled_from([0.1, 0.2, 0.3, float("inf"), float("nan")]), min_size=1, max_size=12))
-def test_the_best_epoch_is_the_first_of_the_best_ones(values: list[float]) -> None:
-    for stage, name, better in (("autoencoder", "val_mse", min), ("classifier", "val_accuracy", max)):
-        records = [{"stage": stage, "epoch": number, name: value} for number, value in enumerate(values, 1)]
-        found = best_epoch([{"stage": "another", "epoch": 1}, *records], stage)
-        numbers = [value for value in values if not np.isnan(value)]
-        assert found == (values.index(better(numbers)) + 1 if numbers else 1)
+VALUES = st.sampled_from([0.1, 0.2, 0.3, float("inf"), float("nan")])
+
+
+@given(st.lists(st.tuples(VALUES, VALUES), min_size=1, max_size=12))
+@example([(0.3, 0.3), (0.3, 0.2), (0.3, 0.1), (0.2, 0.1), (0.3, 0.1)])
+def test_the_best_epoch_is_the_first_of_the_best_ones(values: list[tuple[float, float]]) -> None:
+    def goodness(value: float, sign: int) -> tuple[bool, float]:
+        return (False, 0) if np.isnan(value) else (True, sign * value)
+
+    of_error = [goodness(error, -1) for error, _ in values]
+    of_accuracy = [(goodness(accuracy, 1), goodness(loss, -1)) for accuracy, loss in values]
+    records: list[dict[str, Any]] = [{"stage": "another", "epoch": 1}]
+    for number, (first, second) in enumerate(values, 1):
+        records.append({"stage": "autoencoder", "epoch": number, "val_mse": first})
+        records.append({"stage": "classifier", "epoch": number, "val_accuracy": first, "val_cross_entropy": second})
+    assert best_epoch(records, "autoencoder") == of_error.index(max(of_error)) + 1
+    assert best_epoch(records, "classifier") == of_accuracy.index(max(of_accuracy)) + 1
 
 
 def test_metrics_that_lack_an_epoch_are_named_where_they_decide(dataset: Dataset, tmp_path: Path) -> None:
