@@ -71,7 +71,7 @@ def find_images(names: Iterable[str]) -> Iterator[Found]:
 
 
 def images_below(folder: str) -> list[Found]:
-    """Find every image below a folder that is not hidden, sorted; a folder and HEIC files, if not read, come with an error."""
+    """Find every image below a folder that is not hidden, sorted; folders and HEIC files that are not read have an error."""
     found: list[Found] = []
     not_read = 0
     folders = [str(Path(folder))]
