@@ -29,6 +29,8 @@ from fmcae.study.runner import (
     to_do,
 )
 
+REPOSITORY = Path(__file__).parents[2]
+
 
 def weights(folder: Path, task: Task) -> Path:
     path = run_folder(folder, task) / f"{task.config.stage}.safetensors"
@@ -304,6 +306,7 @@ def test_workers_spread_over_all_gpus_of_this_machine(
     assert gpus == expected
     if visible is not None:
         return
+    monkeypatch.syspath_prepend(REPOSITORY)  # where the processes find this module
     monkeypatch.setattr(runner, "_run_and_report", _report_gpu)
     with local(4, gpus) as submit:  # all four must be at it before one ends
         seen = [submit(tmp_path, task, "4") for task in plan(["table-1"], [0])]
@@ -337,6 +340,7 @@ def _warn_twice(sender: Any, *arguments: Any) -> None:
 def test_warnings_of_a_run_reach_the_study(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tasks: list[Task]
 ) -> None:
+    monkeypatch.syspath_prepend(REPOSITORY)  # where the process finds this module
     monkeypatch.setattr(runner, "_run_and_report", _warn_twice)
     with local(1) as submit:
         submit(tmp_path, tasks[0], None).result(60)
