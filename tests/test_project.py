@@ -2,10 +2,12 @@
 
 import json
 import re
+import runpy
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -103,3 +105,25 @@ def test_an_issue_template_asks_for_what_an_answer_needs(name: str) -> None:
         "question": {"question"},
     }
     assert required == wanted[name]
+
+
+@pytest.mark.parametrize("address", ["", "https://example.org/someone/fmcae/"])
+def test_the_package_index_gets_links_that_lead_somewhere(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    hatchling = SimpleNamespace(MetadataHookInterface=object)
+    monkeypatch.setitem(sys.modules, "hatchling.metadata.plugin.interface", hatchling)
+    monkeypatch.setenv("FMCAE_REPOSITORY", address)
+    hook = runpy.run_path(str(ROOT / "hatch_build.py"))["Metadata"]()
+    hook.root = str(ROOT)
+    metadata: dict[str, Any] = {"version": fmcae.__version__}
+    hook.update(metadata)
+    text, readme = metadata["readme"]["text"], (ROOT / "README.md").read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\((\S+?)\)", text) if not link.startswith("#")]
+    assert len(links) > 20 and metadata["urls"]["Fashion-MNIST"]
+    if not address:
+        assert text == readme and "Repository" not in metadata["urls"]
+        return
+    assert metadata["urls"]["Repository"] == address.rstrip("/")
+    start = f"{address}blob/v{fmcae.__version__}/"
+    assert all(link.startswith("https://") for link in [*links, *metadata["urls"].values()])
+    files = [link.removeprefix(start) for link in [*links, metadata["urls"]["Changelog"]] if link.startswith(start)]
+    assert len(files) > 20 and all((ROOT / file.partition("#")[0]).exists() for file in files)
