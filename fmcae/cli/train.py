@@ -150,9 +150,10 @@ def train(
             if run.finished:
                 echo(f"{run.folder} is already finished")
                 return
-            dataset = load_dataset(
-                settings["data"] or run.config.data, run.config.network.channels, run.config.network.size
-            )
+            data, network = settings["data"] or run.config.data, run.config.network
+            if not settings["data"] and data and not Path(data).exists():
+                raise RunError(f"{run.folder}: its data are no longer in {data}: name them with --data")
+            dataset = load_dataset(data, network.channels, network.size)
             note(f"going on with {run.folder}")
             if changes := "; ".join(changes_since(run)):
                 note(f"warning: {changes}: the weights may differ in the last bits from those of an uninterrupted run")

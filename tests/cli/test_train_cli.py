@@ -347,6 +347,11 @@ def test_resume_keeps_the_runs_own_configuration(
     result = cli("train", "--resume", "--out", run, "--data", small_sample)
     assert result.exit_code == 1 and "name the run's data with --data" in result.stderr
     moved = shutil.copytree(sample, tmp_path / "moved")
+    config = (run / "config.json").read_text()
+    (run / "config.json").write_text(config.replace(json.dumps(str(sample)), json.dumps(str(tmp_path / "old"))))
+    result = cli("train", "--resume", "--out", run)
+    lost = f"{run}: its data are no longer in {tmp_path / 'old'}: name them with --data"
+    assert result.exit_code == 1 and lost in " ".join(result.stderr.split())
     assert cli("train", "--resume", "--out", run, "--epochs", "4", "--data", moved).exit_code == 0
     result = cli("train", "--data", sample, "--out", run)
     assert result.exit_code == 2 and "must be a new or empty folder; add --resume" in result.stderr
