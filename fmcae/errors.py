@@ -1,5 +1,8 @@
 """The errors that fmcae raises on purpose, each one clear line with the exit code that the command line gives it."""
 
+import shlex
+import sys
+
 INSTALL = "pip install '.[{extra}]'  in fmcae's checkout"
 _EXPORT_PACKAGES = ("torch", "onnx", "onnxscript", "safetensors", "numba", "filelock", "jinja2", "matplotlib", "scipy")
 INSTALL_TRAIN = INSTALL.format(extra="train")
@@ -49,6 +52,14 @@ class ArtefactError(FmcaeError):
 
 class RunError(FmcaeError):
     """A run folder is missing, incomplete or does not fit what was asked."""
+
+
+def command_line(*words: object) -> str:
+    """Return a command as the user's shell takes it: POSIX's, or on Windows cmd.exe and PowerShell."""
+    import subprocess  # only here, for what its import takes
+
+    texts = [str(word) for word in words]
+    return subprocess.list2cmdline(texts) if sys.platform == "win32" else shlex.join(texts)
 
 
 def require_train_extra(*modules: str) -> None:

@@ -107,6 +107,14 @@ def test_an_issue_template_asks_for_what_an_answer_needs(name: str) -> None:
     assert required == wanted[name]
 
 
+def test_the_image_is_built_from_all_that_the_wheel_needs() -> None:
+    lets_through = (ROOT / ".dockerignore").read_text().split()
+    project = (ROOT / "pyproject.toml").read_text()
+    needed = {"pyproject.toml", "README.md", "LICENSE", "fmcae", "exports"}
+    needed |= {"hatch_build.py"} if "[tool.hatch.metadata.hooks.custom]" in project else set()
+    assert {name.removeprefix("!") for name in lets_through if name.startswith("!")} == needed
+
+
 @pytest.mark.parametrize("address", ["", "https://example.org/someone/fmcae/"])
 def test_the_package_index_gets_links_that_lead_somewhere(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     hatchling = SimpleNamespace(MetadataHookInterface=object)

@@ -129,12 +129,21 @@ async function nameIt(blob, title) {
   }
 }
 
+// Whether the pixels of each plane differ by at most 8 of 255, as `fmcae predict` has it.
+function hasNoItem(x, planes) {
+  const size = x.length / planes;
+  return Array.from({ length: planes }, (_, plane) => x.slice(plane * size, (plane + 1) * size)).every((values) => {
+    const [low, high] = values.reduce(([a, b], value) => [Math.min(a, value), Math.max(b, value)], [1, 0]);
+    return Math.round(255 * high) - Math.round(255 * low) <= 8;
+  });
+}
+
 function showResult({ label, probabilities, knownScore, x, shape, width, height, channels, decodeMs, modelMs }) {
   const known = knownScore >= model.threshold;
   const ranks = Array.from(probabilities.keys()).sort((a, b) => probabilities[b] - probabilities[a]);
   const share = percent(probabilities[ranks[0]]);
-  const noItem = x.every((value) => value === 0) ? 'no item; ' : '';
-  tell(known ? label : 'Unknown', known ? share : `${noItem}nearest: ${label}, ${share}`);
+  const noItem = hasNoItem(x, shape[1]);
+  tell(known ? label : 'Unknown', known ? share + (noItem ? ', no item' : '') : `${noItem ? 'no item; ' : ''}nearest: ${label}, ${share}`);
   byId('bars').className = known ? '' : 'unknown';
   byId('bars').replaceChildren(...ranks.slice(0, MAX_BARS).map((index) => bar(model.classNames[index], probabilities[index])));
   const [, planes, size] = shape; // x is (1, planes, size, size): grey, or red, green and blue

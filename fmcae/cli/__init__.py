@@ -83,7 +83,8 @@ def main() -> None:
 def _reason(error: Exception) -> str:
     if isinstance(error, MemoryError) or lacks_memory(error):
         return f"out of memory{_memory_limit()}"
-    if type(error).__name__ == "OutOfMemoryError":  # PyTorch's, which may not be imported here
+    kind = type(error)
+    if kind.__name__ == "OutOfMemoryError" and kind.__module__.startswith("torch"):  # which may not be imported here
         facts = ". ".join(
             str(error).removeprefix("CUDA out of memory. ").split(". ")[:2]
         )  # the rest is about its allocator

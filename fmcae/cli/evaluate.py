@@ -85,12 +85,11 @@ def evaluate(
 
 
 def _is_model(name: str) -> bool:
-    from fmcae.runtime.model import SHIPPED, file_name, resolve_path, shipped_folder
+    from fmcae.runtime.model import SHIPPED, file_name, is_run, resolve_path, shipped_folder
 
     path = resolve_path(name)
     is_shipped = name in SHIPPED and path == shipped_folder(name)
-    is_folder = any((path / file).is_file() for file in (file_name("classifier"), "config.json"))
-    return is_shipped or path.suffix == ".onnx" or is_folder
+    return is_shipped or path.suffix == ".onnx" or (path / file_name("classifier")).is_file() or is_run(path)
 
 
 def _seems_trained_on(pictures: "LabelledPictures", card: "Card") -> bool:

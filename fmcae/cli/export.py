@@ -1,6 +1,5 @@
 """``fmcae export``: a run becomes sealed ONNX files, if a gate holds."""
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,7 +16,7 @@ from fmcae.cli.options import (
     echo_verdict,
     status,
 )
-from fmcae.errors import RunError, UsageError, require_train_extra
+from fmcae.errors import RunError, UsageError, command_line, require_train_extra
 from fmcae.precision import Precision
 
 if TYPE_CHECKING:
@@ -63,11 +62,11 @@ def export(
     require_train_extra()
     from fmcae.data import load_dataset
     from fmcae.export.artefacts import export_run, export_smaller
-    from fmcae.train.run import open_run
+    from fmcae.train.run import data_of, open_run
 
     opened = open_run(run) if run else _newest_finished_run()
     network = opened.config.network
-    dataset = load_dataset(data or opened.config.data, network.channels, network.size)
+    dataset = load_dataset(data_of(opened, data), network.channels, network.size)
     if precision == "fp32":
         with status(f"exporting {opened.folder}, with parity on all of test ..."):
             folder = out or opened.folder / ("onnx-teacher" if teacher else "onnx")
@@ -94,13 +93,13 @@ def _echo_files(files: list[Path]) -> None:
     folder = files[0].parent
     for file in files:
         echo(f"{file}  {file.stat().st_size:,} bytes")
-    artefacts = [str(file) for file in files if file.suffix == ".onnx"]
-    echo(f"\nnext: fmcae verify {shlex.join(artefacts)}")
+    artefacts = [file for file in files if file.suffix == ".onnx"]
+    echo(f"\nnext: {command_line('fmcae', 'verify', *artefacts)}")
     if (folder / "classifier.onnx") in files:
-        echo(f"      fmcae predict --model {shlex.quote(f'{folder}/classifier.onnx')} IMAGE...")
+        echo(f"      {command_line('fmcae', 'predict', '--model', folder / 'classifier.onnx')} IMAGE...")
     if (folder / "predict.py") in files:
-        echo(f"      python {shlex.quote(f'{folder}/predict.py')} IMAGE...")
-    echo(f"      fmcae bench --model {shlex.quote(f'{folder}')}")
+        echo(f"      {command_line('python', folder / 'predict.py')} IMAGE...")
+    echo(f"      {command_line('fmcae', 'bench', '--model', folder)}")
 
 
 def _echo_tradeoff(tradeoff: "Tradeoff") -> None:

@@ -39,7 +39,7 @@ def parity(
     from fmcae.export.artefacts import trained_networks
     from fmcae.export.parity import measure_parity
     from fmcae.runtime.model import load
-    from fmcae.train.run import check_data, open_run
+    from fmcae.train.run import check_data, data_of, open_run
 
     opened = open_run(run)
     model = load(export, provider=provider, threads=threads)
@@ -52,7 +52,7 @@ def parity(
     # A provider that is missing is found before the data are read.
     sessions = {kind: model.session(kind) for kind in model.artefacts}
     network = opened.config.network
-    dataset = load_dataset(data or opened.config.data, network.channels, network.size)
+    dataset = load_dataset(data_of(opened, data), network.channels, network.size)
     check_data(opened, dataset)
     tolerance = next(iter(model.artefacts.values())).card.tolerance
     with status(f"comparing {export} with {run} on {len(dataset.test):,} images ..."):

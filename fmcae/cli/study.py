@@ -1,6 +1,5 @@
 """``fmcae study``: the paper's whole grid: what it takes, running it, and the report on what came out."""
 
-import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,10 +10,10 @@ import typer
 
 from fmcae.cli.help import Verb, Verbs
 from fmcae.cli.options import RUNS_FOLDER, DataOption, check_out_folder, echo, error_line, note, printable
-from fmcae.errors import require_extra, require_train_extra
+from fmcae.errors import command_line, require_extra, require_train_extra
 from fmcae.study.grid import EPOCHS, PARTS, SEEDS, TRAIN_IMAGES, work
 from fmcae.study.grid import plan as plan_tasks
-from fmcae.train.config import DeviceChoice
+from fmcae.train.config import Device, DeviceChoice
 
 if TYPE_CHECKING:
     from fmcae.study.runner import StudyProgress
@@ -73,7 +72,7 @@ def plan(
     note(f"estimated for {count} run{'s' * (count > 1)} at a time on this machine's CPU; parts share runs")
     if list_runs:
         for task in tasks:  # of the last row, which has every run
-            echo(f"{'to do' if task in left else 'done':6} {shlex.join(task.command(str(out / 'runs')))}")
+            echo(f"{'to do' if task in left else 'done':6} {command_line(*task.command(str(out / 'runs')))}")
     if only is None:
         note(f"parts: {', '.join(PARTS)}")
 
@@ -109,10 +108,9 @@ def run(  # long for its options
         from fmcae.data import load_dataset
         from fmcae.study.results import check_study, collect
         from fmcae.study.runner import cluster_device, executor, run_study
-        from fmcae.train.loop import resolve_device
 
         folder = out.resolve()
-        place = resolve_device(device, note) if ray is None else cluster_device(ray, device)  # not this machine's
+        place = _device_here(device) if ray is None else cluster_device(ray, device)
         count = _workers(workers, place)
         data = str(Path(data).expanduser().resolve()) if data else None
         dataset = load_dataset(data)
@@ -138,7 +136,7 @@ def run(  # long for its options
     echo(f"{len(done)} of {len(tasks)} runs are done, {len(failed)} failed")
     if done:
         epochs_option = [] if epochs == EPOCHS else ["--epochs", str(epochs)]
-        echo(f"next: {shlex.join(['fmcae', 'study', 'report', str(out), *epochs_option])}")
+        echo(f"next: {command_line('fmcae', 'study', 'report', out, *epochs_option)}")
     if failed:
         raise typer.Exit(1)
 
@@ -161,6 +159,21 @@ def report(
 
     for path in write_report(folder, read(folder), epochs):
         echo(str(path))
+
+
+def _device_here(device: str) -> Device:
+    """The device on this machine; a GPU is tried in another process, so that this one takes nothing of it."""
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    import torch
+
+    from fmcae.train.loop import resolve_device
+
+    if not torch.cuda.is_available():
+        return resolve_device(device)
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(resolve_device, device, note).result()
 
 
 def _workers(workers: int | None, device: str) -> int:

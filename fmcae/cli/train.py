@@ -1,6 +1,5 @@
 """``fmcae train``: the paper's two stages, into one run folder."""
 
-import shlex
 import signal
 from contextlib import ExitStack, suppress
 from dataclasses import fields, replace
@@ -22,7 +21,7 @@ from fmcae.cli.options import (
     printable,
 )
 from fmcae.cli.progress import watch_training
-from fmcae.errors import RunError, UsageError, require_extra, require_train_extra
+from fmcae.errors import RunError, UsageError, command_line, require_extra, require_train_extra
 from fmcae.shape import Channels, Size
 from fmcae.train.config import (
     LIMITS,
@@ -139,7 +138,7 @@ def train(
     try:  # from here on: importing torch takes seconds, and a user may stop that too
         from fmcae.data import load_dataset
         from fmcae.train.loop import train as train_run
-        from fmcae.train.run import changes_since, create_run, locked
+        from fmcae.train.run import changes_since, create_run, data_of, locked
         from fmcae.train.tensorboard import also_to_tensorboard
 
         settings = _settings(context)  # every option is checked here, before the data are read
@@ -150,10 +149,8 @@ def train(
             if run.finished:
                 echo(f"{run.folder} is already finished")
                 return
-            data, network = settings["data"] or run.config.data, run.config.network
-            if not settings["data"] and data and not Path(data).exists():
-                raise RunError(f"{run.folder}: its data are no longer in {data}: name them with --data")
-            dataset = load_dataset(data, network.channels, network.size)
+            network = run.config.network
+            dataset = load_dataset(data_of(run, settings["data"]), network.channels, network.size)
             note(f"going on with {run.folder}")
             if changes := "; ".join(changes_since(run)):
                 note(f"warning: {changes}: the weights may differ in the last bits from those of an uninterrupted run")
@@ -177,7 +174,7 @@ def train(
             train_run(run, dataset, watcher)
     except KeyboardInterrupt:
         how = (
-            f"; go on with:  fmcae train --resume --out {shlex.quote(str(run.folder))}"
+            f"; go on with:  {command_line('fmcae', 'train', '--resume', '--out', run.folder)}"
             if run
             else " before a run began"
         )
@@ -185,7 +182,7 @@ def train(
         raise typer.Exit(130) from None
     finally:
         stack.close()
-    _print_summary(run)
+    _print_summary(run, settings["data"])
 
 
 def _settings(context: typer.Context) -> dict[str, Any]:
@@ -270,7 +267,7 @@ def _note_classes(config: TrainConfig, dataset: "Dataset") -> None:
         note(f"note: train has {shown}: with --class-weights every class counts the same")
 
 
-def _print_summary(run: "Run") -> None:
+def _print_summary(run: "Run", data: str | None) -> None:
     for record in run.metrics():
         if record.get("split") == "test":
             measured = {name.removeprefix("test_"): value for name, value in record.items() if isinstance(value, float)}
@@ -279,4 +276,5 @@ def _print_summary(run: "Run") -> None:
                 f"{record['stage']}: test {values}" + (f" (epoch {kept})" if (kept := record.get("kept_epoch")) else "")
             )
     echo(f"run folder: {run.folder}")
-    echo(f"next: fmcae export --onnx {shlex.quote(str(run.folder))}")
+    moved = ["--data", data] if data and data != run.config.data else []
+    echo(f"next: {command_line('fmcae', 'export', '--onnx', run.folder, *moved)}")

@@ -192,8 +192,8 @@ def _load_idx(files: dict[str, Path], channels: int, size: int, *, must_be_fashi
     if wrong:
         name = folder.resolve().name
         class_names = _class_names(folder, {files[IDX_NAMES[1]]: train_labels, files[IDX_NAMES[3]]: test_labels})
-        if len(np.unique(train_labels)) < 2:
-            raise DataError(f"{folder}: holds training images of 1 class; at least 2 are needed")
+        if len(class_names) < 2:
+            raise DataError(f"{folder}: holds images of 1 class; at least 2 are needed")
         is_named = (folder / CLASS_NAMES_FILE).is_file()
         if len(wrong) < len(files):  # with own changes, or damaged
             own = ", ".join(files[name].name for name in wrong)
@@ -284,7 +284,9 @@ def _load_split_folders(folder: Path, places: list[Path], channels: int, size: i
         splits["train"], splits["val"] = (splits["train"].part(i) for i in split_by_class(splits["train"].labels, 6, 1))
         notes.append(f"{folder}: has no val: a sixth of train is taken for it")
     if "test" not in splits:
-        splits["val"], splits["test"] = (splits["val"].part(i) for i in split_by_class(splits["val"].labels, 2, 1))
+        splits["val"], splits["test"] = (
+            splits["val"].part(i) for i in split_by_class(splits["val"].labels, 2, 1, False)
+        )
         notes.append(f"{folder}: has no test: half of val is taken for it")
     return _from_pictures(folder, names, [splits[name] for name in SPLIT_FOLDERS], tuple(notes))
 
@@ -324,10 +326,15 @@ def _is_picture(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and not path.is_dir()
 
 
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
 def _left_out(folder: Path, class_names: Iterable[str]) -> tuple[str, ...]:
     """A note on pictures in folders within the class folders."""
     within = [inner for name in class_names for inner in class_folders(folder / name)]
-    count = sum(_is_picture(path) for inner in within for path in inner.rglob("*"))
+    found = (path for inner in within for path in inner.rglob("*") if not _is_hidden(path.relative_to(inner)))
+    count = sum(map(_is_picture, found))
     return (
         (f"{folder}: what lies in folders within the class folders is left out: {count:,} of the pictures",)
         if count
@@ -405,7 +412,8 @@ def _colours_that_tell(colours: NDArray[np.float64], labels: NDArray[np.uint8]) 
     Args:
         colours: (N, 3), the mean colours of images.
     """
-    colours = colours - colours.mean(1, keepdims=True)  # how light an image is says how much of it is covered
+    # How light an image is says how much of it is covered; what rounding leaves of a grey one is no colour.
+    colours = np.round(colours - colours.mean(1, keepdims=True), 6)
     counts = np.bincount(labels)
     present = np.flatnonzero(counts > 1)
     chosen = counts[labels] > 1

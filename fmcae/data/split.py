@@ -16,16 +16,20 @@ def split_val(count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return np.sort(order[val_count:]), np.sort(order[:val_count])
 
 
-def split_by_class(labels: NDArray[np.uint8], parts: int, apart: int) -> list[NDArray[np.int64]]:
+def split_by_class(
+    labels: NDArray[np.uint8], parts: int, apart: int, all_in_first: bool = True
+) -> list[NDArray[np.int64]]:
     """Return the indices of labels (N,) in ``apart`` + 1 splits: each after the first has one of ``parts`` of every class.
 
-    A class whose size is no multiple of ``parts`` gets one image more or less into a split, but at least one into the first.
+    A class whose size is no multiple of ``parts`` gets one image more or less into a split, but at least one into the first
+    if ``all_in_first``.
     """
     order = _permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]
     place = np.arange(len(labels)) % parts  # in every run of so many images, nearly all of one class
-    classes, starts = np.unique(labels[order], return_index=True)
-    place[starts[~np.isin(classes, labels[order][place < parts - apart])]] = 0
+    if all_in_first:
+        classes, starts = np.unique(labels[order], return_index=True)
+        place[starts[~np.isin(classes, labels[order][place < parts - apart])]] = 0
     taken = [np.sort(order[place == parts - 1 - number]) for number in range(apart)]
     return [np.sort(order[place < parts - apart]), *taken]
 

@@ -6,7 +6,6 @@ module: :mod:`graph` converts, :mod:`precision` makes smaller graphs, :mod:`pari
 """
 
 import copy
-import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from torch import nn
 
 from fmcae.card import Golden, Kind
 from fmcae.data import Dataset
-from fmcae.errors import GateError, RunError, UsageError
+from fmcae.errors import GateError, RunError, UsageError, command_line
 from fmcae.export.calibration import calibrate, calibrated
 from fmcae.export.folder import check_folder, write_export
 from fmcae.export.graph import to_onnx
@@ -159,7 +158,7 @@ def trained_networks(run: Run, teacher: bool = False) -> dict[Kind, nn.Module]:
     if run.weights("classifier").is_file():
         networks["classifier"] = run.network("classifier")
     if not run.finished or not networks:
-        command = f"fmcae train --resume --out {shlex.quote(str(run.folder))}"
+        command = command_line("fmcae", "train", "--resume", "--out", run.folder)
         raise RunError(f"{run.folder}: is not finished; go on with  {command}")
     return networks
 

@@ -5,6 +5,7 @@ and ``fmcae evaluate --out DIR`` one of the most confident mistakes.
 """
 
 import io
+import os
 import unicodedata
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -115,6 +116,8 @@ def _checkerboard(size: tuple[int, int], step: int = 7) -> Image.Image:
 def font_of(size: int) -> Font:
     """A font of the system that has the letters of many languages, or else Pillow's own, which has ASCII's alone."""
     for name in SYSTEM_FONTS:
+        if os.path.lexists(name):  # Pillow would take a file of the current folder, which may be anything
+            continue
         with suppress(OSError):
             return ImageFont.truetype(name, size)
     return ImageFont.load_default(size)

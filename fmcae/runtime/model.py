@@ -1,7 +1,6 @@
 """Artefacts on disk, and the object that runs them: ``fmcae.load(...)``."""
 
 import os
-import shlex
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from fmcae.card import (
     check_seal,
     read_metadata,
 )
-from fmcae.errors import ArtefactError, ProviderError, UsageError
+from fmcae.errors import ArtefactError, ProviderError, UsageError, command_line
 from fmcae.files import read_at_most
 from fmcae.images import MAX_PIXELS, ImageSource
 from fmcae.metrics import known_score, softmax
@@ -134,12 +133,17 @@ def shipped_folder(name: str = "fashion-mnist") -> Path:
     return (package if (package / "exports").is_dir() else checkout) / "exports" / name
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a folder is that of a run, which was perhaps not exported."""
+    return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
+
+
 def artefact_files(folder: PathName) -> dict[Kind, Path]:
     """Find the exported files in a folder, by the kind that their names say; raise ArtefactError if it has no network."""
     parent = resolve_path(folder)
     files = {kind: parent / file_name(kind) for kind in FILE_KINDS if (parent / file_name(kind)).is_file()}
-    if not files and (parent / "config.json").is_file() and any(parent.glob("*.safetensors")):
-        command = f"fmcae export {shlex.quote(str(folder))}"
+    if not files and is_run(parent):
+        command = command_line("fmcae", "export", folder)
         raise ArtefactError(f"{folder}: is a run that is not exported into its folder onnx: run  {command}")
     if not files.keys() & set(KINDS):
         raise ArtefactError(f"{folder}: holds none of {', '.join(map(file_name, KINDS))}")

@@ -85,7 +85,8 @@ def images_below(folder: str) -> list[Found]:
                     path = os.path.join(parent, entry.name) if parent != "." else entry.name
                     if entry.is_dir(follow_symlinks=False):
                         folders.append(path)
-                    elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES and _may_be_read(path):
+                        continue
+                    if os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES and _may_be_read(path):
                         found.append((path, None))
                     not_read += entry.name.lower().endswith(NOT_READ)
         except OSError as error:

@@ -353,8 +353,20 @@ def _picture_graphs(model: Model) -> dict[str, Path]:
     """The graphs that the page can run in the browser, by name: that of the served model first, then those that ship."""
     shipped = {name: shipped_folder(name) / "picture.onnx" for name in SHIPPED}
     own = _own_picture_graph(model)
-    name = next((name for name, path in shipped.items() if path == own), "served")
+    name = next((name for name, path in shipped.items() if path.resolve() == own.resolve()), "served")
     return {name: path for name, path in ({name: own} | shipped).items() if path.is_file()}
+
+
+class _Server(uvicorn.Server):
+    """Says on stderr where it serves, once it handles signals."""
+
+    def __init__(self, config: uvicorn.Config, line: str) -> None:
+        super().__init__(config)
+        self.line = line
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=sockets)
+        print(self.line, file=sys.stderr, flush=True)
 
 
 def serve(model: Model, host: str = "127.0.0.1", port: int = 8000, limits: Limits | None = None) -> None:
@@ -383,10 +395,9 @@ def serve(model: Model, host: str = "127.0.0.1", port: int = 8000, limits: Limit
         timeout_graceful_shutdown=int(limits.timeout_s) + 5,
     )
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn repeats the signal once it has stopped
+    shown = f"[{host}]" if ":" in host else host
     try:
-        shown = f"[{host}]" if ":" in host else host
-        print(f"serving on http://{shown}:{listener.getsockname()[1]}/", file=sys.stderr, flush=True)
-        uvicorn.Server(config).run(sockets=[listener])
+        _Server(config, f"serving on http://{shown}:{listener.getsockname()[1]}/").run(sockets=[listener])
     finally:
         signal.signal(signal.SIGTERM, before)
         listener.close()

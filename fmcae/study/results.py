@@ -5,7 +5,6 @@ A report needs nothing else. The runs of several machines may be in one file, bu
 
 import base64
 import json
-import shlex
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
@@ -17,7 +16,7 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from fmcae import metrics, schema
-from fmcae.errors import FmcaeError, RunError
+from fmcae.errors import FmcaeError, RunError, command_line
 from fmcae.files import write_atomic
 from fmcae.study.grid import COMPONENTS, INTERIOR, NOT_SETTINGS, Task, autoencoder, cells_of_runs
 from fmcae.train.config import LIMITS
@@ -244,7 +243,7 @@ def read(folder: Path, *, missing_ok: bool = False) -> Results:
     except FileNotFoundError as error:
         if missing_ok:
             return Results({}, {}, {})
-        command = f"fmcae study run --out {shlex.quote(str(folder))}"
+        command = command_line("fmcae", "study", "run", "--out", folder)
         raise RunError(f"{folder}: has no {FILE}; make it with  {command}") from error
     except RunError:
         raise

@@ -177,13 +177,15 @@ def create_run(folder: Path, config: TrainConfig, dataset: Dataset, autoencoder_
     Raises:
         UsageError: the folder already holds something, or the configuration asks for more labels than there are, or for
             fewer than there are classes.
-        DataError: a class that the classifier is to know has images in val or test, but none in train.
+        DataError: a class that the classifier is to know has images in val or test, but none in train; or there is only one.
         RunError: the other run has no finished autoencoder, or one of another shape; no folder was made.
     """
     if config.labels is not None and config.labels > len(dataset.train):
         raise UsageError(f"labels (={config.labels}) must be at most {len(dataset.train):,}, the images of train")
     if "classifier" in config.stages:
         train, val, test = dataset.counts.values()
+        if np.count_nonzero(train) < 2:
+            raise DataError(f"{dataset.name}: must have images of at least 2 classes in train")
         if unseen := [dataset.class_names[label] for label in np.flatnonzero((train == 0) & (val + test > 0))]:
             raise DataError(
                 f"{dataset.name}: must have images of every class in train; it has none of {', '.join(unseen)}"
@@ -257,6 +259,17 @@ def find_runs(parent: Path) -> list[Run]:
         with suppress(RunError):
             runs.append(open_run(config.parent))
     return sorted(runs, key=lambda run: (run.started, run.folder))
+
+
+def data_of(run: Run, named: str | None) -> str | None:
+    """Return the data folder that was ``named``, or else the run's own, None for Fashion-MNIST from where it is found.
+
+    Raises:
+        RunError: the run's own is no longer there.
+    """
+    if named is None and run.config.data and not Path(run.config.data).exists():
+        raise RunError(f"{run.folder}: its data are no longer in {run.config.data}: name them with --data")
+    return named or run.config.data
 
 
 def check_data(run: Run, dataset: Dataset) -> None:

@@ -5,13 +5,12 @@ epoch is in them twice, wherever a run was stopped.
 """
 
 import math
-import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from fmcae.errors import INSTALL
+from fmcae.errors import INSTALL, command_line
 from fmcae.train.progress import Progress
 from fmcae.train.run import Run
 
@@ -41,7 +40,7 @@ def also_to_tensorboard(run: Run, watcher: Progress, is_asked_for: bool) -> Iter
 
     for old in folder.glob("events.out.tfevents.*"):
         old.unlink()
-    watcher.note(f"to see the metrics:  tensorboard --logdir {shlex.quote(str(folder))}")
+    watcher.note(f"to see the metrics:  {command_line('tensorboard', '--logdir', folder)}")
     # a TensorBoard that has read the old events forgets those from purge_step on
     with SummaryWriter(str(folder), purge_step=1) as writer:
         yield _TensorBoard(run, watcher, writer)

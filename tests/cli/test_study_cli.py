@@ -13,6 +13,9 @@ from typing import Any
 
 import pytest
 
+from fmcae.cli.study import _device_here
+from fmcae.errors import ProviderError
+
 pytestmark = pytest.mark.train
 
 FINAL_MODEL = ("--only", "final-model", "--seeds", "1", "--epochs", "1")
@@ -224,3 +227,15 @@ def test_without_ray_its_extra_is_named(cli: Callable[..., Any], sample: Path, m
     assert errors.INSTALL.format(extra="ray") == "pip install '.[ray]'  in fmcae's checkout"
     result = cli("study", "run", "--ray", "localhost:1", "--data", sample)
     assert result.exit_code == 3 and "needs ray, which is not installed: run  pip install '.[ray]'" in result.stderr
+
+
+def test_a_gpu_is_tried_in_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("fmcae.train.loop._cuda_obstacle", lambda: pytest.fail("the GPU was tried in this process"))
+    assert _device_here("cpu") == "cpu"
+    if torch.cuda.device_count() == 0:
+        assert _device_here("auto") == "cpu"
+        with pytest.raises(ProviderError, match="cuda"):
+            _device_here("cuda")

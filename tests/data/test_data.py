@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import fmcae.data
-from fmcae.data import FASHION_MNIST_CLASSES, IDX_NAMES, idx, load_dataset
+from fmcae.data import FASHION_MNIST_CLASSES, IDX_NAMES, _colours_that_tell, idx, load_dataset
 from fmcae.errors import DataError, UsageError
 
 
@@ -298,6 +298,11 @@ def test_colours_of_idx_files_that_tell_the_classes_are_said(tmp_path: Path) -> 
     (note,) = (note for note in load_dataset(tmp_path).notes if "the mean colour" in note)
     assert "tells 100% of the classes" in note
     assert not any("the mean colour" in note for note in load_dataset(tmp_path, 3).notes)
+
+
+def test_what_rounding_leaves_of_grey_is_no_colour() -> None:
+    labels = np.repeat(np.arange(4, dtype=np.uint8), 10)
+    assert _colours_that_tell(np.repeat(np.array([0.1, 0.2, 0.3, 0.7])[labels, None], 3, axis=1), labels) == ()
 
 
 @pytest.mark.parametrize(("channels", "size"), [(1, 56), (3, 56), (3, 28)])

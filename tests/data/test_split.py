@@ -43,3 +43,9 @@ def test_another_seed_draws_others() -> None:
     labels = np.repeat(np.arange(10, dtype=np.uint8), 100)
     assert not np.array_equal(draw_labels(labels, 100, 0), draw_labels(labels, 100, 1))
     assert np.array_equal(draw_labels(labels, 100, 1), draw_labels(labels, 100, 1))
+
+
+def test_a_lone_image_of_each_class_is_shared_where_not_all_must_be_in_the_first() -> None:
+    labels = np.arange(3, dtype=np.uint8)
+    assert [len(part) for part in split_by_class(labels, 2, 1, all_in_first=False)] == [2, 1]
+    assert [len(part) for part in split_by_class(labels, 2, 1)] == [3, 0]

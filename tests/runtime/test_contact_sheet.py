@@ -1,16 +1,30 @@
 import io
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFont
 
 import fmcae.runtime.contact_sheet as contact_sheet_module
 from fmcae.errors import ImageError
 from fmcae.preprocess import to_uint8
-from fmcae.runtime.contact_sheet import COLUMNS, EDGE, GAP, TILE_SIZE, UNKNOWN, caption, contact_sheet, legible, tile
+from fmcae.runtime.contact_sheet import (
+    COLUMNS,
+    EDGE,
+    GAP,
+    SYSTEM_FONTS,
+    TILE_SIZE,
+    UNKNOWN,
+    caption,
+    contact_sheet,
+    font_of,
+    legible,
+    tile,
+)
 from fmcae.runtime.model import Prediction
 
 BLANK = np.zeros((28, 28), np.uint8)
@@ -113,3 +127,21 @@ def test_tiles_stand_in_rows(count: int, columns: int, rows: int) -> None:
         assert sheet.size == (columns * width + 10, rows * height + 10)
         last = (count - 1) % columns * width + 20, (count - 1) // columns * height + 20
         assert sheet.getpixel(last) == (count - 1, 9, 9)
+
+
+def test_a_font_of_the_current_folder_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in SYSTEM_FONTS:
+        Path(name).write_bytes(b"not a font")
+    truetype = ImageFont.truetype
+
+    def own_font_only(font: Any, *arguments: Any, **options: Any) -> Any:
+        assert not isinstance(font, str), "a file of the folder was opened"
+        return truetype(font, *arguments, **options)
+
+    monkeypatch.setattr(ImageFont, "truetype", own_font_only)
+    font_of.cache_clear()
+    try:
+        font_of(14)
+    finally:
+        font_of.cache_clear()

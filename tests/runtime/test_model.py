@@ -181,7 +181,7 @@ def test_a_run_folder_stands_for_its_export(shipped: Path, tmp_path: Path) -> No
     assert fmcae.load(run).artefacts["classifier"].path == run / "onnx" / "classifier.onnx"
     (run / "onnx").rename(tmp_path / "elsewhere")
     (run / "classifier.safetensors").touch()
-    with pytest.raises(ArtefactError, match="run: is a run that is not exported .*: run  fmcae export .*run$"):
+    with pytest.raises(ArtefactError, match="run: is a run that is not exported .*: run  fmcae export .*run.?$"):
         fmcae.load(run)
 
 
