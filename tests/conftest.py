@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import pytest
 from filelock import FileLock
+from hypothesis import settings
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -26,6 +27,8 @@ from fmcae.cli import main
 HAS_TORCH = find_spec("torch") is not None
 collect_ignore = [] if HAS_TORCH else ["train", "export", "study"]
 SAMPLE = Path(__file__).parent / "data" / "fashion-mnist-sample"
+settings.register_profile("fmcae", deadline=None)  # a busy machine is no failure
+settings.load_profile("fmcae")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -510,7 +510,7 @@ def test_a_class_without_a_training_image_is_refused(
     result = cli("train", "--data", tmp_path, *QUICK, "--out", "one")
     assert (result.exit_code, result.stderr) == (
         1,
-        f"error: {tmp_path}: holds training images of 1 class; at least 2 are needed\n",
+        f"error: {tmp_path}: holds images of 1 class; at least 2 are needed\n",
     )
 
 

@@ -47,7 +47,7 @@ def test_it_has_standard_operators_alone_and_nothing_loops(channels: int, size: 
     assert not any(node.domain for node in model.graph.node) and not model.functions
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     st.integers(1, 90),
     st.integers(1, 90),

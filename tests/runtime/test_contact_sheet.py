@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageFont
@@ -72,7 +72,6 @@ def test_transparent_parts_show_a_checkerboard() -> None:
     assert len(set(drawn.get_flattened_data() if hasattr(drawn, "get_flattened_data") else drawn.getdata())) == 2
 
 
-@settings(deadline=None)  # fonts are looked for once
 @given(st.text(max_size=300), st.text(min_size=1, max_size=300), st.booleans())
 def test_any_name_and_label_fit(name: str, label: str, known: bool) -> None:
     drawn = tile(Image.new("L", (28, 28)), BLANK, prediction(label, known), name)
@@ -106,7 +105,6 @@ def test_letters_that_the_font_lacks_are_written_otherwise(
             cached.cache_clear()
 
 
-@settings(deadline=None)  # fonts are looked for once
 @given(st.integers(1, 300), st.integers(1, 300), st.sampled_from(["L", "RGB", "RGBA", "1", "P"]))
 def test_any_shape_fits(width: int, height: int, mode: str) -> None:
     picture = Image.new(mode, (width, height))

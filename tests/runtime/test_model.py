@@ -328,7 +328,7 @@ def test_the_public_names_exist() -> None:
 
 
 @given(count=st.integers(0, 70))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_on_cuda_batches_are_filled_up_so_that_their_size_changes_less_often(count: int) -> None:
     model, sizes = fmcae.load(), list[int]()
     on_cpu = model.session("classifier")

@@ -327,7 +327,7 @@ def test_what_goes_wrong_inside_is_500_without_its_details(
     assert server.post(samples[0].read_bytes())[0] == 200
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(start=st.binary(max_size=200), content=st.binary(max_size=300), is_form=st.booleans())
 def test_any_body_is_answered(server: Server, start: bytes, content: bytes, is_form: bool) -> None:
     body = form(("a.png", content)) + start if is_form else start + content

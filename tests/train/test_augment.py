@@ -17,7 +17,7 @@ def x(sample: Path) -> Tensor:
     return scale(torch.from_numpy(load_dataset(sample).train.images[:200].copy()))
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     count=st.integers(1, 7), share=st.floats(0, 1), seed=st.integers(0, 2**32), content=st.sampled_from("rand zero one")
 )

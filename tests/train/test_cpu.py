@@ -209,7 +209,7 @@ def test_the_first_step_of_new_threads_is_the_same_bit_for_bit(test_images: NDAr
     assert len(seen) == 1
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.floats(0, 0.99), st.integers(0, 2**32 - 1))
 def test_masks_drop_the_share_asked_for_independently(p: float, key: int) -> None:
     size = 60_000
