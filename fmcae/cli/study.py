@@ -123,7 +123,7 @@ def run(  # long for its options
         tasks = [replace(task, config=replace(task.config, device=place, threads=threads)) for task in tasks]
         collect(folder, dataset)  # what an earlier call left that was killed
         try:
-            with executor(ray, count, threads, place) as submit, _watch() as changed:
+            with executor(ray, count, threads, place, _tell) as submit, _watch() as changed:
                 progress = run_study(folder, tasks, submit, count, data, changed, known)
         finally:
             collect(folder, dataset)
@@ -174,6 +174,10 @@ def _device_here(device: str) -> Device:
         return resolve_device(device)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(resolve_device, device, note).result()
+
+
+def _tell(warning: str) -> None:
+    note(printable(warning))
 
 
 def _workers(workers: int | None, device: str) -> int:

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from fmcae.study.grid import DROPOUTS, LABELS, LATENT_DIMS, OTHER_READINGS, PARTS, find_reading, label_count
+from fmcae.study.grid import DROPOUTS, LABELS, LATENT_DIMS, OTHER_READINGS, find_reading, label_count, task_of
 from fmcae.study.results import Results, RunResult
 
 Verdict = Literal[
@@ -459,12 +459,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def with_values(contrast: Contrast, results: Results, seeds: Sequence[int], epochs: int) -> Contrast:
     """Return the contrast with the number of each seed that has its runs, without cells of more labels than there are."""
-    tasks = [PARTS[part][cell](0).config for part, cell in contrast.cells]
-    pairs = zip(contrast.cells, tasks, strict=True)
-    cells = tuple(cell for cell, task in pairs if (task.labels or 0) < results.data["counts"]["train"])
+    train = results.data["counts"]["train"]
+    cells = tuple(place for place in contrast.cells if (task_of(*place, 0).config.labels or 0) < train)
     values = []
     for seed in seeds:
-        runs = [results.find(PARTS[part][cell](seed, epochs=epochs)) for part, cell in cells]
+        runs = [results.find(task_of(*place, seed, epochs)) for place in cells]
         measured = [measure(contrast.metric, run, results.data["class_names"]) for run in runs if run]
         numbers = [number for number in measured if number is not None]
         if numbers and len(numbers) == len(cells):

@@ -245,6 +245,12 @@ OTHER_READINGS: dict[str, tuple[tuple[str, str], ...]] = {
 ALSO_CALLED = {"figure-5": "final-model", "figure-6": "final-model", "figure-ap1": "appendix"}
 
 
+@cache
+def task_of(part: str, cell: str, seed: int, epochs: int = EPOCHS) -> Task:
+    """Return the run of a part's cell; a report asks for the same ones thousands of times."""
+    return PARTS[part][cell](seed, epochs=epochs)
+
+
 def find_reading(reading: str, part: str, cell: str) -> tuple[str, str] | None:
     """Return the part and cell of another reading that a cell of the paper's becomes; None where there is none."""
     places = [(other, name.format(f"{part}, {cell}")) for other, name in OTHER_READINGS[reading]]

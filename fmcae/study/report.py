@@ -49,6 +49,7 @@ from fmcae.study.grid import (
     label_count,
     parameters,
     plan,
+    task_of,
 )
 from fmcae.study.results import Results, RunResult
 
@@ -164,8 +165,8 @@ class _Page:
     def cells(self, part: str) -> dict[str, list[RunResult]]:
         """The runs of a part's cells, one for each seed that has it."""
         found = {}
-        for name, cell in PARTS[part].items():
-            runs = [self.results.find(cell(seed, epochs=self.epochs)) for seed in self.seeds]
+        for name in PARTS[part]:
+            runs = [self.results.find(task_of(part, name, seed, self.epochs)) for seed in self.seeds]
             found[name] = [run for run in runs if run]
         return found
 
@@ -217,14 +218,11 @@ class _Page:
     def _few_labels(self) -> dict[int, dict[str, Any]]:
         """By number of labels, the test accuracies, pre-trained and random, their difference, and its p-value after Holm."""
         train = self.data["counts"]["train"]
-        counts = [count for count in FEW_LABELS if count < train]
-        contrasts = [with_values(SINGLE_LABELS[count], *self._of()) for count in counts]
-        adjusted = holm([contrast.p_value for contrast in contrasts])
-        rows: dict[int, dict[str, Any]] = {}
-        for count, contrast, p in zip(counts, contrasts, adjusted, strict=True):
-            decided = contrast.verdict(len(counts))
-            verdict = "undecided" if decided == "confirmed" and not p < ALPHA else decided
-            rows[count] = self._labels(count) | {"contrast": contrast, "p": p, "verdict": verdict}
+        rows = {count: self._labels(count) for count in FEW_LABELS if count < train}
+        adjusted = holm([row["contrast"].p_value for row in rows.values()])
+        for row, p in zip(rows.values(), adjusted, strict=True):
+            decided = row["contrast"].verdict(len(rows))
+            row |= {"p": p, "verdict": "undecided" if decided == "confirmed" and not p < ALPHA else decided}
         return rows
 
     def _labels(self, count: int | None) -> dict[str, Any]:
@@ -282,7 +280,7 @@ class _Page:
         )
         rows: list[tuple[str, int, str, str, str, str]] = []
         for name, part, cell in places:
-            count = parameters(PARTS[part][cell](0).config.network)
+            count = parameters(task_of(part, cell, 0).config.network)
             whole, interior = (self.values(part, cell, metric) for metric in ("test MSE", "test interior MSE"))
             reported = PAPER_MSE["appendix"].get(name)
             paper, ratio = (f"{reported:.3f}", _ratio(whole, reported)) if reported else ("", "")

@@ -127,6 +127,7 @@ class Results:
     data: dict[str, Any]
     examples: dict[str, NDArray[np.uint8]]
     baseline: dict[str, float] = field(default_factory=dict)
+    _checked: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
 
     def known(self, interior: bool = False) -> set[str]:
         """Return the names of the runs; with ``interior`` without the autoencoders that lack the interior's error."""
@@ -142,11 +143,13 @@ class Results:
         Raises:
             RunError: the run of that name, or its autoencoder, was trained with other settings.
         """
-        if task.needs:
-            self.find(task.needs)
         run = self.runs.get(task.name)
-        if run:
-            check_settings(task, run.config, run.autoencoder)
+        if task.name not in self._checked:
+            if task.needs:
+                self.find(task.needs)
+            if run:
+                check_settings(task, run.config, run.autoencoder)
+            self._checked.add(task.name)
         return run
 
 

@@ -156,12 +156,11 @@ class _Warnings(Progress):
         self.tell(f"warning: {self.task.title}: {text}")
 
 
-def _print_warning(text: str) -> None:
-    # here and not in the task's process, whose lines would end up in the middle of the study's table
-    print("".join(char if char.isprintable() else ascii(char)[1:-1] for char in text), file=sys.stderr, flush=True)
+def _log(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
-def run_task(folder: Path, task: Task, data: str | None, tell: Callable[[str], object] = _print_warning) -> None:
+def run_task(folder: Path, task: Task, data: str | None, tell: Callable[[str], object] = _log) -> None:
     """Train one task, in this process, from where its run folder stands; ``tell`` gets its warnings.
 
     Raises:
@@ -208,10 +207,11 @@ def measure_rate() -> float:
 
 
 @contextmanager
-def local(workers: int, gpus: Sequence[str] = ()) -> Iterator[Submit]:
+def local(workers: int, gpus: Sequence[str] = (), tell: Callable[[str], object] = _log) -> Iterator[Submit]:
     """Run each task in a fresh process of this machine, ``workers`` at a time; leaving early ends them.
 
-    They share ``gpus`` evenly, which are entries of CUDA_VISIBLE_DEVICES; each process sees one of them.
+    They share ``gpus`` evenly, which are entries of CUDA_VISIBLE_DEVICES; each process sees one of them. ``tell`` gets
+    their warnings, in this process.
     """
     processes: set[multiprocessing.process.BaseProcess] = set()
     context = multiprocessing.get_context("spawn")
@@ -229,7 +229,7 @@ def local(workers: int, gpus: Sequence[str] = ()) -> Iterator[Submit]:
         try:
             is_warning, message = receiver.recv()
             while is_warning:
-                _print_warning(message)
+                tell(message)
                 is_warning, message = receiver.recv()
         except EOFError:
             process.join()
@@ -305,10 +305,12 @@ def cluster_device(address: str, device: str) -> Device:
     return "cuda" if has_gpu and device != "cpu" else "cpu"
 
 
-def executor(address: str | None, workers: int, threads: int, device: str) -> AbstractContextManager[Submit]:
-    """Return :func:`ray` if there is an address, else :func:`local`."""
+def executor(
+    address: str | None, workers: int, threads: int, device: str, tell: Callable[[str], object] = _log
+) -> AbstractContextManager[Submit]:
+    """Return :func:`ray` if there is an address, else :func:`local`, whose runs' warnings ``tell`` gets."""
     if address is None:
-        return local(workers, _visible_gpus() if device == "cuda" else ())
+        return local(workers, _visible_gpus() if device == "cuda" else (), tell)
     return ray(address, threads, workers if device == "cuda" else 0)
 
 

@@ -330,19 +330,17 @@ def _report_gpu(sender: Any, *arguments: Any) -> None:
 def _warn_twice(sender: Any, *arguments: Any) -> None:
     def warn(folder: Path, task: Task, data: None, tell: Callable[[str], object]) -> None:
         progress = runner._Warnings(task, tell)
-        progress.warn("first\x1b[2J")
+        progress.warn("first")
         progress.warn("second")
 
     runner.run_task = warn  # type: ignore[assignment]
     runner._run_and_report(sender, *arguments)
 
 
-def test_warnings_of_a_run_reach_the_study(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tasks: list[Task]
-) -> None:
+def test_warnings_of_a_run_reach_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tasks: list[Task]) -> None:
     monkeypatch.syspath_prepend(REPOSITORY)  # where the process finds this module
     monkeypatch.setattr(runner, "_run_and_report", _warn_twice)
-    with local(1) as submit:
+    told: list[str] = []
+    with local(1, tell=told.append) as submit:
         submit(tmp_path, tasks[0], None).result(60)
-    title = tasks[0].title
-    assert capsys.readouterr().err == f"warning: {title}: first\\x1b[2J\nwarning: {title}: second\n"
+    assert told == [f"warning: {tasks[0].title}: {text}" for text in ("first", "second")]
