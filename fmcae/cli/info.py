@@ -15,14 +15,15 @@ def info(
 ) -> None:
     """Print what an exported file says of itself.
 
-    A folder stands for its classifier.
+    A folder stands for its classifier, or without one for its encoder.
     """
     from dataclasses import asdict
 
-    from fmcae.runtime.model import file_name, read_artefact, resolve_path, shipped_folder
+    from fmcae.runtime.model import artefact_files, read_artefact, resolve_path, shipped_folder
 
     path = shipped_folder() if file is None else resolve_path(file)
-    artefact = read_artefact(path / file_name("classifier") if path.is_dir() else path)
+    files = artefact_files(path) if path.is_dir() else {}
+    artefact = read_artefact(files.get("classifier") or next(iter(files.values()), path))
     facts = {"size_bytes": len(artefact.content), "made_for": artefact.card.providers}
     card = asdict(artefact.card)
     if as_json:
