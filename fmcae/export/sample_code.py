@@ -15,8 +15,14 @@ from PIL import Image, ImageOps
 session = onnxruntime.InferenceSession(str(Path(__file__).with_name("picture.onnx")))
 card = json.loads(session.get_modelmeta().custom_metadata_map["fmcae.card"])
 threshold = card.get("calibration", {}).get("threshold", 0)  # of the known score; a picture below it is unknown
+failed = False
 for path in sys.argv[1:]:
-    image = ImageOps.exif_transpose(Image.open(path))  # upright
+    try:
+        image = ImageOps.exif_transpose(Image.open(path))  # upright
+    except OSError as error:  # no picture, or a damaged one
+        print(f"{path}: {error}", file=sys.stderr)
+        failed = True
+        continue
     if image.mode.startswith("I"):  # 16 bits, which convert would clip
         image = Image.fromarray(np.rint(np.asarray(image) / 257).clip(0, 255).astype(np.uint8))
     mode = "RGBA" if image.has_transparency_data else "L" if image.mode in ("1", "L") else "RGB"
@@ -25,3 +31,4 @@ for path in sys.argv[1:]:
     nearest = card["class_names"][probabilities.argmax()]
     label = nearest if known_score >= threshold else f"unknown, nearest {nearest}"
     print(f"{path}: {label}, probability {probabilities.max():.4f}")
+sys.exit(failed)

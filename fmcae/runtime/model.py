@@ -167,7 +167,9 @@ def read_artefact(path: PathName) -> Artefact:
         check_interface(content, card)
         return Artefact(path, content, card, metadata[GOLDEN_KEY])
     except OSError as error:
-        raise ArtefactError(f"{path}: cannot be read: {error.strerror}") from error
+        is_name = isinstance(error, FileNotFoundError) and len(path.parts) == 1 and not path.suffix
+        ships = f"; what ships is {', '.join(SHIPPED)}" if is_name else ""
+        raise ArtefactError(f"{path}: cannot be read: {error.strerror}{ships}") from error
     except ArtefactError as error:
         raise ArtefactError(f"{path}: {error}") from error
 
@@ -256,8 +258,10 @@ class Model:
         if kind in self._sessions:  # without the lock, which would take 0.5 µs of each run
             return self._sessions[kind]
         if kind not in self.artefacts:
-            has = ", ".join(str(artefact.path) for artefact in self.artefacts.values())
-            raise ArtefactError(f"this needs {file_name(kind)}; the model was loaded with {has} only: name its folder")
+            paths = [artefact.path for artefact in self.artefacts.values()]
+            has, missing = ", ".join(map(str, paths)), paths[0].with_name(file_name(kind))
+            advice = "name its folder" if missing.is_file() else "there is none beside it"
+            raise ArtefactError(f"this needs {missing.name}; the model was loaded with {has} only: {advice}")
         with self._lock:
             if kind not in self._sessions:
                 self._sessions[kind] = self.artefacts[kind].session(self._provider, self._threads)

@@ -48,6 +48,7 @@ NETWORKS: dict[str, type[Autoencoder] | type[Classifier] | type[Teacher]] = {
     "autoencoder": Autoencoder, "classifier": Classifier, "teacher": Teacher,
 }  # fmt: skip
 KEPT = ("kept_epoch", "stopped_epoch")  # in the record of the test split
+SHAPING = ("latent_dim", "pooling", "channels", "size", "decoder_padding")  # what an autoencoder's weights are made for
 PATHS = ("data", "autoencoder_from")  # in the configuration; they mean something on one machine only
 
 
@@ -209,6 +210,12 @@ def create_run(folder: Path, config: TrainConfig, dataset: Dataset, autoencoder_
     files: dict[str, bytes] = {}
     if autoencoder_from is not None:
         source = open_run(autoencoder_from)
+        for name in SHAPING:
+            own, other = getattr(config.network, name), getattr(source.config.network, name)
+            if own != other:
+                raise RunError(
+                    f"the autoencoder to start from cannot be used: {autoencoder_from} has {name}={other}, not {own}"
+                )
         try:
             load_weights(Autoencoder(config.network), source.weights("autoencoder"))
         except RunError as error:

@@ -38,6 +38,11 @@ def test_an_export_leaves_nothing_on_stderr_and_its_sample_code_runs_without_fmc
     result = subprocess.run([*program, *pictures], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.splitlines() == expected
+    (tmp_path / "broken.png").write_bytes(Path(pictures[0]).read_bytes()[:100])
+    command = [*program, str(tmp_path / "broken.png"), pictures[1]]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (1, expected[1] + "\n")
+    assert result.stderr.startswith(f"{tmp_path / 'broken.png'}: ") and result.stderr.count("\n") == 1
 
 
 def test_sample_code_needs_a_picture_to_run(cli: Callable[..., Any], sample: Path, tmp_path: Path) -> None:
