@@ -34,6 +34,7 @@ IMAGE_SUFFIXES = frozenset({
     ".apng", ".png", ".jfif", ".jpe", ".jpeg", ".jpg", ".gif", ".bmp", ".pbm", ".pfm", ".pgm", ".pnm", ".ppm", ".webp",
     ".tif", ".tiff", ".avif", ".avifs", ".j2c", ".j2k", ".jp2", ".jpc", ".jpf", ".jpx", ".ico",
 })  # fmt: skip
+HEIC_SUFFIXES = (".heic", ".heif")  # pictures of phones, which Pillow does not decode
 EXIF_KEYS = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}  # where an orientation may be
 ORIENTATION = 0x0112  # EXIF's tag
 TURNS: dict[object, Transpose] = {  # that undo it

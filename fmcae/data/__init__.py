@@ -23,7 +23,7 @@ from fmcae.data import idx
 from fmcae.data.download import download as download_fashion_mnist
 from fmcae.data.split import split_by_class, split_val
 from fmcae.errors import INSTALL_TRAIN, DataError, UsageError
-from fmcae.images import IMAGE_SUFFIXES, read_image
+from fmcae.images import HEIC_SUFFIXES, IMAGE_SUFFIXES, read_image
 from fmcae.preprocess import SIZE, to_uint8
 from fmcae.shape import check_shape
 
@@ -331,15 +331,16 @@ def _is_hidden(path: Path) -> bool:
 
 
 def _left_out(folder: Path, class_names: Iterable[str]) -> tuple[str, ...]:
-    """A note on pictures in folders within the class folders."""
+    """Notes on pictures that are not read: those in folders within the class folders, and HEIC files."""
+    notes = []
     within = [inner for name in class_names for inner in class_folders(folder / name)]
     found = (path for inner in within for path in inner.rglob("*") if not _is_hidden(path.relative_to(inner)))
-    count = sum(map(_is_picture, found))
-    return (
-        (f"{folder}: what lies in folders within the class folders is left out: {count:,} of the pictures",)
-        if count
-        else ()
-    )
+    if count := sum(map(_is_picture, found)):
+        notes.append(f"{folder}: what lies in folders within the class folders is left out: {count:,} of the pictures")
+    files = (path.name for name in class_names for path in (folder / name).iterdir())
+    if count := sum(name.lower().endswith(HEIC_SUFFIXES) and not name.startswith(".") for name in files):
+        notes.append(f"{folder}: its HEIC files ({count:,}) are not read: save them as JPEG")
+    return tuple(notes)
 
 
 def _check_classes(folder: Path, classes: dict[str, list[Path]], fewest: int = 2) -> None:

@@ -17,13 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmcae.errors import FmcaeError, ImageError, UsageError
-from fmcae.images import IMAGE_SUFFIXES, MAX_PIXELS
+from fmcae.images import HEIC_SUFFIXES, IMAGE_SUFFIXES, MAX_PIXELS
 from fmcae.preprocess import Floats, as_bytes
 from fmcae.runtime.machine import available_cpus
 from fmcae.runtime.model import Model, Prediction
 
 STDIN = "-"
-NOT_READ = (".heic", ".heif")  # pictures of phones, which Pillow does not decode
 NO_ITEM = 8  # the most by which the pixels of a picture without an item differ, of 255
 BATCH_SIZE = 16  # images; small enough that a folder of a few dozen keeps all CPUs busy
 _SEPARATOR = f"[{re.escape(os.sep + (os.altsep or ''))}]"
@@ -88,7 +87,7 @@ def images_below(folder: str) -> list[Found]:
                         continue
                     if os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES and _may_be_read(path):
                         found.append((path, None))
-                    not_read += entry.name.lower().endswith(NOT_READ)
+                    not_read += entry.name.lower().endswith(HEIC_SUFFIXES)
         except OSError as error:
             found.append((parent, _unreadable(parent, error)))
     if not_read:

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 from fmcae.errors import DataError, FmcaeError, ImageError, UsageError
 from fmcae.files import read_at_most, write_atomic
-from fmcae.images import IMAGE_SUFFIXES, MAX_FILE_BYTES
+from fmcae.images import HEIC_SUFFIXES, IMAGE_SUFFIXES, MAX_FILE_BYTES
 from fmcae.preprocess import Floats
 from fmcae.runtime.model import Model
 from fmcae.runtime.predict import find_images, input_of, read_input
@@ -136,13 +136,15 @@ def _file_system(root: str) -> tuple[Any, str]:
 def _below_uri(name: str) -> list[Source]:
     from pyarrow.fs import FileSelector, FileType
 
+    not_read = 0
     with _errors_of(name):
         filesystem, path, before = _located(name)
         info = filesystem.get_file_info(path)
         if info.type == FileType.Directory:
             found = filesystem.get_file_info(FileSelector(path, recursive=True))
-            found = [item for item in found if os.path.splitext(item.path)[1].lower() in IMAGE_SUFFIXES]
             found = [item for item in found if "/." not in f"/{item.path[len(path) :]}"]  # hidden ones
+            not_read = sum(item.path.lower().endswith(HEIC_SUFFIXES) for item in found)
+            found = [item for item in found if os.path.splitext(item.path)[1].lower() in IMAGE_SUFFIXES]
             nothing = "is a folder without images"
         elif info.type == FileType.NotFound and glob.has_magic(path):
             top = path[: re.search("[*?[]", path).start()].rpartition("/")[0]  # type: ignore[union-attr]
@@ -153,9 +155,12 @@ def _below_uri(name: str) -> list[Source]:
         else:
             found, nothing = [info] if info.is_file else [], "cannot be read: it does not exist"
     files = sorted((item for item in found if item.is_file), key=lambda item: item.path)
-    if not files:
-        return [(name, ImageError(f"{name}: {nothing}"), None)]
-    return [(before + item.path, None, (item.size, item.mtime_ns)) for item in files]
+    sources: list[Source] = [(before + item.path, None, (item.size, item.mtime_ns)) for item in files]
+    if not_read:
+        sources.append(
+            (name, ImageError(f"{name}: its HEIC files ({not_read:,}) are not read: save them as JPEG"), None)
+        )
+    return sources or [(name, ImageError(f"{name}: {nothing}"), None)]
 
 
 def _matches(parts: list[str], pattern: list[str]) -> bool:

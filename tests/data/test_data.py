@@ -175,10 +175,12 @@ def test_what_is_no_picture_of_a_class_is_left_out(image_folders: Path) -> None:
     (image_folders / "bag" / "._0.png").write_bytes(b"\0\5\x16\7")  # as macOS leaves it
     (image_folders / "bag" / "folder.png").mkdir()
     shutil.copy(image_folders / "bag" / "0.png", image_folders / "bag" / "folder.png")
+    (image_folders / "bag" / "IMG_1.HEIC").write_bytes(b"of a phone")
     dataset = load_dataset(image_folders)
     assert dataset.fingerprint == expected.fingerprint
     left_out = f"{image_folders}: what lies in folders within the class folders is left out: 1 of the pictures"
-    assert dataset.notes == (left_out, *expected.notes)
+    not_read = f"{image_folders}: its HEIC files (1) are not read: save them as JPEG"
+    assert dataset.notes == (left_out, not_read, *expected.notes)
 
 
 def test_a_class_called_unknown_is_said(image_folders: Path) -> None:

@@ -55,6 +55,9 @@ def test_a_buckets_pictures_are_found_as_those_of_a_folder(bucket: Path) -> None
 
 
 def test_what_is_not_there_is_named(bucket: Path) -> None:
+    (bucket / "a" / "IMG_1.HEIC").touch()
+    _, _, (path, error, _) = find_sources(["s3://bucket"])
+    assert path == "s3://bucket" and "its HEIC files (1) are not read" in str(error)
     for name, reason in (("s3://bucket/x.png", "does not exist"), ("s3://bucket/*.gif", "matches no file")):
         ((path, error, stamp),) = find_sources([name])
         assert (path, stamp) == (name, None) and isinstance(error, ImageError) and reason in str(error)
