@@ -46,6 +46,11 @@ LARGE_PIXELS = 2**22
 STRIP_PIXELS = 2**16  # that are computed with at once: few enough for the processor's cache
 
 
+def heic_not_read(folder: object, count: int) -> str:
+    """What is said of a folder's ``count`` HEIC files."""
+    return f"{folder}: its HEIC files ({count:,}) are not read: save them as JPEG"
+
+
 def read_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode an image (the first frame of several) to mode L, RGB or RGBA, upright as its EXIF orientation says.
 

@@ -23,7 +23,7 @@ from fmcae.data import idx
 from fmcae.data.download import download as download_fashion_mnist
 from fmcae.data.split import split_by_class, split_val
 from fmcae.errors import INSTALL_TRAIN, DataError, UsageError
-from fmcae.images import HEIC_SUFFIXES, IMAGE_SUFFIXES, read_image
+from fmcae.images import HEIC_SUFFIXES, IMAGE_SUFFIXES, heic_not_read, read_image
 from fmcae.preprocess import SIZE, to_uint8
 from fmcae.shape import check_shape
 
@@ -339,7 +339,7 @@ def _left_out(folder: Path, class_names: Iterable[str]) -> tuple[str, ...]:
         notes.append(f"{folder}: what lies in folders within the class folders is left out: {count:,} of the pictures")
     files = (path.name for name in class_names for path in (folder / name).iterdir())
     if count := sum(name.lower().endswith(HEIC_SUFFIXES) and not name.startswith(".") for name in files):
-        notes.append(f"{folder}: its HEIC files ({count:,}) are not read: save them as JPEG")
+        notes.append(heic_not_read(folder, count))
     return tuple(notes)
 
 

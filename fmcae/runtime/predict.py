@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmcae.errors import FmcaeError, ImageError, UsageError
-from fmcae.images import HEIC_SUFFIXES, IMAGE_SUFFIXES, MAX_PIXELS
+from fmcae.images import HEIC_SUFFIXES, IMAGE_SUFFIXES, MAX_PIXELS, heic_not_read
 from fmcae.preprocess import Floats, as_bytes
 from fmcae.runtime.machine import available_cpus
 from fmcae.runtime.model import Model, Prediction
@@ -91,7 +91,7 @@ def images_below(folder: str) -> list[Found]:
         except OSError as error:
             found.append((parent, _unreadable(parent, error)))
     if not_read:
-        found.append((folder, ImageError(f"{folder}: its HEIC files ({not_read:,}) are not read: save them as JPEG")))
+        found.append((folder, ImageError(heic_not_read(folder, not_read))))
     return sorted(found, key=itemgetter(0))
 
 

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 from fmcae.errors import DataError, FmcaeError, ImageError, UsageError
 from fmcae.files import read_at_most, write_atomic
-from fmcae.images import HEIC_SUFFIXES, IMAGE_SUFFIXES, MAX_FILE_BYTES
+from fmcae.images import HEIC_SUFFIXES, IMAGE_SUFFIXES, MAX_FILE_BYTES, heic_not_read
 from fmcae.preprocess import Floats
 from fmcae.runtime.model import Model
 from fmcae.runtime.predict import find_images, input_of, read_input
@@ -157,9 +157,7 @@ def _below_uri(name: str) -> list[Source]:
     files = sorted((item for item in found if item.is_file), key=lambda item: item.path)
     sources: list[Source] = [(before + item.path, None, (item.size, item.mtime_ns)) for item in files]
     if not_read:
-        sources.append(
-            (name, ImageError(f"{name}: its HEIC files ({not_read:,}) are not read: save them as JPEG"), None)
-        )
+        sources.append((name, ImageError(heic_not_read(name, not_read)), None))
     return sources or [(name, ImageError(f"{name}: {nothing}"), None)]
 
 
