@@ -57,6 +57,7 @@ class Trial:
         words = [str(word) for word in command]
         began = time.perf_counter()
         self.log.write(self.without_places(f"=== {name}: {shlex.join(words)}\n"))
+        self.log.flush()
         try:
             done = subprocess.run(words, capture_output=True, text=True, timeout=limit, check=False, env=environment())
             code, stdout, stderr = done.returncode, done.stdout, done.stderr
