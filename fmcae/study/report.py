@@ -346,6 +346,7 @@ def _machines(runs: Iterable[RunResult]) -> list[dict[str, Any]]:
         parts = [machine["cpu"], machine.get("cpu_model"), machine.get("instruction_set")]
         parts += [f"{machine['available_cpus']} CPUs"]
         parts += [f"{machine['memory_gib']} GiB" if machine.get("memory_gib") else "memory not recorded"]
+        parts += [machine.get("device_name")]  # of the GPU
         order = ("fmcae", "commit", "torch", "numpy", "numba", "python")
         versions = ", ".join(f"{name} {run.versions.get(name, 'not recorded')}" for name in order)
         hardware = ", ".join(str(part) for part in parts if part)

@@ -241,6 +241,8 @@ def test_the_first_editions_machine_is_said_to_be_that_of_the_collection() -> No
             assert {"commit", "numpy", "torch"} <= run.versions.keys()
             assert {"cpu", "cpu_model", "memory_gib", "instruction_set"} <= run.machine.keys()
     page = (REPOSITORY / "bench" / "results" / "study" / "report.md").read_text()
+    gpus = {run.machine["device_name"] for run in runs if run.config["device"] == "cuda"}
+    assert gpus and all(f"{gpu}; cuda" in page for gpu in gpus)
     assert "Machine and date (2026-11-24) were recorded when the results were collected." in " ".join(page.split())
 
 
