@@ -261,6 +261,9 @@ def _load_image_folders(folder: Path, channels: int, size: int) -> Dataset | Non
     if not any(classes.values()):
         if places == [folder / "train"] and any(_pictures_by_class(places[0]).values()):
             raise DataError(f"{folder}: has train, but neither val nor test; to have them drawn, name {places[0]}")
+        for place in (folder, *places):
+            if count := _count_heic(place, _pictures_by_class(place)):
+                raise DataError(heic_not_read(place, count))
         return None
     _check_classes(folder, classes)
     count = sum(map(len, classes.values()))
@@ -337,15 +340,21 @@ def _left_out(folder: Path, class_names: Iterable[str]) -> tuple[str, ...]:
     found = (path for inner in within for path in inner.rglob("*") if not _is_hidden(path.relative_to(inner)))
     if count := sum(map(_is_picture, found)):
         notes.append(f"{folder}: what lies in folders within the class folders is left out: {count:,} of the pictures")
-    files = (path.name for name in class_names for path in (folder / name).iterdir())
-    if count := sum(name.lower().endswith(HEIC_SUFFIXES) and not name.startswith(".") for name in files):
+    if count := _count_heic(folder, class_names):
         notes.append(heic_not_read(folder, count))
     return tuple(notes)
+
+
+def _count_heic(folder: Path, class_names: Iterable[str]) -> int:
+    files = (path.name for name in class_names for path in (folder / name).iterdir())
+    return sum(name.lower().endswith(HEIC_SUFFIXES) and not name.startswith(".") for name in files)
 
 
 def _check_classes(folder: Path, classes: dict[str, list[Path]], fewest: int = 2) -> None:
     for name, paths in classes.items():
         if not paths:
+            if count := _count_heic(folder, [name]):
+                raise DataError(heic_not_read(folder / name, count))
             raise DataError(
                 f"{folder / name}: must hold images, as every class folder beside it; it holds none directly"
             )

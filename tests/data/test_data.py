@@ -183,6 +183,21 @@ def test_what_is_no_picture_of_a_class_is_left_out(image_folders: Path) -> None:
     assert dataset.notes == (left_out, not_read, *expected.notes)
 
 
+def test_classes_of_nothing_but_a_phones_pictures_are_said_to_be_that(image_folders: Path) -> None:
+    (image_folders / "boot").mkdir()
+    (image_folders / "boot" / "IMG_1.HEIC").touch()
+    with pytest.raises(DataError, match=r"boot: its HEIC files \(1\) are not read: save them as JPEG"):
+        load_dataset(image_folders)
+    for name in ("bag", "coat"):
+        shutil.rmtree(image_folders / name)
+    with pytest.raises(DataError, match=r"its HEIC files \(1\) are not read"):
+        load_dataset(image_folders)
+    (image_folders / "train").mkdir()
+    (image_folders / "boot").rename(image_folders / "train" / "boot")
+    with pytest.raises(DataError, match=r"train: its HEIC files \(1\) are not read"):
+        load_dataset(image_folders)
+
+
 def test_a_class_called_unknown_is_said(image_folders: Path) -> None:
     (image_folders / "coat").rename(image_folders / "Unknown")
     assert any(note.startswith("Unknown is a class like any other here") for note in load_dataset(image_folders).notes)
