@@ -42,6 +42,7 @@ TENSORS: dict[Kind, tuple[str, str]] = {  # the names of input and output; a pic
 }  # fmt: skip
 MAX_GOLDEN_BYTES = 64 * 2**20  # unpacked; those of the paper's classifier take 33 KB
 GRAPH_FIELD, METADATA_FIELD = 7, 14  # of ModelProto in onnx.proto
+KEPT = ("kept_epoch", "stopped_epoch")  # of a training's facts, those of one network alone
 _OPTIONAL_ARRAYS = ("probabilities", "known_scores")  # of golden vectors
 
 

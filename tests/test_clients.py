@@ -99,7 +99,7 @@ def check_manners(command: Command, folder: Path, of_damage: str) -> None:
     prediction = fmcae.load().predict(outline)
     assert f" {prediction.label}, " in drawn
     assert float(drawn.rpartition(" ")[2]) == pytest.approx(prediction.known_score, abs=1e-4)
-    assert bag == f"{shown[0]}: Bag, probability 0.9998, known score 0.9980"
+    assert bag == f"{shown[0]}: Bag, probability 0.9999, known score 0.9999"
     assert blank.startswith(f"{shown[1]}: unknown, nearest ")
     (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     result = run(command, model(NAMES[0]), *shown, folder / "broken.png")

@@ -19,6 +19,7 @@ def model_card(artefacts: Mapping[Kind, Artefact]) -> str:
     files = list(artefacts.values())
     artefacts = {kind: artefact for kind, artefact in artefacts.items() if kind != "picture"}
     cards = [artefact.card for artefact in artefacts.values()]
+    network = cards[0].training["config"]["network"]
     return render(
         TEMPLATE,
         files=files,
@@ -32,7 +33,7 @@ def model_card(artefacts: Mapping[Kind, Artefact]) -> str:
         calibration=next((card.calibration for card in cards if card.calibration), None),
         tradeoff=Tradeoff.from_json(cards[0].precision["tradeoff"]) if "tradeoff" in cards[0].precision else None,
         parity_lines=parity_lines(cards[0].parity) if cards[0].parity else None,
-        has_grey_edge="decoder" in artefacts and cards[0].training["config"]["network"]["pooling"],
+        has_grey_edge="decoder" in artefacts and network["pooling"] and network.get("decoder_padding", True),
     )
 
 

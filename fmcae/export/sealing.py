@@ -6,10 +6,10 @@ from typing import Any
 import onnx
 
 import fmcae
-from fmcae.card import CARD_KEY, GOLDEN_KEY, NAMES_KEY, SEAL_KEY, TENSORS, Card, Golden, GoldenPictures, Kind, seal
+from fmcae.card import CARD_KEY, GOLDEN_KEY, KEPT, NAMES_KEY, SEAL_KEY, TENSORS, Card, Golden, GoldenPictures, Kind, seal
 from fmcae.preprocess import description
 from fmcae.runtime.model import Artefact
-from fmcae.train.run import KEPT, Run
+from fmcae.train.run import Run
 
 _RANGES = {"x": "[0, 1]", "x_hat": "[0, 1]", "z": "[0, inf)", "logits": "(-inf, inf)"}
 

@@ -16,6 +16,7 @@ from fmcae.card import (
     CARD_KEY,
     FILE_KINDS,
     GOLDEN_KEY,
+    KEPT,
     KINDS,
     Card,
     Golden,
@@ -188,17 +189,21 @@ def read_artefacts(path: PathName | None = None, only: Kind | None = None) -> di
     files.pop("picture", None)
     wanted = {only: files[only]} if only in files else files
     artefacts = {kind: read_artefact(file) for kind, file in wanted.items()}
-    first, first_training = next((artefact.path.name, artefact.card.training) for artefact in artefacts.values())
+    first, first_run = next((artefact.path.name, _run_of(artefact.card)) for artefact in artefacts.values())
     for kind, artefact in artefacts.items():
-        training = artefact.card.training
         if artefact.card.kind != kind:
             raise ArtefactError(f"{artefact.path}: is named {kind} but is a {artefact.card.kind}")
-        # All files of one export have the autoencoder in common; a classifier's may come from another run.
-        if training.get("autoencoder", training) != first_training.get("autoencoder", first_training):
+        if _run_of(artefact.card) != first_run:
             raise ArtefactError(f"{path}: {artefact.path.name} and {first} come from different runs")
     if len({artefact.card.x_shape for artefact in artefacts.values()}) > 1:
         raise ArtefactError(f"{path}: its files are for images of different shapes")
     return artefacts
+
+
+def _run_of(card: Card) -> dict[str, Any]:
+    """What all files of one export have in common: the autoencoder's run, which a classifier may have started from."""
+    run = card.training.get("autoencoder", card.training)
+    return {name: value for name, value in run.items() if name not in KEPT}
 
 
 def resolve_path(path: PathName) -> Path:

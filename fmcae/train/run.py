@@ -32,6 +32,7 @@ from filelock import FileLock, Timeout
 
 import fmcae
 from fmcae import schema
+from fmcae.card import KEPT
 from fmcae.data import Dataset
 from fmcae.data.split import SPLIT_SEED
 from fmcae.errors import DataError, FmcaeError, RunError, UsageError
@@ -47,7 +48,6 @@ METRICS = "metrics.jsonl"
 NETWORKS: dict[str, type[Autoencoder] | type[Classifier] | type[Teacher]] = {
     "autoencoder": Autoencoder, "classifier": Classifier, "teacher": Teacher,
 }  # fmt: skip
-KEPT = ("kept_epoch", "stopped_epoch")  # in the record of the test split
 SHAPING = ("latent_dim", "pooling", "channels", "size", "decoder_padding")  # what an autoencoder's weights are made for
 PATHS = ("data", "autoencoder_from")  # in the configuration; they mean something on one machine only
 

@@ -113,7 +113,7 @@ def test_an_adopted_autoencoder_keeps_its_own_facts(trained_run: Path, sample: P
     assert "test_mse" not in cards["classifier"].metrics
     page = (tmp_path / "out" / "MODEL_CARD.md").read_text()
     assert f"### Autoencoder, run {trained_run.name}" in page and "### Classifier, run second" in page
-    assert f"test_mse: {records[-1]['test_mse']:.4f}" in page
+    assert f"test_mse: {records[-1]['test_mse']:.4f}" in page and "three rows and columns" in page
 
 
 def test_a_file_is_sealed_once(
@@ -278,4 +278,5 @@ def test_an_export_of_other_layers_and_with_other_classes(tmp_path: Path, settin
     export_run(run, dataset, tmp_path / "out")
     model = fmcae.load(tmp_path / "out")
     assert model.class_names == ("a", "b", "c")
+    assert "three rows and columns" not in (tmp_path / "out" / "MODEL_CARD.md").read_text()
     assert model.reconstruct(np.zeros((2, 1, 28, 28), np.float32)).shape == (2, 1, 28, 28)

@@ -8,8 +8,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
+import fmcae
 from fmcae import metrics
 from fmcae.data import Dataset, Split, load_dataset
+from fmcae.export.artefacts import export_run
 from fmcae.train.backend import balanced_weights
 from fmcae.train.config import ROBUST, NetworkConfig, TrainConfig
 from fmcae.train.loop import train
@@ -119,6 +121,15 @@ def test_it_learns(sample: Path, tmp_path: Path) -> None:
             for images in (dataset.val.images, noise)
         )
     assert known.median() > unknown.median()
+
+
+def test_its_files_are_one_model_though_their_stages_have_other_numbers_of_epochs(
+    dataset: Dataset, whole_run: Run, tmp_path: Path
+) -> None:
+    export_run(whole_run, dataset, tmp_path / "out")
+    model = fmcae.load(tmp_path / "out")
+    assert model.reconstruct(np.zeros((2, 1, 28, 28), np.float32)).shape == (2, 1, 28, 28)
+    assert model.predict(dataset.test.images[0]).label in dataset.class_names
 
 
 @pytest.mark.usefixtures("undrawn")
