@@ -6,7 +6,19 @@ from typing import Any
 import onnx
 
 import fmcae
-from fmcae.card import CARD_KEY, GOLDEN_KEY, KEPT, NAMES_KEY, SEAL_KEY, TENSORS, Card, Golden, GoldenPictures, Kind, seal
+from fmcae.card import (
+    CARD_KEY,
+    GOLDEN_KEY,
+    KEPT,
+    NAMES_KEY,
+    SEAL_KEY,
+    TENSORS,
+    Card,
+    Golden,
+    GoldenPictures,
+    Kind,
+    seal,
+)
 from fmcae.preprocess import description
 from fmcae.runtime.model import Artefact
 from fmcae.train.run import Run
