@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from fmcae.card import (
     CARD_KEY,
     GOLDEN_KEY,
+    NAMES_KEY,
     MAX_GOLDEN_BYTES,
     SEAL_KEY,
     Card,
@@ -266,7 +267,8 @@ def test_every_key_of_a_card_is_needed(content: bytes) -> None:
 
 def test_the_seal_does_not_cover_itself_and_covers_the_rest(content: bytes) -> None:
     metadata = read_metadata(content)
-    assert seal(content, metadata[CARD_KEY], metadata[GOLDEN_KEY]) == metadata[SEAL_KEY]
+    parts = metadata[CARD_KEY], metadata[GOLDEN_KEY], metadata[NAMES_KEY]
+    assert seal(content, *parts) == metadata[SEAL_KEY]
 
 
 def test_metadata_that_are_no_text_are_named(content: bytes) -> None:

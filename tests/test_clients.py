@@ -144,7 +144,9 @@ def test_node_says_the_same(answers: Callable[..., Answers], expected: dict[str,
 def test_chromium_says_the_same(answers: Callable[..., Answers], expected: dict[str, Answers], web: Path) -> None:
     program = REPOSITORY / "tests" / "web" / "classify.js"  # which opens the page of ``web``
     for name in NAMES:
-        check_same(answers(["node", str(program)], name), expected[name])
+        # Eight bits are rounded where WebAssembly and the CPU may differ in the last bit before it.
+        atol = 0.005 if name.endswith("int8") else 1e-4
+        check_same(answers(["node", str(program)], name), expected[name], atol)
 
 
 def test_cpp_says_the_same(answers: Callable[..., Answers], expected: dict[str, Answers], tmp_path: Path) -> None:
