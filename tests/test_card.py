@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from fmcae.card import (
     CARD_KEY,
     GOLDEN_KEY,
-    NAMES_KEY,
     MAX_GOLDEN_BYTES,
+    NAMES_KEY,
     SEAL_KEY,
     Card,
     Golden,
