@@ -438,10 +438,14 @@ def measure_steps(options: argparse.Namespace, folder: Path) -> None:
         images = first(50_000 if on_cuda else 1_000)
         return paper_training(PlainBackend(kind(NetworkConfig()).to(device)), images, Lines())
 
+    images = first(
+        7_500 if on_cuda else 200
+    )  # with as many negatives, 2 ms of the CPU each, which the first stage draws
+    robust_splits = {"train": images, "val": images}
+
     def robust_stage(name: str, teacher: type[Teacher] = Teacher) -> Training:
-        images = first(2_500 if on_cuda else 200)  # with as many negatives, 2 ms of the CPU each
         robust.Teacher = teacher  # type: ignore[attr-defined]
-        stage = robust._Stage(open_run(folder), name, {"train": images, "val": images})
+        stage = robust._Stage(open_run(folder), name, robust_splits)
         robust.Teacher = Teacher  # type: ignore[attr-defined]
         step = stage.step_for(Lines())
         stage._make_views()

@@ -8,7 +8,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -256,3 +258,24 @@ def small_sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
             folder / path.name, idx.parse(idx.read_bytes(path), path.name)[: 240 if "train" in path.name else 100]
         )
     return folder
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train a study's runs here, where torch is imported already, not in fresh processes."""
+    from fmcae.study import runner
+
+    @contextmanager
+    def executor(*_: object) -> Iterator[Callable[..., Future[None]]]:
+        def submit(*arguments: Any) -> Future[None]:
+            future: Future[None] = Future()
+            try:
+                runner.run_task(*arguments)
+                future.set_result(None)
+            except Exception as error:
+                future.set_exception(error)
+            return future
+
+        yield submit
+
+    monkeypatch.setattr(runner, "executor", executor)

@@ -80,6 +80,7 @@ def server() -> Iterator[Server]:
     server.stop()
 
 
+@pytest.mark.usefixtures("in_this_process")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_what_a_page_says_to_run_works(
     page: Path,

@@ -3,7 +3,8 @@
 A contrast is one number a seed, from runs of the same seed. It is claimed to be above 0, or within ±margin of 0; a ratio is
 claimed to be above a number, and a spread over the seeds below one. Student's t over the seeds decides at the 5% level,
 one-sided; for a margin, two one-sided tests (TOST); for a spread, the chi-squared test of a variance. A claim is confirmed
-if every contrast is as claimed, not confirmed if one is significantly not, and undecided otherwise or with one seed.
+if every contrast is as claimed, not confirmed if one is significantly not, and undecided otherwise. One seed is no test:
+of it is only said on which side its numbers lie.
 
 All contrasts of a claim must hold together, so its confirmation needs no correction for their number (an
 intersection-union test). One alone refutes it, so refutation does: Bonferroni's, 5% over their number.
@@ -30,13 +31,17 @@ Verdict = Literal[
     "not confirmed",
     "undecided",
     "not run",
+    "one seed, otherwise",
+    "one seed, as claimed",
     "confirmed",
     "holds early, not at the end",
     "holds early, undecided at the end",
     "holds at the best epoch, not at the end",
     "holds at the best epoch, undecided at the end",
 ]
-_FROM_WORST = ("not confirmed", "undecided", "not run", "confirmed")  # of a claim's contrasts the worst counts
+ONE_SEED: tuple[Verdict, Verdict] = ("one seed, otherwise", "one seed, as claimed")
+# Of a claim's contrasts the worst counts.
+_FROM_WORST: tuple[Verdict, ...] = ("not confirmed", "undecided", "not run", *ONE_SEED, "confirmed")
 PAPER_RECALL = 0.91  # Figure 6
 ALPHA = 0.05
 POWER = 0.8
@@ -114,6 +119,9 @@ class Contrast:
         """Return whether the number is as claimed, as one of so many contrasts of a claim."""
         if not self.values:
             return "not run"
+        if len(self.values) == 1 and self.limit is None:
+            low, high = self._claimed_range
+            return ONE_SEED[bool(low < self.values[0] < high)]
         p, p_against = self._p_values()
         if p < ALPHA:
             return "confirmed"

@@ -20,6 +20,7 @@ from fmcae.study.claims import (
     END,
     FEW_LABELS,
     FINDINGS,
+    ONE_SEED,
     PAPER_RECALL,
     READING,
     SINGLE_LABELS,
@@ -65,6 +66,8 @@ TALLY: dict[Verdict, str] = {
     "holds at the best epoch, undecided at the end": "confirmed at the best epoch and undecided at the end",
     "not confirmed": "not confirmed",
     "undecided": "undecided",
+    "one seed, as claimed": "as claimed with one seed, which is no test",
+    "one seed, otherwise": "otherwise with one seed, which is no test",
     "not run": "not run",
 }
 
@@ -132,7 +135,9 @@ class _Page:
             readings=(READING, *OTHER_READINGS),
             reading_values=self.reading_values,
             inf=math.inf,
-            fits={reading: self._fit(reading) for reading in (READING, *OTHER_READINGS)},
+            fits=(fits := {reading: self._fit(reading) for reading in (READING, *OTHER_READINGS)}),
+            fit_seeds={reading: self._fit_seeds(reading) for reading in fits},
+            nearest=sorted((fit["all"], reading) for reading, fit in fits.items() if fit["all"] < math.inf)[:2],
             tally=self._tally(),
             seed_counts=self._seed_counts(),
             without_fewest=with_values(WITHOUT_FEWEST, *self._of()),
@@ -208,7 +213,7 @@ class _Page:
             if reading != READING:
                 found.setdefault(overall(by_moment), []).append(reading)
         same = [] if self.verdict[claim.name] == NOT_RUN else found.pop(self.verdict[claim.name], [])
-        texts = [f"{verdict}: {', '.join(readings)}" for verdict, readings in found.items()]
+        texts = [f"{_marked(verdict)}: {', '.join(readings)}" for verdict, readings in found.items()]
         if same:
             texts.append(
                 f"the same: {', '.join(same)}" if len(same) < 3 else f"the {'other ' * bool(texts)}{len(same)} the same"
@@ -252,7 +257,8 @@ class _Page:
         for reading in self.variants[claim.name]:
             own = claim if reading == READING else claim.under(reading)
             assert own is not None
-            found[reading] = _spans(epochs_held(own, *self._of()))
+            tested = self.variants[claim.name][reading][END].verdict not in (NOT_RUN, *ONE_SEED)
+            found[reading] = _spans(epochs_held(own, *self._of())) if tested else ""
         return found
 
     def _best_epochs(self) -> str:
@@ -274,7 +280,7 @@ class _Page:
         places = (
             ("with pooling", "appendix", "with pooling"),
             ("without pooling", "appendix", "without pooling"),
-            ("with pooling, decoder without the edge", "no-decoder-padding", "appendix, with pooling"),
+            ("with pooling, no edge", "no-decoder-padding", "appendix, with pooling"),
             ("with pooling, no dropout", "no-dropout", "with pooling"),
             ("without pooling, no dropout", "no-dropout", "without pooling"),
         )
@@ -316,6 +322,12 @@ class _Page:
             if (ours := self.values(part, cell, "test MSE"))
         ]
         return (min(ratios), max(ratios)) if ratios else None
+
+    def _fit_seeds(self, reading: str) -> str:
+        """How many seeds the cells of Tables 1 to 3 have under a reading, of those that have any."""
+        cells = [(part, cell) for part in TABLES for cell in PAPER_MSE[part]]
+        counts = {len(self.reading_values(reading, *place, "test MSE")) for place in cells} - {0} or {0}
+        return " to ".join(str(count) for count in sorted({min(counts), max(counts)}))
 
     def _fit(self, reading: str) -> dict[str, float]:
         """By table, and for all, the root mean square of ln(ours / the paper's); infinite if a cell was not run.
@@ -404,24 +416,37 @@ def _brief(claim: Claim) -> str:
 
     For a claim about curves they stand in a table of their own.
     """
-    seeds = min(len(contrast.values) for contrast in claim.contrasts)
-    if claim.by_epoch and seeds > 1:
+    if not all(contrast.values for contrast in claim.contrasts):
+        return NOT_RUN
+    if claim.by_epoch:
         return "below"
-    if seeds < 2:
-        return "one seed only, which decides nothing" if seeds else NOT_RUN
     found: dict[Verdict, list[Contrast]] = {}
     for contrast in sorted(claim.contrasts, key=lambda contrast: -contrast.p_value):
         found.setdefault(contrast.verdict(len(claim.contrasts)), []).append(contrast)
-    leads: dict[Verdict, str] = {"not confirmed": "against it: ", "undecided": "open: "}
+    leads: dict[Verdict, str] = {
+        "not confirmed": "against it: ", "undecided": "open: ", "one seed, otherwise": "otherwise: "
+    }  # fmt: skip
     texts = [lead + _words(found[verdict][0]) for verdict, lead in leads.items() if verdict in found]
     if more := sum(len(found[verdict]) for verdict in leads if verdict in found) - len(texts):
         texts.append(f"{more} more")
     if not texts:
-        first, metrics = found["confirmed"][0], {contrast.metric for contrast in claim.contrasts}
+        first, metrics = next(iter(found.values()))[0], {contrast.metric for contrast in claim.contrasts}
         label = first.label.rpartition(": ")[2] if len(claim.contrasts) > 1 == len(metrics) else first.label
         is_difference = first.ratio is None and first.limit is None
         texts.append(f"{label} {first.estimate:+.{_digits(first)}f}" if is_difference else _words(first))
     return "; ".join(texts)
+
+
+def _marked(verdict: Verdict) -> str:
+    """A verdict in few words, with a mark where it is one seed's."""
+    return f"{verdict.removeprefix('one seed, ')}¹" if verdict in ONE_SEED else verdict
+
+
+def _said(verdict: Verdict) -> str:
+    """A verdict as a sentence's verb and what follows it."""
+    if verdict in ONE_SEED:
+        return f"comes out {verdict.removeprefix('one seed, ')} with one seed"
+    return verdict if verdict.startswith("holds") else f"is {verdict}"
 
 
 def _spans(numbers: Sequence[int]) -> str:
@@ -464,7 +489,8 @@ FILTERS: dict[str, Callable[..., str]] = {
     "interval": _interval,
     "brief": _brief,
     "validation": _validation,
-    "said": lambda verdict: verdict if verdict.startswith("holds") else f"is {verdict}",
+    "said": _said,
+    "marked": _marked,
     "claimed": _claimed,
     "number": _number,
     "thousands": lambda number: f"{number:,}",

@@ -37,11 +37,14 @@ from fmcae.train.weights import load_checkpoint, load_weights, save_checkpoint
 
 Student: TypeAlias = NormalizedClassifier
 WARM_UP = 0.2  # the share of the steps in which the learning rate rises
+WITH_NEGATIVES = "train with negatives"  # a split
 VIEW_BATCH = {"cpu": 250, "cuda": 1_000}  # images that are changed, and labelled, at a time
 
 
 def train_stage(run: Run, stage: str, splits: dict[str, DeviceSplit], progress: Progress) -> Classifier | Teacher:
     """Train ``stage`` ("teacher" or "classifier") of a run with the robust recipe, from its checkpoint if it has one.
+
+    ``splits`` keeps the training images with their negatives for the stage after it, whose are the same.
 
     Returns:
         The network in evaluation mode; the classifier has the paper's layers.
@@ -100,7 +103,7 @@ class _Stage:
         self.run, self.stage, self.val = run, stage, splits["val"]
         self.settings: RobustConfig = run.config.robust
         self.device = splits["train"].labels.device
-        self.data = _with_negatives(splits["train"], run)
+        self.data = _with_negatives(splits, run)
         self.network, self.teacher = self._networks(splits["train"].images)
         count, classes = len(self.data.labels), run.config.network.class_count + 1
         self.class_weights: Tensor | None = None
@@ -255,10 +258,13 @@ def _active_units(autoencoder: Autoencoder, images: Tensor) -> Tensor:
     return largest > 0 if (largest > 0).any() else torch.ones_like(largest)
 
 
-def _with_negatives(train: DeviceSplit, run: Run) -> DeviceSplit:
-    """The training images and, as class K, the negatives."""
-    assert run.config.robust is not None
-    count = min(run.config.robust.negatives, len(train.labels))
-    drawn = torch.from_numpy(negatives(train.images.cpu().numpy(), count, run.config.seed)).to(train.images.device)
-    unknown = torch.full((count,), run.config.network.class_count, device=train.labels.device)
-    return DeviceSplit(torch.cat([train.images, drawn]), torch.cat([train.labels, unknown]))
+def _with_negatives(splits: dict[str, DeviceSplit], run: Run) -> DeviceSplit:
+    """The training images and, as class K, the negatives, which take up to a minute to draw: ``splits`` keeps them."""
+    if WITH_NEGATIVES not in splits:
+        assert run.config.robust is not None
+        train = splits["train"]
+        count = min(run.config.robust.negatives, len(train.labels))
+        drawn = torch.from_numpy(negatives(train.images.cpu().numpy(), count, run.config.seed)).to(train.images.device)
+        unknown = torch.full((count,), run.config.network.class_count, device=train.labels.device)
+        splits[WITH_NEGATIVES] = DeviceSplit(torch.cat([train.images, drawn]), torch.cat([train.labels, unknown]))
+    return splits[WITH_NEGATIVES]

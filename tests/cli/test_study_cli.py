@@ -5,9 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +41,7 @@ def test_plan_run_and_report_as_a_user_would(cli: Callable[..., Any], sample: Pa
     assert "| Table 1, n=64 | 0.034 | not run |" in Path("runs/study/report.md").read_text()
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_interior_trains_again_what_lacks_its_error(cli: Callable[..., Any], sample: Path) -> None:
     assert cli("study", "run", *FINAL_MODEL, "--data", sample).exit_code == 0
     file = Path("runs/study/results.json")
@@ -91,27 +90,6 @@ def test_a_bad_option_is_named(cli: Callable[..., Any], option: tuple[str, str])
     result = cli("study", "run", *option)
     assert (result.exit_code, result.stdout) == (2, "")
     assert option[0] in result.stderr and option[1] in result.stderr and list(Path().iterdir()) == []
-
-
-@pytest.fixture
-def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Train here, where torch is imported already, not in fresh processes."""
-    from fmcae.study import runner
-
-    @contextmanager
-    def executor(*_: object) -> Iterator[Callable[..., Future[None]]]:
-        def submit(*arguments: Any) -> Future[None]:
-            future: Future[None] = Future()
-            try:
-                runner.run_task(*arguments)
-                future.set_result(None)
-            except Exception as error:
-                future.set_exception(error)
-            return future
-
-        yield submit
-
-    monkeypatch.setattr(runner, "executor", executor)
 
 
 def test_another_data_set_is_refused_before_anything_trains(cli: Callable[..., Any], sample: Path) -> None:

@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 BENCH = Path(__file__).parents[2] / "bench"
-COUNTS = {"pictures": 2_000, "models": 300, "idx": 500, "runs": 300, "results": 60, "threads": 3, "kills": 16}
+COUNTS = {"pictures": 2_000, "models": 300, "idx": 500, "runs": 300, "results": 60, "threads": 3, "kills": 8}
 UNHARMED = {"pictures": "read", "models": "passed", "idx": "read", "runs": "read", "results": "read"}
 
 

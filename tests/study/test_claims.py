@@ -64,7 +64,8 @@ def test_within_a_margin_is_two_one_sided_tests(values: list[float], margin: flo
         ((1.0, 1.1, 0.9), None, "confirmed"),
         ((-1.0, -1.1, -0.9), None, "not confirmed"),
         ((1.0, -1.1, 0.9), None, "undecided"),
-        ((1.0,), None, "undecided"),
+        ((1.0,), None, "one seed, as claimed"),
+        ((-1.0,), None, "one seed, otherwise"),
         ((), None, "not run"),
         ((0.5, 0.5, 0.5), None, "confirmed"),
         ((0.0, 0.0, 0.0), None, "not confirmed"),
@@ -73,7 +74,8 @@ def test_within_a_margin_is_two_one_sided_tests(values: list[float], margin: flo
         ((0.1, 0.11, 0.12), 0.01, "not confirmed"),
         ((-0.1, -0.11, -0.12), 0.01, "not confirmed"),
         ((0.02, -0.02, 0.01), 0.01, "undecided"),
-        ((0.005,), 0.01, "undecided"),
+        ((0.005,), 0.01, "one seed, as claimed"),
+        ((-0.02,), 0.01, "one seed, otherwise"),
         ((0.0, 0.0), 0.01, "confirmed"),
         ((0.5, 0.5), 0.01, "not confirmed"),
     ],
@@ -96,6 +98,10 @@ def test_a_claim_holds_if_all_of_it_does() -> None:
     assert Claim("C", "", "", (yes, yes)).verdict == "confirmed"
     assert Claim("C", "", "", (yes, open_one)).verdict == "undecided"
     assert Claim("C", "", "", (open_one, no, yes)).verdict == "not confirmed"
+    single, otherwise = contrast_of((1.0,)), contrast_of((-1.0,))
+    assert Claim("C", "", "", (yes, single)).verdict == "one seed, as claimed"
+    assert Claim("C", "", "", (single, otherwise)).verdict == "one seed, otherwise"
+    assert Claim("C", "", "", (single, open_one)).verdict == "undecided"
 
 
 def test_one_of_many_contrasts_refutes_at_a_stricter_level() -> None:
@@ -131,7 +137,10 @@ def test_the_opposite_is_not_confirmed(study_results: Results) -> None:
 
 
 def test_one_seed_or_none_decides_nothing(study_results: Results) -> None:
-    assert {claim.verdict for claim in evaluate(CLAIMS, study_results, [0], EPOCHS)} == {"undecided"}
+    one = {claim.name: claim.verdict for claim in evaluate(CLAIMS, study_results, [0], EPOCHS)}
+    assert one.pop("C16") == "undecided"  # one seed has no spread
+    assert set(one.values()) == {"one seed, as claimed", "one seed, otherwise"}
+    assert one["C1"] == "one seed, as claimed" and one["C14"] == "one seed, otherwise"
     nothing = evaluate(CLAIMS, replace(study_results, runs={}), [], EPOCHS)
     assert {claim.verdict for claim in nothing} == {"not run"}
     assert all(math.isnan(contrast.estimate) for claim in nothing for contrast in claim.contrasts)

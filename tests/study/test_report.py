@@ -57,7 +57,7 @@ def test_parameters_are_those_of_the_networks(report: str) -> None:
     for name, part, cell in (
         ("with pooling", "appendix", "with pooling"),
         ("without pooling", "appendix", "without pooling"),
-        ("with pooling, decoder without the edge", "no-decoder-padding", "appendix, with pooling"),
+        ("with pooling, no edge", "no-decoder-padding", "appendix, with pooling"),
     ):
         network = Autoencoder(PARTS[part][cell](0).config.network)
         assert rows[name] == f"{sum(p.numel() for p in network.parameters()):,}"
@@ -88,7 +88,7 @@ def test_each_claim_has_its_verdict_and_says_why(report: str) -> None:
     assert re.fullmatch(r"test MSE with pooling \d\.\d\d times that without", rows["C10a"][4])
     assert "**not confirmed**" in rows["C8"][3]
     assert re.fullmatch(r"against it: mean test recall 0\.\d+ (higher|lower) than 0\.91", rows["C8"][4])
-    by_epoch = cells_of(report, "C4, C5 and C11 are about curves")[2:]
+    by_epoch = cells_of(report, "C4, C5 and C11 depend on the epoch")[2:]
     assert [row[:2] for row in by_epoch] == [
         [name, reading] for name in ("C4", "C5", "C11") for reading in ("as taken", "dropout first")
     ]
@@ -125,7 +125,7 @@ def test_a_figures_own_name_will_do_for_its_part() -> None:
 
 def test_the_reading_that_fits_best_is_bold_with_and_without_the_highest_learning_rate(report: str) -> None:
     rows = cells_of(report, "| off by")
-    assert len(rows) == 2 + 7 and len(rows[0]) == 7 and "not run" not in str(rows)
+    assert len(rows) == 2 + 7 and len(rows[0]) == 8 and "not run" not in str(rows)
     assert sum("**" in cell for row in rows for cell in row) >= 6
 
 
@@ -137,6 +137,18 @@ def test_the_same_results_give_the_same_bytes(study_results: Results, tmp_path: 
     for path in files:
         if path.suffix != ".png":  # whose bytes may depend on a library's version only, but are large
             assert (tmp_path / "1" / "study" / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_one_seed_says_on_which_side_its_numbers_lie_and_no_more(study_results: Results, tmp_path: Path) -> None:
+    only = {task.name for task in plan(["table-1", "figure-3"], range(1))}
+    runs = {name: run for name, run in study_results.runs.items() if name in only}
+    write_report(tmp_path, replace(study_results, runs=runs))
+    text = (tmp_path / "report.md").read_text()
+    rows = {row[0]: row for row in cells_of(text, "## The claims")}
+    assert rows["C1"][3] == "**as claimed¹**" and rows["C1"][4].startswith("n=64 minus n=128 +0.0")
+    assert "C4) comes out as claimed with one seed" in text
+    assert re.search(r"\d are as claimed with one seed, which is no test", text)
 
 
 @pytest.mark.usefixtures("no_figures")

@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -16,6 +17,7 @@ from fmcae.train.backend import balanced_weights
 from fmcae.train.config import ROBUST, NetworkConfig, TrainConfig
 from fmcae.train.loop import train
 from fmcae.train.measure import DeviceSplit, scale
+from fmcae.train.negatives import negatives
 from fmcae.train.networks import Classifier, Encoder, NormalizedClassifier
 from fmcae.train.progress import Progress
 from fmcae.train.robust import _Stage, one_cycle
@@ -70,6 +72,21 @@ def test_a_stopped_run_resumes_to_the_same_bits(
         expected, found = load_file(whole_run.weights(name)), load_file(run.weights(name))
         assert all(torch.equal(expected[key], found[key]) for key in expected)
     assert run.metrics()[-1] == whole_run.metrics()[-1]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_negatives_are_drawn_once_for_both_stages(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: list[int] = []
+
+    def draw(images: NDArray[np.uint8], count: int, seed: int) -> NDArray[np.uint8]:
+        counts.append(count)
+        return negatives(images, count, seed)
+
+    monkeypatch.setattr("fmcae.train.robust.negatives", draw)
+    train(create_run(tmp_path / "run", CONFIG, dataset), dataset)
+    assert len(counts) == 1
 
 
 def test_the_run_has_the_papers_classifier_and_its_records(dataset: Dataset, whole_run: Run) -> None:
