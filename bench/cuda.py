@@ -438,10 +438,8 @@ def measure_steps(options: argparse.Namespace, folder: Path) -> None:
         images = first(50_000 if on_cuda else 1_000)
         return paper_training(PlainBackend(kind(NetworkConfig()).to(device)), images, Lines())
 
-    images = first(
-        7_500 if on_cuda else 200
-    )  # with as many negatives, 2 ms of the CPU each, which the first stage draws
-    robust_splits = {"train": images, "val": images}
+    # The first stage draws as many negatives, a few milliseconds of the CPU each, and keeps them here for the others.
+    robust_splits = dict.fromkeys(("train", "val"), first(7_500 if on_cuda else 200))
 
     def robust_stage(name: str, teacher: type[Teacher] = Teacher) -> Training:
         robust.Teacher = teacher  # type: ignore[attr-defined]

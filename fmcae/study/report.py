@@ -67,7 +67,7 @@ TALLY: dict[Verdict, str] = {
     "not confirmed": "not confirmed",
     "undecided": "undecided",
     "one seed, as claimed": "as claimed with one seed",
-    "one seed, otherwise": "otherwise with one seed",
+    "one seed, otherwise": "not as claimed with one seed",
     "not run": "not run",
 }
 
@@ -431,7 +431,7 @@ def _brief(claim: Claim) -> str:
     if claim.by_epoch:
         return "below"
     found: dict[Verdict, list[Contrast]] = {}
-    for contrast in sorted(claim.contrasts, key=lambda contrast: -contrast.p_value):
+    for contrast in sorted(claim.contrasts, key=lambda contrast: -np.nan_to_num(contrast.p_value)):
         found.setdefault(contrast.verdict(len(claim.contrasts)), []).append(contrast)
     leads: dict[Verdict, str] = {
         "not confirmed": "against it: ", "undecided": "open: ", "one seed, otherwise": "otherwise: "

@@ -44,7 +44,7 @@ VIEW_BATCH = {"cpu": 250, "cuda": 1_000}  # images that are changed, and labelle
 def train_stage(run: Run, stage: str, splits: dict[str, DeviceSplit], progress: Progress) -> Classifier | Teacher:
     """Train ``stage`` ("teacher" or "classifier") of a run with the robust recipe, from its checkpoint if it has one.
 
-    ``splits`` keeps the training images with their negatives for the stage after it, whose are the same.
+    The training images with their negatives stay in ``splits``, because the next stage takes the same.
 
     Returns:
         The network in evaluation mode; the classifier has the paper's layers.
@@ -259,7 +259,7 @@ def _active_units(autoencoder: Autoencoder, images: Tensor) -> Tensor:
 
 
 def _with_negatives(splits: dict[str, DeviceSplit], run: Run) -> DeviceSplit:
-    """The training images and, as class K, the negatives, which take up to a minute to draw: ``splits`` keeps them."""
+    """The training images and, as class K, the negatives, which take minutes to draw: ``splits`` keeps both."""
     if WITH_NEGATIVES not in splits:
         assert run.config.robust is not None
         train = splits["train"]
