@@ -58,7 +58,8 @@ def test_the_shipped_classifier_forgives_a_mirror_and_is_calibrated(dataset: Dat
     error = metrics.expected_calibration_error(metrics.softmax(logits, card.temperature), labels)
     assert error == pytest.approx(card.calibration["ece_after"], abs=1e-6) and error <= 0.015
     kept = (metrics.known_score(model.classify(scale(dataset.val.images))) >= card.threshold).mean()
-    assert 0.98 <= kept < 0.981
+    # The threshold is one image's own score, which another CPU's rounding may move to its other side.
+    assert kept == pytest.approx(0.98, abs=0.0005)
 
 
 def test_the_large_classifier_is_as_accurate_as_its_card_says(dataset: Dataset) -> None:

@@ -152,12 +152,14 @@ def report(
 
     It has the paper's tables, figures and claims beside ours, in Markdown, PNG and SVG, from DIR/results.json alone.
     """
-    require_train_extra("matplotlib", "scipy", "jinja2")
     check_out_folder(folder, "dir")
-    from fmcae.study.report import write_report
     from fmcae.study.results import read
 
-    for path in write_report(folder, read(folder), epochs):
+    results = read(folder)  # a folder without any is said to be that whatever is installed
+    require_train_extra("matplotlib", "scipy", "jinja2")
+    from fmcae.study.report import write_report
+
+    for path in write_report(folder, results, epochs):
         echo(str(path))
 
 

@@ -198,6 +198,14 @@ def test_a_run_that_fails_is_named(cli: Callable[..., Any], sample: Path) -> Non
     assert f"error: {broken.name} (autoencoder n=" in result.stderr and "is damaged" in result.stderr
 
 
+def test_a_folder_without_results_is_said_to_be_that_before_what_is_missing(
+    cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    result = cli("study", "report", "missing")
+    assert result.exit_code == 1 and "missing: has no results.json" in result.stderr
+
+
 def test_without_ray_its_extra_is_named(cli: Callable[..., Any], sample: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from fmcae import errors
 
