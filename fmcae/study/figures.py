@@ -23,7 +23,13 @@ TWO_COLOURS = ("#00558B", "#E69F00")
 MARKERS = ("o", "s", "^", "D")
 STYLES = {"train": "--", "val": "-"}
 METRICS = ("accuracy", "cross_entropy")
-ZOOMED = {"figure-3": None, "figure-4": None, "learning-rate": None, "figure-ap3": 10}  # and up to which epoch
+# Up to which epoch the second row goes, and what it leaves out, beside which the others would lie on top of each other.
+ZOOMED = {
+    "figure-3": (None, ""),
+    "figure-4": (None, ""),
+    "learning-rate": (None, ""),
+    "figure-ap3": (10, "random, frozen"),
+}
 FIRST_EPOCHS = 15  # of the learning speed
 TUNED, CONTROL = "pre-trained, fine-tuned", "random, fine-tuned"
 
@@ -32,7 +38,7 @@ def draw(
     results: Results, cells: Callable[[str], Cells], few_labels: Mapping[int, Mapping[str, Any]]
 ) -> dict[str, Figure]:
     """Return the figures that have runs, by name."""
-    drawn = {name: _curves(cells(name), last) for name, last in ZOOMED.items()}
+    drawn = {name: _curves(cells(name), last, left_out) for name, (last, left_out) in ZOOMED.items()}
     drawn["figure-5"] = _curves(cells(ALSO_CALLED["figure-5"]), None, zoom=False)
     drawn["figure-ap1"] = _reconstructions(results, cells)
     drawn["figure-ap2"] = _side_by_side(cells("figure-ap2"))
@@ -55,10 +61,11 @@ def save(figure: Figure, stem: Path) -> list[Path]:
     return list(paths)
 
 
-def _curves(cells: Cells, last: int | None, zoom: bool = True) -> Figure | None:
+def _curves(cells: Cells, last: int | None, left_out: str = "", zoom: bool = True) -> Figure | None:
     """Draw the accuracy (a) and cross-entropy (b) of classifiers over the epochs; None if no cell has runs.
 
-    With ``zoom`` a second row has validation alone, up to the epoch ``last`` if it is given.
+    With ``zoom`` a second row has validation alone, up to the epoch ``last`` if it is given, and without the cell
+    ``left_out``.
     """
     if not any(cells.values()):
         return None
@@ -69,12 +76,13 @@ def _curves(cells: Cells, last: int | None, zoom: bool = True) -> Figure | None:
         for index, ((name, runs), colour) in enumerate(zip(cells.items(), colours, strict=False)):
             for split in ("train", "val") if runs else ():
                 _band(panels[0, column], runs, f"{split}_{metric}", index, colour, STYLES[split], name)
-            if zoom and runs:
+            if zoom and runs and name != left_out:
                 _band(panels[1, column], runs, f"val_{metric}", index, colour, STYLES["val"], name)
         panels[0, column].set_title(f"({'ab'[column]}) {METRIC_NAMES[metric]}", fontsize=10)
         _label(panels[0, column], metric)
         if zoom:
-            title = "validation alone" + (f", epochs 1 to {last}" if last else "")
+            title = "validation alone" + (f", epochs 1 to {last}" if last else ", values from epoch 3 on")
+            title += f", without “{left_out}”" if left_out else ""
             panels[1, column].set_title(title, fontsize=10)
             _label(panels[1, column], metric)
             _zoom(panels[1, column], cells, f"val_{metric}", last)
@@ -136,7 +144,8 @@ def _band(axes: Axes, runs: Sequence[RunResult], metric: str, index: int, colour
     values = np.array([run.epochs[metric] for run in runs])
     epochs, mean = np.arange(1, values.shape[1] + 1), values.mean(axis=0)
     is_val = metric.startswith("val")
-    every = (index, 4) if len(epochs) > 4 else 1  # not all at the same epochs, where they would hide each other
+    # Not all at the same epochs, where they would hide each other.
+    every = ((index + (0 if is_val else 2)) % 4, 4) if len(epochs) > 4 else 1
     face = colour if is_val else "white"
     markers: dict[str, Any] = {"marker": MARKERS[index], "markersize": 5.5, "markerfacecolor": face, "markevery": every}
     axes.plot(epochs, mean, style, color=colour, linewidth=1.3, label=name if is_val else None, **markers)

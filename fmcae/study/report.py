@@ -57,13 +57,20 @@ from fmcae.study.results import Results, RunResult
 NAME, SUMMARY = "report.md", "summary.md"
 NOT_RUN = "not run"
 EDGE_SHARE = 1 - INTERIOR**2 / 28**2  # of the pixels
-SPEED_EPOCHS = (1, 5, 15)
+SPEED_EPOCHS = (1, 5, 15)  # and the last
+APPENDIX = {  # the networks of the Appendix's table
+    "with pooling": ("appendix", "with pooling"),
+    "without pooling": ("appendix", "without pooling"),
+    "with pooling, no edge": ("no-decoder-padding", "appendix, with pooling"),
+    "with pooling, no dropout": ("no-dropout", "with pooling"),
+    "without pooling, no dropout": ("no-dropout", "without pooling"),
+}
 TALLY: dict[Verdict, str] = {
     "confirmed": "confirmed",
-    "holds early, not at the end": "confirmed early and not at the end",
-    "holds early, undecided at the end": "confirmed early and undecided at the end",
-    "holds at the best epoch, not at the end": "confirmed at the best epoch only",
-    "holds at the best epoch, undecided at the end": "confirmed at the best epoch and undecided at the end",
+    "holds early (after epoch 5), not at the end": "confirmed after epoch 5 and not at the end",
+    "holds early (after epoch 5), undecided at the end": "confirmed after epoch 5 and undecided at the end",
+    "holds at each run's best epoch, not at the end": "confirmed at each run's best epoch only",
+    "holds at each run's best epoch, undecided at the end": "confirmed at each run's best epoch and undecided at the end",
     "not confirmed": "not confirmed",
     "undecided": "undecided",
     "one seed, as claimed": "as claimed with one seed",
@@ -108,7 +115,7 @@ class _Page:
         self.all_labels = self._labels(None)
         self.speed = [
             with_values(replace(FINDINGS[0].contrasts[0], metric=f"val accuracy after epoch {epoch}"), *self._of())
-            for epoch in SPEED_EPOCHS
+            for epoch in (*SPEED_EPOCHS, epochs)
         ]
         self.figures = figures.draw(results, self.cells, self.few_labels)
 
@@ -138,7 +145,10 @@ class _Page:
             inf=math.inf,
             fits=(fits := {reading: self._fit(reading) for reading in (READING, *OTHER_READINGS)}),
             fit_seeds={reading: self._fit_seeds(reading) for reading in fits},
-            nearest=sorted((fit["all"], reading) for reading, fit in fits.items() if fit["all"] < math.inf)[:2],
+            nearest=_nearest(fits),
+            on_gpu=[f"“{reading}”" for reading in fits if self._has_gpu_runs(reading)],
+            beaten=self._beaten(),
+            has_single=any(verdict in ONE_SEED for verdict in self._all_verdicts()),
             tally=self._tally(),
             seed_counts=self._seed_counts(),
             without_fewest=with_values(WITHOUT_FEWEST, *self._of()),
@@ -208,7 +218,13 @@ class _Page:
         return [*((claim.name, claim) for claim in (*self.claims, *self.findings)), *others]
 
     def _elsewhere(self, claim: Claim) -> str:
-        """The verdicts under the other readings of the grid, in a few words: of more than two those that differ."""
+        """The verdicts under the other readings of the grid, in a few words: of more than two those that differ.
+
+        One seed of a claim about curves is not summed up: it stands with each epoch in a table of its own.
+        """
+        found_at = [one.verdict for by_moment in self.variants[claim.name].values() for one in by_moment.values()]
+        if claim.by_epoch and any(verdict in ONE_SEED for verdict in found_at):
+            return "below"
         found: dict[Verdict, list[str]] = {}
         for reading, by_moment in self.variants[claim.name].items():
             if reading != READING:
@@ -263,30 +279,48 @@ class _Page:
         return found
 
     def _best_epochs(self) -> str:
-        """Which epochs are C11's best, in words; empty without its runs."""
-        cells = self.cells("figure-ap2")
-        if not all(cells.values()):
-            return ""
-        best = {name: [int(np.argmin(run.epochs["val_cross_entropy"])) + 1 for run in cells[name]] for name in cells}
-        return ", here " + " and ".join(f"{min(found)} to {max(found)} {name}" for name, found in best.items())
+        """Which epochs are the best of the claims about curves, in words; empty without their runs."""
+        texts = []
+        for claim in self.claims:
+            for part, cell in dict.fromkeys(cell for contrast in claim.contrasts for cell in contrast.cells):
+                if claim.by_epoch and (runs := self.cells(part)[cell]):
+                    best = [int(np.argmin(run.epochs["val_cross_entropy"])) + 1 for run in runs]
+                    texts.append(f"{min(best)} to {max(best)} {cell if 'with' in cell else f'with {cell}'}")
+        return f" {_conjunction(texts)}" if texts else ""
 
-    def _trained_twice(self) -> tuple[int, float] | None:
-        """How many autoencoders have the interior's error of a second training, and how far their errors are apart."""
+    def _trained_twice(self) -> tuple[int, float, str] | None:
+        """How many autoencoders have the interior's error of a second training, and by how much at most which differs."""
         runs = [run for run in self.results.runs.values() if run.second_training]
         apart = [abs(run.test["mse"] - run.second_training["mse"]) for run in runs if run.second_training]
-        return (len(runs), max(apart)) if apart else None
+        if not apart:
+            return None
+        network = runs[int(np.argmax(apart))].config["network"]
+        pooling = "" if network["pooling"] else ", without pooling"
+        return len(runs), max(apart), f"n={network['latent_dim']}, p={network['dropout']:g}{pooling}"
+
+    def _has_gpu_runs(self, reading: str) -> bool:
+        """Whether a GPU trained any of a reading's autoencoders of Tables 1 to 3."""
+        places = [(part, cell) for part in TABLES for cell in PAPER_MSE[part]]
+        found = [place if reading == READING else find_reading(reading, *place) for place in places]
+        runs = [run for place in found if place for run in self.cells(place[0])[place[1]]]
+        return any(run.config["device"] == "cuda" for run in runs)
+
+    def _beaten(self) -> tuple[int, int] | None:
+        """How many networks of the Appendix's table have a larger error than the linear baseline, and of how many."""
+        found = [self.values(*place, "test MSE") for place in APPENDIX.values()]
+        errors = [float(np.mean(values)) for values in found if values]
+        if not errors or not self.results.baseline:
+            return None
+        return sum(error > self.results.baseline["mse"] for error in errors), len(errors)
+
+    def _all_verdicts(self) -> list[Verdict]:
+        """The verdict of every claim at every moment and under every reading."""
+        return [claim.verdict for _, claim in self._every_claim()]
 
     def _appendix(self) -> list[tuple[str, int, str, str, str, str]]:
         """The rows of the Appendix's table: name, parameters, the paper's error, ours, their ratio, ours on the interior."""
-        places = (
-            ("with pooling", "appendix", "with pooling"),
-            ("without pooling", "appendix", "without pooling"),
-            ("with pooling, no edge", "no-decoder-padding", "appendix, with pooling"),
-            ("with pooling, no dropout", "no-dropout", "with pooling"),
-            ("without pooling, no dropout", "no-dropout", "without pooling"),
-        )
         rows: list[tuple[str, int, str, str, str, str]] = []
-        for name, part, cell in places:
+        for name, (part, cell) in APPENDIX.items():
             count = parameters(task_of(part, cell, 0).config.network)
             whole, interior = (self.values(part, cell, metric) for metric in ("test MSE", "test interior MSE"))
             reported = PAPER_MSE["appendix"].get(name)
@@ -296,7 +330,14 @@ class _Page:
             f"{self.results.baseline[key]:.4f}" if self.results.baseline else NOT_RUN for key in ("mse", "interior_mse")
         ]
         rows.append(
-            (f"baseline: linear, {COMPONENTS} principal components", LINEAR_PARAMETERS, "", errors[0], "", errors[1])
+            (
+                f"linear baseline: {COMPONENTS} principal components of train",
+                LINEAR_PARAMETERS,
+                "",
+                errors[0],
+                "",
+                errors[1],
+            )
         )
         return rows
 
@@ -377,6 +418,12 @@ def _machines(runs: Iterable[RunResult]) -> list[dict[str, Any]]:
     return [dict(zip(names, key, strict=True)) | {"days": days} for key, days in facts_of.items()]
 
 
+def _nearest(fits: dict[str, dict[str, float]]) -> dict[str, tuple[float, str]]:
+    """The best fit and its reading, with and without lr=0.01; empty if no reading has all cells."""
+    best = {name: min((fit[name], reading) for reading, fit in fits.items()) for name in ("all", "all short")}
+    return best if best["all"][0] < math.inf else {}
+
+
 def _mean(values: Sequence[float], digits: int = 4) -> str:
     if not values:
         return NOT_RUN
@@ -422,7 +469,7 @@ def _words(contrast: Contrast) -> str:
 
 
 def _brief(claim: Claim) -> str:
-    """What a claim's contrasts found after the last epoch: one or two that are not as claimed, or that of the largest p.
+    """What a claim's contrasts found after the last epoch: the worst that is not as claimed, or that of the largest p.
 
     For a claim about curves they stand in a table of their own.
     """
@@ -433,12 +480,12 @@ def _brief(claim: Claim) -> str:
     found: dict[Verdict, list[Contrast]] = {}
     for contrast in sorted(claim.contrasts, key=lambda contrast: -np.nan_to_num(contrast.p_value)):
         found.setdefault(contrast.verdict(len(claim.contrasts)), []).append(contrast)
-    leads: dict[Verdict, str] = {
-        "not confirmed": "against it: ", "undecided": "open: ", "one seed, otherwise": "otherwise: "
+    names: dict[Verdict, str] = {
+        "not confirmed": "against it", "undecided": "open", "one seed, otherwise": "otherwise"
     }  # fmt: skip
-    texts = [lead + _words(found[verdict][0]) for verdict, lead in leads.items() if verdict in found]
-    if more := sum(len(found[verdict]) for verdict in leads if verdict in found) - len(texts):
-        texts.append(f"{more} more")
+    worst = next((verdict for verdict in names if verdict in found), None)
+    texts = [f"{names[worst]}: {_words(found[worst].pop(0))}"] if worst else []
+    texts += [f"{len(found[verdict])} more {name}" for verdict, name in names.items() if found.get(verdict)]
     if not texts:
         first, metrics = next(iter(found.values()))[0], {contrast.metric for contrast in claim.contrasts}
         label = first.label.rpartition(": ")[2] if len(claim.contrasts) > 1 == len(metrics) else first.label
