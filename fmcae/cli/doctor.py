@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from fmcae.cli.options import JsonOption, print_json
-from fmcae.errors import INSTALL_TRAIN
+from fmcae.errors import INSTALL
 
 if TYPE_CHECKING:
     from fmcae.runtime.doctor import Diagnosis
@@ -32,7 +32,7 @@ def _print(diagnosis: "Diagnosis") -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from fmcae.runtime.doctor import RUNTIME_PACKAGES, TRAIN_PACKAGES
+    from fmcae.runtime.doctor import EXTRAS, RUNTIME_PACKAGES
     from fmcae.runtime.session import ORT_NAMES, PROVIDER_FACTS
 
     console = Console(soft_wrap=True, highlight=False)
@@ -46,10 +46,11 @@ def _print(diagnosis: "Diagnosis") -> None:
     line("packages", ", ".join(f"{name} {packages[name] or 'missing'}" for name in RUNTIME_PACKAGES))
     builds = ", ".join(f"{name} {version}" for name, version in diagnosis.onnxruntime_distributions.items())
     line("ONNX Runtime", builds or "not installed by pip")
-    installed = ", ".join(f"{name} {packages[name]}" for name in TRAIN_PACKAGES if packages[name])
-    line("extra [train]", installed or "not installed")
-    if missing := [name for name in TRAIN_PACKAGES if packages[name] is None]:
-        line("", f"for training and export:  {INSTALL_TRAIN}  (missing: {', '.join(missing)})")
+    for extra, names in EXTRAS.items():
+        installed = ", ".join(f"{name} {packages[name]}" for name in names if packages[name])
+        line(f"[{extra}]", installed or "not installed")
+        if missing := [name for name in names if packages[name] is None]:
+            line("", f"to get it:  {INSTALL.format(extra=extra)}  (missing: {', '.join(missing)})")
     for probe in diagnosis.probes:
         facts = PROVIDER_FACTS[probe.provider]
         tried = "" if facts.tried else " (not tried by us)"

@@ -129,17 +129,29 @@ def check_out(out: Path, option: str = "out") -> None:
     """Check before any work that a file can be written where ``option`` says.
 
     Raises:
-        UsageError: there is a folder, a pipe or a device, or the folder to write it in does not exist.
+        UsageError: there is a folder, a pipe or a device, or the folder to write it in does not exist or is read-only.
     """
     if (out.exists() and not out.is_file()) or not out.parent.is_dir():
         raise UsageError(f"{option} (={out}) must be a file in a folder that exists")
+    _check_writable(out.parent, out, option)
 
 
-def check_out_folder(out: Path, option: str = "out") -> None:
-    """Check before any work that a folder is, or can be made, where ``option`` says; raise UsageError if a file is there."""
+def check_out_folder(out: Path, option: str = "out", writes: bool = True) -> None:
+    """Check before any work that a folder is, or can be made, where ``option`` says, to write into unless not ``writes``.
+
+    Raises:
+        UsageError: a file is there, or it is read-only.
+    """
     existing = next(path for path in (out, *out.parents) if path.exists())
     if not existing.is_dir():
         raise UsageError(f"{option} (={out}) must be a folder; {'it' if existing == out else existing} is a file")
+    if writes:
+        _check_writable(existing, out, option)
+
+
+def _check_writable(folder: Path, out: Path, option: str) -> None:
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"{option} (={out}) must be where this user may write; {folder} is read-only")
 
 
 def check_is_no_input(out: Path, inputs: Iterable[str], option: str = "out") -> None:

@@ -53,7 +53,7 @@ def plan(
     The time is estimated from a second of training on one thread.
     """
     require_train_extra(*NEEDED)
-    check_out_folder(out)
+    check_out_folder(out, writes=False)
     from fmcae.study.results import read
     from fmcae.study.runner import measure_rate, to_do
 

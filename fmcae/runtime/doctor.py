@@ -8,6 +8,7 @@ import json
 import platform
 from dataclasses import asdict, dataclass
 from importlib import metadata
+from itertools import chain
 from typing import Any
 
 from fmcae import __version__
@@ -21,17 +22,16 @@ OLDEST_ONNXRUNTIME = "1.19"
 _PROBE_TIMEOUT_S = 120  # CUDA's first start compiles kernels for a GPU newer than the build
 _REINSTALL = "pip install --force-reinstall fmcae  (from a checkout:  pip install --force-reinstall .)"
 RUNTIME_PACKAGES = ("numpy", "pillow", "msgspec", "typer", "rich")
-TRAIN_PACKAGES = (
-    "torch",
-    "torchvision",
-    "onnx",
-    "onnxscript",
-    "safetensors",
-    "filelock",
-    "numba",
-    "matplotlib",
-    "scipy",
-)
+# What the extras of pyproject.toml for users bring; a test compares them.
+EXTRAS: dict[str, tuple[str, ...]] = {
+    "train": (
+        "torch", "torchvision", "onnx", "onnxscript", "safetensors", "filelock", "numba", "matplotlib", "scipy", "jinja2",
+        "pooch", "spox",
+    ),
+    "ray": ("ray", "pandas", "pyarrow"),
+    "serve": ("starlette", "uvicorn", "python-multipart", "prometheus-client"),
+    "tensorboard": ("tensorboard",),
+}  # fmt: skip
 
 # A convolution (by cuDNN), a matrix product (by cuBLAS) and a ReLU, opset 13, IR 7, made with onnx.helper:
 #     y = Relu(Flatten(Conv(x, k)) · m),  k = [[[[1, -1], [0.5, 2]]]],  m = [[1, -1], [0, 1], [2, 3], [-1, -2]]
@@ -99,7 +99,7 @@ class Diagnosis:
 
 def diagnose() -> Diagnosis:
     """Examine this installation and change nothing."""
-    packages = {name: installed_version(name) for name in (*RUNTIME_PACKAGES, *TRAIN_PACKAGES)}
+    packages = {name: installed_version(name) for name in (*RUNTIME_PACKAGES, *chain(*EXTRAS.values()))}
     distributions = onnxruntime_distributions()
     probes = tuple(probe_provider(provider) for provider in PROVIDERS)
     artefacts, artefact_problems = _shipped()

@@ -158,7 +158,7 @@ def read_artefact(path: PathName) -> Artefact:
         ArtefactError: the file cannot be read, is not an artefact of fmcae, or has changed since its export.
         UsageError: path is empty.
     """
-    path = resolve_path(path)
+    asked, path = os.fspath(path), resolve_path(path)
     try:
         content = read_at_most(path, MAX_ARTEFACT_BYTES)
         metadata = read_metadata(content)
@@ -168,7 +168,7 @@ def read_artefact(path: PathName) -> Artefact:
         check_interface(content, card)
         return Artefact(path, content, card, metadata[GOLDEN_KEY])
     except OSError as error:
-        is_name = isinstance(error, FileNotFoundError) and len(path.parts) == 1 and not path.suffix
+        is_name = isinstance(error, FileNotFoundError) and asked == path.name and not path.suffix  # and not "./name"
         ships = f"; what ships is {', '.join(SHIPPED)}" if is_name else ""
         raise ArtefactError(f"{path}: cannot be read: {error.strerror}{ships}") from error
     except ArtefactError as error:
@@ -179,11 +179,12 @@ def read_artefacts(path: PathName | None = None, only: Kind | None = None) -> di
     """Read the artefacts in a file or folder, by kind; arguments and errors as for :func:`load`."""
     if only is not None and only not in KINDS:
         raise UsageError(f"only (={only}) must be one of {', '.join(KINDS)}")
-    path = shipped_folder() if path is None else resolve_path(path)
+    asked = shipped_folder() if path is None else path
+    path = resolve_path(asked)
     if not path.is_dir():
-        artefact = read_artefact(path)
+        artefact = read_artefact(asked)
         if artefact.card.kind == "picture":
-            raise ArtefactError(f"{path}: takes images; fmcae runs {file_name('classifier')} beside it on them")
+            raise ArtefactError(f"{path}: is for other programs; name classifier.onnx beside it, or their folder")
         return {artefact.card.kind: artefact}
     files = artefact_files(path)
     files.pop("picture", None)

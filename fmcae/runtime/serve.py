@@ -9,6 +9,7 @@ Pictures stay in memory: nothing is written to disk, and no path that a client n
 import asyncio
 import contextlib
 import errno
+import logging
 import mimetypes
 import signal
 import socket
@@ -49,6 +50,8 @@ from fmcae.runtime.as_json import (
 from fmcae.runtime.machine import available_cpus
 from fmcae.runtime.model import SHIPPED, Model, shipped_folder
 from fmcae.runtime.predict import STDIN, Outcome, predict_content
+
+logging.getLogger("python_multipart").addHandler(logging.NullHandler())  # its warnings stand in the answer
 
 Picture = tuple[str, str, bytes]  # its path in the answer, its name in an error, and the encoded picture
 

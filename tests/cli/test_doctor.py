@@ -1,4 +1,6 @@
 import json
+import re
+from importlib import metadata
 from typing import TYPE_CHECKING
 
 import pytest
@@ -40,3 +42,16 @@ def test_a_broken_cpu_runtime_exits_1_and_names_the_command(
     assert result.exit_code == 1
     assert "its process crashed (exit code -11)" in result.stdout
     assert "pip install --force-reinstall" in result.stdout
+
+
+def test_every_extra_for_users_is_listed(cli: "Cli") -> None:
+    """Against what the installed package requires, which is what pyproject.toml says."""
+    found: dict[str, set[str]] = {extra: set() for extra in doctor.EXTRAS}
+    for requirement in metadata.requires("fmcae") or ():
+        name, extra = re.match(r"[\w-]+", requirement), re.search(r"extra == ['\"](\w+)['\"]", requirement)
+        if name and extra and extra[1] in found | {"plot": ()} and name[0] != "fmcae":
+            found["train" if extra[1] == "plot" else extra[1]].add(name[0])
+    found["tensorboard"] -= found["train"]  # which it includes
+    assert found == {extra: set(names) for extra, names in doctor.EXTRAS.items()}
+    result = cli("doctor")
+    assert all(f"[{extra}]" in result.stdout for extra in doctor.EXTRAS)

@@ -207,6 +207,28 @@ def test_where_nothing_can_be_written_is_said_before_any_work(
     assert f" {arguments[-1]} must be a f" in result.stderr and sorted(os.listdir()) == before
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("bench", "--plot", "locked/plot.png"),
+        ("encode", "item.png", "-o", "locked/z.npy"),
+        ("evaluate", "pictures", "--out", "locked/evaluation"),
+        ("predict", "item.png", "--show", "locked/sheet.png"),
+        ("train", "--out", "locked/run"),
+    ],
+)
+def test_a_folder_that_is_read_only_is_said_before_any_work(
+    cli: "Cli", image: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(image.parent)
+    Path("pictures/bag").mkdir(parents=True)
+    Path("locked").mkdir()
+    monkeypatch.setattr("os.access", lambda path, mode: str(path) != "locked" or not mode & os.W_OK)  # root may do all
+    result = cli(*arguments)
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert f" {arguments[-1]} must be where this user may write; locked is read-only" in result.stderr
+
+
 def test_a_pipe_that_nobody_writes_is_not_waited_for(cli: "Cli", shipped: Path, image: Path) -> None:
     pipe = image.with_name("pipe.png")
     os.mkfifo(pipe)

@@ -63,7 +63,7 @@ def test_a_picture_that_differs_from_python_fails(exported: Path, monkeypatch: p
 
 def test_it_is_no_model_to_load_and_runs_on_the_cpu(exported: Path) -> None:
     path = exported / "picture.onnx"
-    with pytest.raises(ArtefactError, match=r"takes images; fmcae runs classifier\.onnx beside it"):
+    with pytest.raises(ArtefactError, match=r"is for other programs; name classifier\.onnx beside it"):
         fmcae.load(path)
     with pytest.raises(ProviderError, match=r"is made for cpu; on cuda take classifier\.onnx"):
         verify(path, provider="cuda")

@@ -215,7 +215,7 @@ def test_a_path_that_only_looks_like_the_name_of_what_ships_is_a_path(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert fmcae.load("fashion-mnist", only="classifier").artefacts
-    with pytest.raises(ArtefactError, match="^fashion-mnist: cannot be read: No such file"):
+    with pytest.raises(ArtefactError, match="^fashion-mnist: cannot be read: No such file or directory$"):
         fmcae.load(name)
 
 
