@@ -220,6 +220,8 @@ def test_where_nothing_can_be_written_is_said_before_any_work(
 def test_a_folder_that_is_read_only_is_said_before_any_work(
     cli: "Cli", image: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
 ) -> None:
+    if "--plot" in arguments:
+        pytest.importorskip("matplotlib")
     monkeypatch.chdir(image.parent)
     Path("pictures/bag").mkdir(parents=True)
     Path("locked").mkdir()
