@@ -123,8 +123,9 @@ def spread(values: Iterable[float]) -> dict[str, float]:
 
 
 def plain(arguments: list[str]) -> list[str]:
-    """The command without this machine's temporary folders."""
-    return [Path(part).name if part.startswith(tempfile.gettempdir()) else part for part in arguments]
+    """The command without this machine's folders: what lies in the checkout is relative to it."""
+    own = [part.removeprefix(f"{ROOT}/") for part in arguments]
+    return [Path(part).name if part.startswith(tempfile.gettempdir()) else part for part in own]
 
 
 def install(folder: Path, requirement: str) -> Path:

@@ -120,6 +120,7 @@ class _Page:
         self.figures = figures.draw(results, self.cells, self.few_labels)
 
     def text(self, folder: Path) -> str:
+        every_claim = self._every_claim()
         plans = [plan(PARTS, [seed], self.epochs, self.data["counts"]["train"]) for seed in self.seeds]
         place = folder.name if folder.is_absolute() else folder.as_posix()  # a report names no machine's own path
         text = render(
@@ -148,7 +149,7 @@ class _Page:
             nearest=_nearest(fits),
             on_gpu=[f"“{reading}”" for reading in fits if self._has_gpu_runs(reading)],
             beaten=self._beaten(),
-            has_single=any(verdict in ONE_SEED for verdict in self._all_verdicts()),
+            has_single=any(claim.verdict in ONE_SEED for _, claim in every_claim),
             tally=self._tally(),
             seed_counts=self._seed_counts(),
             without_fewest=with_values(WITHOUT_FEWEST, *self._of()),
@@ -156,7 +157,7 @@ class _Page:
             best_epochs=self._best_epochs(),
             trained_twice=self._trained_twice(),
             elsewhere=self._elsewhere,
-            every_claim=self._every_claim(),
+            every_claim=every_claim,
             tasks=[(same[0], sum(map(bool, map(self.results.find, same)))) for same in zip(*plans, strict=True)],
         )
         return text.rstrip() + "\n"
@@ -193,7 +194,7 @@ class _Page:
 
     def reading_values(self, reading: str, part: str, cell: str, metric: str) -> list[float]:
         """The same under a reading."""
-        place = (part, cell) if reading == READING else find_reading(reading, part, cell)
+        place = _place(reading, part, cell)
         return self.values(*place, metric) if place else []
 
     def command(self, *parts: str) -> str:
@@ -300,9 +301,8 @@ class _Page:
 
     def _has_gpu_runs(self, reading: str) -> bool:
         """Whether a GPU trained any of a reading's autoencoders of Tables 1 to 3."""
-        places = [(part, cell) for part in TABLES for cell in PAPER_MSE[part]]
-        found = [place if reading == READING else find_reading(reading, *place) for place in places]
-        runs = [run for place in found if place for run in self.cells(place[0])[place[1]]]
+        places = [_place(reading, part, cell) for part in TABLES for cell in PAPER_MSE[part]]
+        runs = [run for place in places if place for run in self.cells(place[0])[place[1]]]
         return any(run.config["device"] == "cuda" for run in runs)
 
     def _beaten(self) -> tuple[int, int] | None:
@@ -312,10 +312,6 @@ class _Page:
         if not errors or not self.results.baseline:
             return None
         return sum(error > self.results.baseline["mse"] for error in errors), len(errors)
-
-    def _all_verdicts(self) -> list[Verdict]:
-        """The verdict of every claim at every moment and under every reading."""
-        return [claim.verdict for _, claim in self._every_claim()]
 
     def _appendix(self) -> list[tuple[str, int, str, str, str, str]]:
         """The rows of the Appendix's table: name, parameters, the paper's error, ours, their ratio, ours on the interior."""
@@ -416,6 +412,11 @@ def _machines(runs: Iterable[RunResult]) -> list[dict[str, Any]]:
         key = (hardware, run.config["device"], run.config["threads"], versions, run.recorded)
         facts_of.setdefault(key, []).append(run.date[:10])
     return [dict(zip(names, key, strict=True)) | {"days": days} for key, days in facts_of.items()]
+
+
+def _place(reading: str, part: str, cell: str) -> tuple[str, str] | None:
+    """Where a cell stands under a reading, as part and cell; None where it is not tried under it."""
+    return (part, cell) if reading == READING else find_reading(reading, part, cell)
 
 
 def _nearest(fits: dict[str, dict[str, float]]) -> dict[str, tuple[float, str]]:
