@@ -48,9 +48,11 @@ def _print(diagnosis: "Diagnosis") -> None:
     line("ONNX Runtime", builds or "not installed by pip")
     for extra, names in EXTRAS.items():
         installed = ", ".join(f"{name} {packages[name]}" for name in names if packages[name])
-        line(f"[{extra}]", installed or "not installed")
-        if missing := [name for name in names if packages[name] is None]:
-            line("", f"to get it:  {INSTALL.format(extra=extra)}  (missing: {', '.join(missing)})")
+        remedy = INSTALL.format(extra=extra)
+        line(f"[{extra}]", installed or f"not installed; to get it:  {remedy}")
+        missing = [name for name in names if packages[name] is None]
+        if installed and missing:  # packages of other programs, perhaps
+            line("", f"to get the rest:  {remedy}  (missing: {', '.join(missing)})")
     for probe in diagnosis.probes:
         facts = PROVIDER_FACTS[probe.provider]
         tried = "" if facts.tried else " (not tried by us)"

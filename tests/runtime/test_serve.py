@@ -2,6 +2,8 @@ import contextlib
 import http.client
 import json
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -427,3 +429,16 @@ def test_a_model_that_the_page_cannot_run_has_the_form(tmp_path: Path, monkeypat
 def test_a_limit_that_is_none_is_named(name: str, value: Any) -> None:
     with pytest.raises(UsageError, match=rf"{name} \(={value}\) must be from "):
         serve.Limits(**{name: value})
+
+
+def test_a_damaged_form_leaves_no_line_of_another_library() -> None:
+    """In a process of its own: pytest's handlers would take the line."""
+    code = (
+        "import fmcae.runtime.serve\n"
+        "from python_multipart.multipart import FormParser\n"
+        "from python_multipart.exceptions import FormParserError\n"
+        "parser = FormParser('multipart/form-data', None, None, boundary='b0undary')\n"
+        "try:\n    parser.write(b'no boundary')\nexcept FormParserError:\n    print('refused')\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (result.stdout, result.stderr) == ("refused\n", "")
