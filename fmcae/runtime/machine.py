@@ -29,6 +29,7 @@ def available_cpus(root: Path = Path("/")) -> int:
 def describe_hardware() -> dict[str, Any]:
     """Return the platform, the CPU's name and model, the CPUs that this process may use, and the memory in GiB.
 
+    The platform is without a Linux kernel's release, which decides nothing here and can name a private build.
     ``cpu_model`` is such as "family 25, model 1, stepping 1", since many CPUs share a name. None stands for the unknown.
     """
     import platform
@@ -42,7 +43,7 @@ def describe_hardware() -> dict[str, Any]:
     except (AttributeError, ValueError, OSError):  # Windows has no sysconf
         memory_gib = None
     return {
-        "platform": platform.platform(),
+        "platform": platform.platform().replace(f"-{platform.release()}", "", 1),
         "cpu": names[0] if names else platform.processor() or platform.machine(),
         "cpu_model": model or None,
         "available_cpus": available_cpus(),

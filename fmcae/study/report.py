@@ -233,9 +233,8 @@ class _Page:
         same = [] if self.verdict[claim.name] == NOT_RUN else found.pop(self.verdict[claim.name], [])
         texts = [f"{_marked(verdict)}: {', '.join(readings)}" for verdict, readings in found.items()]
         if same:
-            texts.append(
-                f"the same: {', '.join(same)}" if len(same) < 3 else f"the {'other ' * bool(texts)}{len(same)} the same"
-            )
+            many = f"{'the other' if texts else 'all'} {len(same)} the same"
+            texts.append(many if len(same) > 2 else f"the same: {', '.join(same)}")
         return "; ".join(texts)
 
     def _few_labels(self) -> dict[int, dict[str, Any]]:
@@ -490,8 +489,13 @@ def _brief(claim: Claim) -> str:
     if not texts:
         first, metrics = next(iter(found.values()))[0], {contrast.metric for contrast in claim.contrasts}
         label = first.label.rpartition(": ")[2] if len(claim.contrasts) > 1 == len(metrics) else first.label
-        is_difference = first.ratio is None and first.limit is None
-        texts.append(f"{label} {first.estimate:+.{_digits(first)}f}" if is_difference else _words(first))
+        if first.ratio is not None or first.limit is not None:
+            texts.append(_words(first))
+        elif first.constant:  # the number itself says more than its distance
+            value = first.estimate + first.constant
+            texts.append(f"{label.removesuffix(f' minus {first.constant}')} {value:.{_digits(first)}f}")
+        else:
+            texts.append(f"{label} {first.estimate:+.{_digits(first)}f}")
     return "; ".join(texts)
 
 

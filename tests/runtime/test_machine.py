@@ -1,6 +1,7 @@
 # mypy: disable-error-code="import-untyped"
 import ctypes
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -159,6 +160,8 @@ def test_the_hardware_is_described_without_onnx_runtime(monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     facts = describe_hardware()
     assert set(facts) == {"cpu", "cpu_model", "available_cpus", "memory_gib", "platform"}
+    if sys.platform == "linux":
+        assert re.fullmatch(rf"Linux-{platform.machine()}(-with-.+)?", facts["platform"]), "no kernel's release"
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists() and "cpu family" in (text := cpuinfo.read_text()):
         assert re.fullmatch(r"family \d+, model \d+, stepping \d+", facts["cpu_model"])

@@ -84,7 +84,7 @@ def test_what_stands_before_the_appendix_is_short(report: str) -> None:
 def test_each_claim_has_its_verdict_and_says_why(report: str) -> None:
     rows = {row[0]: row for row in cells_of(report, "## The claims")}
     assert "**confirmed**" in rows["C1"][3] and re.fullmatch(r"n=256 minus n=512 \+0\.00\d\d", rows["C1"][4])
-    assert rows["C1"][5] == "the 6 the same" and rows["C10a"][5] == "the same: no edge"
+    assert rows["C1"][5] == "all 6 the same" and rows["C10a"][5] == "the same: no edge"
     assert re.fullmatch(r"test MSE with pooling \d\.\d\d times that without", rows["C10a"][4])
     assert "**not confirmed**" in rows["C8"][3]
     assert re.fullmatch(r"against it: mean test recall 0\.\d+ (higher|lower) than 0\.91", rows["C8"][4])
