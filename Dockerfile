@@ -4,7 +4,8 @@ COPY . /fmcae
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels /fmcae
 
 FROM python:3.12-slim-bookworm
-RUN --mount=type=bind,from=build,source=/wheels,target=/wheels pip install --no-cache-dir /wheels/*.whl
+ARG EXTRAS=""
+RUN --mount=type=bind,from=build,source=/wheels,target=/wheels pip install --no-cache-dir "$(ls /wheels/*.whl)${EXTRAS:+[$EXTRAS]}"
 RUN useradd --create-home fmcae
 USER fmcae
 WORKDIR /data

@@ -5,6 +5,7 @@ import errno
 import gc
 import io
 import os
+import select
 import signal
 import sys
 from types import FrameType
@@ -79,7 +80,11 @@ class _Stream(io.FileIO):
 
     def write(self, data: "Any") -> int:
         try:
-            return super().write(data) if len(data) else 0  # a full device refuses nothing too, which typer tries
+            while len(data):  # a full device refuses nothing too, which typer tries
+                if (written := super().write(data)) is not None:
+                    return written
+                select.select([], [self], [])  # another process that shares it has made it non-blocking, and it is full
+            return 0
         except OSError as error:
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())  # what is still buffered must not fail once more
             if error.errno == errno.EPIPE:

@@ -60,7 +60,8 @@ def write_all_atomic(files: Mapping[Path, bytes | str]) -> None:
     """Write files (text as UTF-8) beside their paths, force all to disk, then rename each over its path.
 
     Each appears whole or not at all. A failure or a power cut between two renames leaves some new and the others old.
-    What an earlier call for the same path left when it was killed is removed.
+    What an earlier call for the same path left when it was killed is removed. A file that is there keeps its permissions,
+    and a symbolic link leads to the new file.
 
     Raises:
         OSError: a folder cannot be written; no temporary file is left behind.
@@ -70,22 +71,25 @@ def write_all_atomic(files: Mapping[Path, bytes | str]) -> None:
         try:
             for path, data in files.items():
                 with _naming(path):
-                    _remove_leftovers(path)
-                    file, beside = _open_beside(path)
+                    resolved = path.resolve()
+                    _remove_leftovers(resolved)
+                    file, beside = _open_beside(resolved)
                     open_files.enter_context(file)
                     temporary[path] = beside
+                    if resolved.exists():
+                        shutil.copymode(resolved, beside)
                     _write(file, data)
             if os.name != "posix":
                 open_files.close()  # an open file cannot be renamed
             for path, beside in temporary.items():
                 with _naming(path):
-                    os.replace(beside, path)
+                    os.replace(beside, path.resolve())
         finally:
             with suppress(OSError):  # what could not be written is tried once more
                 open_files.close()
             for beside in temporary.values():
                 beside.unlink(missing_ok=True)
-    for parent in {path.parent for path in files}:
+    for parent in {path.resolve().parent for path in files}:
         _force_to_disk(parent)
 
 

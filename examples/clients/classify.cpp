@@ -1,6 +1,6 @@
 // Classify pictures in C++: ONNX Runtime, stb_image.h to decode, nlohmann/json.hpp to read the card.
 //
-//     g++ -std=c++17 -O2 classify.cpp -o classify -I$ONNXRUNTIME/include -L$ONNXRUNTIME/lib -lonnxruntime
+//     g++ -std=c++17 -O2 classify.cpp -o classify -I$ONNXRUNTIME/include -I/usr/include/stb -L$ONNXRUNTIME/lib -lonnxruntime
 //     ./classify picture.onnx PICTURE...
 //
 // prints a line for each picture; with --json, a line of JSON with the probabilities of all classes. $ONNXRUNTIME is an unpacked

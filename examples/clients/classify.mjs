@@ -1,6 +1,6 @@
 // Classify pictures with Node: onnxruntime-node, and sharp to decode.
 //
-//     npm install
+//     npm ci --ignore-scripts
 //     node classify.mjs picture.onnx PICTURE...
 //
 // prints a line for each picture; with --json, a line of JSON with the probabilities of all classes.

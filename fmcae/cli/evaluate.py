@@ -1,5 +1,6 @@
 """``fmcae evaluate``: how often a model is right on labelled pictures, how sure it is, and what it refuses."""
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -101,8 +102,11 @@ def _seems_trained_on(pictures: "LabelledPictures", card: "Card") -> bool:
 
 
 def _check_out(out: Path, data: str | None) -> None:
+    from fmcae.data import ENVIRONMENT_VARIABLE
+
     check_out_folder(out)
-    if data and out.resolve().is_relative_to(Path(data).expanduser().resolve()):
+    data = data or os.environ.get(ENVIRONMENT_VARIABLE)
+    if data and out.resolve().is_relative_to(Path(os.path.expanduser(data)).resolve()):
         raise UsageError(f"out (={out}) must not be in DATA, where its pictures would be evaluated next time")
 
 

@@ -1,5 +1,6 @@
 """``fmcae export``: a run becomes sealed ONNX files, if a gate holds."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -7,8 +8,8 @@ import typer
 
 from fmcae.cli.options import (
     RUNS_FOLDER,
-    DataOption,
     ProviderOption,
+    RunDataOption,
     check_out_folder,
     complete_run,
     echo,
@@ -35,7 +36,7 @@ def export(
     run: Annotated[Path | None, typer.Argument(metavar="RUN", help=RUN_HELP, autocompletion=complete_run)] = None,
     onnx: Annotated[bool, typer.Option("--onnx/--no-onnx", help="Write ONNX, the one format there is.")] = True,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help=OUT_HELP)] = None,
-    data: DataOption = None,
+    data: RunDataOption = None,
     teacher: Annotated[bool, typer.Option("--teacher", help=TEACHER_HELP)] = False,
     precision: Annotated[Precision, typer.Option(help=PRECISION_HELP)] = "fp32",
     budget: Annotated[float, typer.Option(metavar="POINTS", min=0, max=100, help=BUDGET_HELP)] = 0.2,
@@ -57,6 +58,8 @@ def export(
         raise UsageError(f"provider (={provider}) must be cpu for fp32: {advice}")
     if teacher and precision != "fp32":
         raise UsageError(f"precision (={precision}) must be fp32 with --teacher")
+    if math.isnan(budget):  # which is within any limits
+        raise UsageError(f"budget (={budget}) must be from 0 to 100")
     if out is not None:
         check_out_folder(out)
     require_train_extra()
@@ -66,15 +69,17 @@ def export(
 
     opened = open_run(run) if run else _newest_finished_run()
     network = opened.config.network
+    folder = out or opened.folder / (
+        "onnx-teacher" if teacher else "onnx" if precision == "fp32" else f"onnx-{precision}"
+    )
+    check_out_folder(folder)
     dataset = load_dataset(data_of(opened, data), network.channels, network.size)
     if precision == "fp32":
         with status(f"exporting {opened.folder}, with parity on all of test ..."):
-            folder = out or opened.folder / ("onnx-teacher" if teacher else "onnx")
             files, evidence = export_run(opened, dataset, folder, teacher, sample_code)
         echo_parity(evidence.to_json())
     else:
         with status(f"exporting {opened.folder} in {precision}, compared with float32 on all of test ..."):
-            folder = out or opened.folder / f"onnx-{precision}"
             files, tradeoff = export_smaller(opened, dataset, folder, precision, budget, provider, sample_code)
         _echo_tradeoff(tradeoff)
     _echo_files(files)

@@ -6,6 +6,7 @@ help has: plain text starts faster, fits 80 columns and can be piped.
 
 import re
 import shlex
+from itertools import pairwise
 from typing import Any
 
 import typer
@@ -30,8 +31,8 @@ GROUPS = {
         "out", "sample_code", "show", "as_json", "json_output", "as_jsonl", "as_csv", "plot", "onnx", "list_runs", "quiet",
         "tensorboard",
     ),
-    "Server": ("host", "port", "queue", "timeout", "max_bytes", "max_pixels"),
-    "Machine": ("provider", "device", "threads", "workers", "jobs", "ray"),
+    "Server": ("host", "port", "queue", "timeout", "max_bytes"),
+    "Machine": ("provider", "device", "threads", "workers", "jobs", "max_pixels", "ray"),
 }  # fmt: skip
 _GROUP_OF = {name: group for group, names in GROUPS.items() for name in names}
 
@@ -161,6 +162,16 @@ class Verb(_Help, TyperCommand):
             if records:
                 with formatter.section(group):
                     formatter.write_dl(records)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the command line; an option's value that is empty, as of a variable that is not set, is refused."""
+        options: list[Any] = [item for item in self.get_params(ctx) if item.param_type_name == "option"]
+        flags = {flag for option in options if not option.is_flag for flag in option.opts}
+        before_rest = args[: args.index("--")] if "--" in args else args
+        for flag, value in pairwise([*before_rest, "--"]):
+            if (flag in flags and not value) or (flag[-1:] == "=" and flag[:-1] in flags):
+                raise UsageError(f"{flag.rstrip('=')} '' must not be empty")
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the verb; an error of the library comes out with the verb's own flags in it."""

@@ -18,7 +18,13 @@ from fmcae.runtime.session import MAX_THREADS
 DATA_HELP = """Folder with four IDX files, or one folder of images per class, also in train, val and test.
 [default: Fashion-MNIST from $FMCAE_DATA, the cache, Debian's package or a download]"""
 DataOption = Annotated[str | None, typer.Option(metavar="DIR", help=DATA_HELP)]
+RUN_DATA_HELP = "The run's data. [default: where they were when it was trained]"
+RunDataOption = Annotated[str | None, typer.Option(metavar="DIR", help=RUN_DATA_HELP)]
 ProviderOption = Annotated[Provider, typer.Option(help="What ONNX Runtime runs on; there is no fallback.")]
+MAX_PIXELS = 64_000_000  # fmcae.images.MAX_PIXELS, without numpy
+MaxPixelsOption = Annotated[
+    int, typer.Option(metavar="N", min=1, max=MAX_PIXELS, help="Pixels of a picture; one with more is refused.")
+]
 THREADS_HELP = "CPU threads. [default: all that this process may use]"
 ThreadsOption = Annotated[int | None, typer.Option(metavar="N", min=1, max=MAX_THREADS, help=THREADS_HELP)]
 SHIPPED_NAMES = ["fashion-mnist", "fashion-mnist-int8", "fashion-mnist-large", "fashion-mnist-paper"]  # without numpy

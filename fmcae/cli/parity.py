@@ -6,9 +6,9 @@ from typing import Annotated
 import typer
 
 from fmcae.cli.options import (
-    DataOption,
     JsonOption,
     ProviderOption,
+    RunDataOption,
     ThreadsOption,
     complete_model,
     complete_run,
@@ -27,7 +27,7 @@ def parity(
     export: Annotated[str, typer.Argument(metavar="EXPORT", help=EXPORT_HELP, autocompletion=complete_model)],
     provider: ProviderOption = "cpu",
     threads: ThreadsOption = None,
-    data: DataOption = None,
+    data: RunDataOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compare exported files with PyTorch on the test split.

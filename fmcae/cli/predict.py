@@ -10,7 +10,9 @@ import typer
 
 from fmcae.cli.help import in_flags
 from fmcae.cli.options import (
+    MAX_PIXELS,
     JsonOption,
+    MaxPixelsOption,
     ModelOption,
     ProviderOption,
     ThreadsOption,
@@ -70,6 +72,7 @@ def predict(
     provider: ProviderOption = "cpu",
     threads: ThreadsOption = None,
     jobs: Annotated[int | None, typer.Option(metavar="N", min=1, max=1024, help=JOBS_HELP)] = None,
+    max_pixels: MaxPixelsOption = MAX_PIXELS,
     ray: Annotated[str | None, typer.Option(metavar="ADDRESS", help=RAY_HELP)] = None,
     out: Annotated[str | None, typer.Option(metavar="DIR", help=OUT_HELP)] = None,
 ) -> None:
@@ -86,6 +89,8 @@ def predict(
     if len(formats) > 1:
         raise UsageError(f"--{formats[0]} must not come with --{formats[1]}: choose one")
     if ray is not None or out is not None:
+        if ray is not None and max_pixels != MAX_PIXELS:
+            raise UsageError(f"max_pixels (={max_pixels}) must not come with --ray")
         _check_ray(ray, out, [*formats, *(["show"] if show else [])], paths, provider)
     if show is not None:
         _check_show(show, paths)
@@ -102,7 +107,7 @@ def predict(
 
     def rows() -> "Iterator[Row]":
         with _counting() as count:
-            for outcome in predict_images(loaded, paths, stdin, jobs):
+            for outcome in predict_images(loaded, paths, stdin, jobs, max_pixels):
                 count()
                 if outcome.error is not None:
                     error_line(in_flags(outcome.error, context))

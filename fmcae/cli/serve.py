@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from fmcae.cli.options import ModelOption, ProviderOption
+from fmcae.cli.options import MAX_PIXELS, MaxPixelsOption, ModelOption, ProviderOption
 from fmcae.cli.predict import THRESHOLD_HELP
 from fmcae.errors import require_extra
 
@@ -27,9 +27,7 @@ def serve(
     max_bytes: Annotated[
         int, typer.Option(metavar="N", min=1, max=2**30, help="Bytes of a request's body; one with more gets 413.")
     ] = 20 * 2**20,
-    max_pixels: Annotated[
-        int, typer.Option(metavar="N", min=1, max=64_000_000, help="Pixels of a picture; one with more gets 422.")
-    ] = 64_000_000,
+    max_pixels: MaxPixelsOption = MAX_PIXELS,
 ) -> None:
     """Serve predictions over HTTP, with a page to try them.
 

@@ -1,5 +1,6 @@
 """``fmcae study``: the paper's whole grid: what it takes, running it, and the report on what came out."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -112,7 +113,7 @@ def run(  # long for its options
         folder = out.resolve()
         place = _device_here(device) if ray is None else cluster_device(ray, device)
         count = _workers(workers, place)
-        data = str(Path(data).expanduser().resolve()) if data else None
+        data = str(Path(os.path.expanduser(data)).resolve()) if data else None
         dataset = load_dataset(data)
         tasks = plan_tasks(parts, range(seeds), epochs, len(dataset.train))
         if len(tasks) < len(plan_tasks(parts, range(seeds), epochs)):

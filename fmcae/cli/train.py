@@ -1,5 +1,7 @@
 """``fmcae train``: the paper's two stages, into one run folder."""
 
+import math
+import os
 import signal
 from contextlib import ExitStack, suppress
 from dataclasses import fields, replace
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 
 DEFAULT = TrainConfig()
 NETWORK = DEFAULT.network
+FEW_STEPS = 50  # mini-batches of an epoch; that there are fewer is said
 UNBALANCED = 10  # so many times the images of the smallest class are said
 NOT_SETTINGS = ("out", "resume", "tensorboard", "quiet")
 NETWORK_FIELDS = {item.name for item in fields(NetworkConfig)}
@@ -195,7 +198,7 @@ def _settings(context: typer.Context) -> dict[str, Any]:
         is_classifier = settings["autoencoder_from"] or settings["encoder_init"] == "random"
         settings["stage"] = "classifier" if is_classifier else DEFAULT.stage
     for name in ("data", "autoencoder_from"):
-        settings[name] = str(Path(settings[name]).expanduser().resolve()) if settings[name] else None
+        settings[name] = str(Path(os.path.expanduser(settings[name])).resolve()) if settings[name] else None
     settings["encoder_training"] = "frozen" if settings["encoder_training"] else "fine-tuned"
     settings["device"] = resolve_device(settings["device"], note)
     if settings["threads"] is None:
@@ -257,6 +260,10 @@ def _note_classes(config: TrainConfig, dataset: "Dataset") -> None:
     """Say so where a split has no image of a class, or train many more of one than of another that it has."""
     if "classifier" not in config.stages:
         return
+    steps = math.ceil(config.images_of_epoch("classifier", len(dataset.train)) / config.batch_size)
+    if config.robust is None and config.labels is None and steps < FEW_STEPS:
+        advice = "--recipe robust, or more --epochs, suits a folder of this size"
+        note(f"note: an epoch has {steps} mini-batch{'es' * (steps > 1)}: {advice}")
     names, counts = [printable(name) for name in dataset.class_names], dataset.counts
     for split, of_split in counts.items():
         if missing := ", ".join(name for name, count in zip(names, of_split, strict=True) if not count):

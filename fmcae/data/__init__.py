@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from tempfile import gettempdir
 
 import numpy as np
 from numpy.typing import NDArray
@@ -105,9 +106,9 @@ def load_dataset(data: str | os.PathLike[str] | None = None, channels: int = 1, 
     """
     check_shape(channels, size)
     if data is not None:
-        return _load_folder(Path(data).expanduser(), f"data (={os.fspath(data)})", channels, size)
-    if environment := os.environ.get(ENVIRONMENT_VARIABLE):
-        return _load_folder(Path(environment).expanduser(), f"{ENVIRONMENT_VARIABLE} (={environment})", channels, size)
+        return _load_folder(Path(os.path.expanduser(data)), f"data (={os.fspath(data)})", channels, size)
+    if named := os.environ.get(ENVIRONMENT_VARIABLE):
+        return _load_folder(Path(os.path.expanduser(named)), f"{ENVIRONMENT_VARIABLE} (={named})", channels, size)
     cache = cache_folder()
     found = _find_idx(cache, ignore_incomplete=True) or _find_idx(DEBIAN_FOLDER, ignore_incomplete=True)
     if not found:
@@ -125,8 +126,9 @@ def load_dataset(data: str | os.PathLike[str] | None = None, channels: int = 1, 
 
 
 def cache_folder() -> Path:
-    """The user's cache for data sets; it need not exist."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fmcae"
+    """The user's cache for data sets, without a home the temporary folder's; it need not exist."""
+    home = os.path.expanduser("~")
+    return Path(os.environ.get("XDG_CACHE_HOME") or (f"{home}/.cache" if home != "~" else gettempdir()), "fmcae")
 
 
 def _load_folder(folder: Path, parameter: str, channels: int, size: int) -> Dataset:
@@ -207,6 +209,8 @@ def _load_idx(files: dict[str, Path], channels: int, size: int, *, must_be_fashi
             height, width = images.shape[1:3]
             rule = f"must be that of the images of {name}, which have {width}×{height} pixels"
             raise UsageError(f"size (={size}) {rule}; only folders of pictures are brought to another size")
+    if {images.shape[1:3] for images in (train_images, test_images)} != {(size, size)}:
+        notes += (f"{name} has images of another size than {size}×{size}: they are brought to it as photographs are",)
     if channels == 3 and train_images.ndim == 3:
         notes += (f"{name} is grey: three channels say no more than one",)
     if channels == 1 and train_images.shape[3:] == test_images.shape[3:] == (3,):
@@ -227,7 +231,7 @@ def _class_names(folder: Path, labels: dict[Path, NDArray[np.uint8]]) -> tuple[s
     if not path.is_file():
         return tuple(str(index) for index in range(max(highest.values()) + 1))
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: is not text in UTF-8: {error.reason} at byte {error.start}") from error
     names = tuple(line.strip() for line in lines if line.strip())

@@ -166,10 +166,11 @@ def trained_networks(run: Run, teacher: bool = False) -> dict[Kind, nn.Module]:
 def golden_vectors(networks: dict[Kind, nn.Module], dataset: Dataset) -> dict[Kind, Golden]:
     """Make the golden vectors of each network: the first test image of each class, and PyTorch's outputs for them.
 
-    There are at least two, which the exporter needs. A decoder's inputs are its encoder's outputs.
+    There are at least two, which the exporter needs: a test image alone is there twice. A decoder's inputs are its
+    encoder's outputs.
     """
     _, first = np.unique(dataset.test.labels, return_index=True)
-    x = scale(dataset.test.images[first if len(first) > 1 else np.arange(min(2, len(dataset.test)))])
+    x = scale(dataset.test.images[first if len(first) > 1 else np.arange(2) % len(dataset.test)])
     golden: dict[Kind, Golden] = {}
     for kind, network in networks.items():
         inputs = golden["encoder"].outputs if kind == "decoder" else x

@@ -4,10 +4,11 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from fmcae.card import Kind
-from fmcae.errors import GateError, UsageError
+from fmcae.errors import ArtefactError, GateError, UsageError
 from fmcae.export.figures import reliability_png
 from fmcae.export.model_card import model_card
 from fmcae.files import is_leftover, replace_folder
+from fmcae.runtime.graph_rules import check_graph
 from fmcae.runtime.model import Artefact, file_name
 from fmcae.runtime.verify import verify
 from fmcae.train.run import CONFIG, METRICS, Run
@@ -53,10 +54,15 @@ def write_export(
         The files written, the artefacts first.
 
     Raises:
-        GateError: an artefact does not reproduce its golden vectors; nothing is written.
+        GateError: an artefact does not reproduce its golden vectors, or would be refused when it is read; nothing is
+            written.
         OSError: the folder cannot be written.
     """
     for kind, artefact in artefacts.items():
+        try:
+            check_graph(artefact.content, artefact.card.kind, artefact.card.x_shape)
+        except ArtefactError as error:  # of a network that was changed, whose files would be refused
+            raise GateError(f"{artefact.path.name}: {error}; nothing was written") from error
         if failure := verify(artefact, "cpu" if kind == "picture" else provider).failure:
             raise GateError(f"{artefact.path.name}: {failure}; nothing was written")
     files: dict[str, bytes | str] = {artefact.path.name: artefact.content for artefact in artefacts.values()}

@@ -76,7 +76,7 @@ class Parity:
 def measure_parity(
     networks: Mapping[Kind, nn.Module], sessions: Mapping[Kind, Session], split: Split, tolerance: dict[str, float]
 ) -> Parity:
-    """Compare every session with its PyTorch network on all of ``split``, at each of BATCH_SIZES.
+    """Compare every session with its PyTorch network on all of ``split``, at each of BATCH_SIZES, or all at once.
 
     The networks, in evaluation mode, must have every kind of the sessions; a decoder is compared behind its encoder.
 
@@ -96,10 +96,10 @@ def measure_parity(
         paths.append(("x_hat", lambda x: sessions["decoder"].run(sessions["encoder"].run(x)), autoencoder))
     shape = (3 if split.images.ndim == 4 else 1), split.images.shape[1]
     x = np.stack([preprocess(_png(image), *shape) for image in split.images])  # (N, C, S, S)
-    comparisons = []
+    comparisons, batch_sizes = [], sorted({min(size, len(x)) for size in BATCH_SIZES})
     for output, run, network in paths:
         reference = _reference(network, split)
-        for batch_size in BATCH_SIZES:
+        for batch_size in batch_sizes:
             outputs = np.concatenate([run(x[i : i + batch_size]) for i in range(0, len(x), batch_size)])
             if outputs.shape != reference.shape:
                 raise GateError(f"parity does not hold: {output} is {outputs.shape}, PyTorch's {reference.shape}")

@@ -56,7 +56,7 @@ def int8_graph(classifier: Classifier, calibration: NDArray[np.uint8]) -> bytes:
     constants, config = _int8_constants(classifier, calibration), classifier.config
     shape = ["batch", config.channels, config.size, config.size]
     graph = helper.make_graph(
-        _int8_nodes(config.pooling),
+        _int8_nodes(config.pooling, config.latent_activation),
         "classifier_int8",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", len(constants["head.bias"])])],
@@ -85,7 +85,9 @@ def _int8_constants(classifier: Classifier, calibration: NDArray[np.uint8]) -> d
     """The initializers of the int8 graph by name, in the order in which they are stored."""
     conv1, conv2, linear = (layer for layer in classifier.encoder if isinstance(layer, nn.Conv2d | nn.Linear))
     top1, top2, top_z = _largest_activations(classifier, calibration)
-    active = np.flatnonzero(top_z > 0) if top_z.any() else np.arange(len(top_z))
+    # Behind a ReLU, a latent unit that is never above 0 is left out.
+    may_drop = classifier.config.latent_activation and top_z.any()
+    active = np.flatnonzero(top_z > 0) if may_drop else np.arange(len(top_z))
     scale1, scale2 = (np.float32(top / 255 if top > 0 else 1) for top in (top1, top2))
     weight2, weight2_scale = _quantized(_array(conv2.weight))  # (32, 16, 3, 3)
     flat = _array(linear.weight)[active]  # (n, 32·H·W), flattened with channels first
@@ -110,7 +112,7 @@ def _int8_constants(classifier: Classifier, calibration: NDArray[np.uint8]) -> d
     }
 
 
-def _int8_nodes(pooling: bool) -> list[onnx.NodeProto]:
+def _int8_nodes(pooling: bool, latent_activation: bool) -> list[onnx.NodeProto]:
     node = helper.make_node
     own: dict[str, Any] = {"domain": "com.microsoft"}
     pool: dict[str, Any] = {"kernel_shape": [2, 2], "strides": [2, 2]}
@@ -128,8 +130,8 @@ def _int8_nodes(pooling: bool) -> list[onnx.NodeProto]:
         *([node("NhwcMaxPool", ["y2"], ["pool2"], **pool, **own)] if pooling else []),
         node("Flatten", ["pool2" if pooling else "y2"], ["flat"]),
         node("MatMulIntegerToFloat", ["flat", *linear], ["linear"], **own),
-        node("Relu", ["linear"], ["z"]),
-        node("Gemm", ["z", "head.weight", "head.bias"], ["logits"], transB=1),
+        *([node("Relu", ["linear"], ["z"])] if latent_activation else []),
+        node("Gemm", ["z" if latent_activation else "linear", "head.weight", "head.bias"], ["logits"], transB=1),
     ]
 
 

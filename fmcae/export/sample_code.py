@@ -19,14 +19,14 @@ failed = False
 for path in sys.argv[1:]:
     try:
         image = ImageOps.exif_transpose(Image.open(path))  # upright
-    except OSError as error:  # no picture, or a damaged one
+        if image.mode.startswith("I"):  # 16 bits, which convert would clip
+            image = Image.fromarray(np.rint(np.asarray(image) / 257).clip(0, 255).astype(np.uint8))
+        mode = "RGBA" if image.has_transparency_data else "L" if image.mode in ("1", "L") else "RGB"
+        pixels = np.atleast_3d(np.asarray(image.convert(mode)))  # (height, width, 1, 3 or 4) uint8 of any size
+    except Exception as error:  # no picture, or a damaged one, of which Pillow raises anything
         print(f"{path}: {error}", file=sys.stderr)
         failed = True
         continue
-    if image.mode.startswith("I"):  # 16 bits, which convert would clip
-        image = Image.fromarray(np.rint(np.asarray(image) / 257).clip(0, 255).astype(np.uint8))
-    mode = "RGBA" if image.has_transparency_data else "L" if image.mode in ("1", "L") else "RGB"
-    pixels = np.atleast_3d(np.asarray(image.convert(mode)))  # (height, width, 1, 3 or 4) uint8 of any size
     probabilities, known_score = session.run(["probabilities", "known_score"], {"image": pixels})
     nearest = card["class_names"][probabilities.argmax()]
     label = nearest if known_score >= threshold else f"unknown, nearest {nearest}"

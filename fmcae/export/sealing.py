@@ -21,9 +21,10 @@ from fmcae.card import (
 )
 from fmcae.preprocess import description
 from fmcae.runtime.model import Artefact
+from fmcae.train.config import NetworkConfig
 from fmcae.train.run import Run
 
-_RANGES = {"x": "[0, 1]", "x_hat": "[0, 1]", "z": "[0, inf)", "logits": "(-inf, inf)"}
+_RANGES = {"x": "[0, 1]", "x_hat": "[0, 1]", "z": "(-inf, inf)", "logits": "(-inf, inf)"}
 
 
 def make_card(
@@ -62,8 +63,8 @@ def make_card(
         name=training["name"],
         fmcae_version=fmcae.__version__,
         class_names=tuple(run.data["class_names"]),
-        input=_tensor(TENSORS[kind][0], golden.inputs.shape),
-        output=_tensor(TENSORS[kind][1], golden.outputs.shape),
+        input=_tensor(TENSORS[kind][0], golden.inputs.shape, run.config.network),
+        output=_tensor(TENSORS[kind][1], golden.outputs.shape, run.config.network),
         preprocessing=description(run.config.network.channels, run.config.network.size),
         training=training,
         metrics=metrics,
@@ -106,5 +107,6 @@ def describe(card: Card) -> str:
     return f"{text} fmcae info prints its card, and fmcae verify replays its golden vectors."
 
 
-def _tensor(name: str, shape: tuple[int, ...]) -> dict[str, Any]:
-    return {"name": name, "shape": ["batch", *shape[1:]], "dtype": "float32", "range": _RANGES[name]}
+def _tensor(name: str, shape: tuple[int, ...], network: NetworkConfig) -> dict[str, Any]:
+    values = "[0, inf)" if name == "z" and network.latent_activation else _RANGES[name]
+    return {"name": name, "shape": ["batch", *shape[1:]], "dtype": "float32", "range": values}

@@ -23,12 +23,15 @@ def load_network(artefact: Artefact) -> nn.Module:
     """Rebuild the network that an artefact was exported from, in evaluation mode: its card's shape, its file's weights.
 
     Raises:
-        ArtefactError: the file's weights are not this network's, as in a quantized artefact, or the network does not
-            reproduce the golden vectors.
+        ArtefactError: the artefact is a teacher or has another precision than float32, the file's weights are not this
+            network's, or the network does not reproduce the golden vectors.
     """
+    card = artefact.card
+    if card.training.get("network") == "teacher" or card.precision["name"] != "fp32":
+        raise ArtefactError(f"{artefact.path}: only float32 graphs of the paper's networks are rebuilt in PyTorch")
     wrong = ArtefactError(f"{artefact.path}: its weights are not those of the network that its card describes")
     try:
-        network = _NETWORKS[artefact.card.kind](NetworkConfig(**artefact.card.training["config"]["network"]))
+        network = _NETWORKS[card.kind](NetworkConfig(**card.training["config"]["network"]))
         names = network.state_dict().keys()
         initializers = onnx.load_from_string(artefact.content).graph.initializer
         weights = {item.name: numpy_helper.to_array(item).copy() for item in initializers if item.name in names}
@@ -36,7 +39,7 @@ def load_network(artefact: Artefact) -> nn.Module:
     except (KeyError, TypeError, RuntimeError, FmcaeError) as error:
         raise wrong from error
     network.eval()
-    golden, tolerance = artefact.golden, artefact.card.tolerance
+    golden, tolerance = artefact.golden, card.tolerance
     with torch.inference_mode():
         outputs = network(torch.from_numpy(golden.inputs)).numpy()
     if not np.allclose(outputs, golden.outputs, rtol=tolerance["rtol"], atol=tolerance["atol"]):

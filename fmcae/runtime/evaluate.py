@@ -253,7 +253,7 @@ def find_pictures(
         if not data:
             return _from_dataset(None, split, class_names, "data (=None)", channels, size)
         parameter = f"{ENVIRONMENT_VARIABLE} (={data})"
-    folder = Path(data).expanduser()
+    folder = Path(os.path.expanduser(data))
     if data == "" or not folder.is_dir():  # Path takes nothing for the current folder
         raise UsageError(f"{parameter} must be an existing folder")
     try:
@@ -387,7 +387,8 @@ def _checked_indices(labels: Sequence[str], class_names: tuple[str, ...], parame
         if index is None:
             classes = ", ".join(class_names)
             rule = f"must hold the model's classes or {UNKNOWN}; {label} is none of: {classes}"
+            default = "; without a folder it is Fashion-MNIST" if parameter.endswith("(=None)") else ""
             hint = f"; a {CLASS_NAMES_FILE} beside IDX files names their numbers" if label.isdigit() else ""
-            raise UsageError(f"{parameter} {rule}{hint}")
+            raise UsageError(f"{parameter} {rule}{hint or default}")
         indices.append(index)
     return indices

@@ -16,9 +16,10 @@ def call_in_fresh_process(module: str, function: str, argument: str, timeout_s: 
         FmcaeError: the process failed, or did not end in time and was killed. The message says how; an FmcaeError that was
             raised there keeps its own.
     """
-    # The folder goes behind all others, so that it shadows nothing there; only a checkout needs it.
+    # The folder goes behind all others, so that it shadows nothing there; only a checkout needs it. The current folder,
+    # which -c puts in front, may hold anything.
     code = (
-        "import sys, importlib; sys.path.append(sys.argv[1]); "
+        "import sys; sys.path = [*filter(None, sys.path), sys.argv[1]]; import importlib; "
         "getattr(importlib.import_module(sys.argv[2]), sys.argv[3])(sys.argv[4])"
     )
     folder = str(Path(__file__).parents[2])

@@ -330,12 +330,16 @@ class Model:
         return preprocess(source, self.channels, self.size, max_pixels)
 
     def predict_inputs(self, x: FloatArray) -> list[Prediction]:
-        """Return a Prediction for each of x (N, C, S, S) float32; errors as for classify.
+        """Return a Prediction for each of x (N, C, S, S) float32.
 
         Raises:
+            UsageError: x has another shape or dtype.
             ArtefactError: the classifier gives logits that are not finite.
         """
         logits = self.classify(x)
+        if logits.ndim != 2:
+            wanted = f"(N, {self.channels}, {self.size}, {self.size}) float32"
+            raise UsageError(f"x must be an array {wanted}, not {x.shape} {x.dtype}")
         card = self.artefacts["classifier"].card
         if not np.isfinite(logits).all():
             path = self.artefacts["classifier"].path

@@ -120,13 +120,14 @@ def _unreadable(folder: str, error: OSError) -> ImageError:
     return ImageError(f"{folder}: cannot be read: {error.strerror}")
 
 
-def read_input(model: Model, path: str, stdin: bytes = b"") -> Floats:
+def read_input(model: Model, path: str, stdin: bytes = b"", max_pixels: int = MAX_PIXELS) -> Floats:
     """Read the image at ``path``, or the encoded image ``stdin`` if that is "-", as a model's input (C, S, S) float32.
 
     Raises:
-        ImageError: it cannot be read or preprocessed; the message names the path.
+        ImageError: it cannot be read or preprocessed, or has more than ``max_pixels``; the message names the path.
     """
-    return input_of(model, stdin, "stdin") if path == STDIN else input_of(model, path, path)
+    source, name = (stdin, "stdin") if path == STDIN else (path, path)
+    return input_of(model, source, name, max_pixels)
 
 
 def input_of(model: Model, source: str | bytes, name: str, max_pixels: int = MAX_PIXELS) -> Floats:
@@ -162,7 +163,7 @@ def predict_content(model: Model, path: str, content: bytes, name: str, max_pixe
 
 
 def predict_images(
-    model: Model, names: Iterable[str], stdin: bytes = b"", jobs: int | None = None
+    model: Model, names: Iterable[str], stdin: bytes = b"", jobs: int | None = None, max_pixels: int = MAX_PIXELS
 ) -> Iterator[Outcome]:
     """Predict every image that ``names`` stand for, in order; one that cannot be read does not stop the rest.
 
@@ -170,8 +171,9 @@ def predict_images(
         names: those of :func:`find_images`.
         stdin: the encoded image that "-" stands for.
         jobs: as for :func:`predict_found`.
+        max_pixels: a picture with more is one that cannot be read.
     """
-    return predict_found(model, find_images(names), jobs, partial(read_input, stdin=stdin))
+    return predict_found(model, find_images(names), jobs, partial(read_input, stdin=stdin, max_pixels=max_pixels))
 
 
 def predict_found(

@@ -46,6 +46,7 @@ from fmcae.runtime.as_json import (
     json_text,
     outcome_values,
     ranked_labels,
+    without_what_json_lacks,
 )
 from fmcae.runtime.machine import available_cpus
 from fmcae.runtime.model import SHIPPED, Model, shipped_folder
@@ -132,7 +133,7 @@ class _Metrics:
         self.registry = registry = prometheus_client.CollectorRegistry()
         prometheus_client.ProcessCollector(registry=registry)
         about = prometheus_client.Info("fmcae", "The version, and what is served.", registry=registry)
-        about.info({"version": fmcae.__version__, **facts_of(model)})
+        about.info({"version": fmcae.__version__, **without_what_json_lacks(facts_of(model))})
         self.requests = prometheus_client.Counter(
             "fmcae_requests", "Requests to /predict, by the answer's status.", ["status"], registry=registry
         )
@@ -304,7 +305,8 @@ def application(model: Model, limits: Limits | None = None) -> Starlette:
         ProviderError: its provider does not run here.
     """
     predictor = _Predictor(model, limits or Limits())
-    health = {"status": "ok", "version": fmcae.__version__, **predictor.facts}
+    trained = model.artefacts["classifier"].card.training["started"]
+    health = {"status": "ok", "version": fmcae.__version__, **predictor.facts, "training_started": trained}
 
     async def say_health(request: Request) -> Response:
         return _json(200, health)

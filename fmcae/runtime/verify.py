@@ -69,7 +69,7 @@ def verify(
 
     Raises:
         ProviderError: the file is not made for ``provider``, or ``provider`` is not the one that would run.
-        ArtefactError: the file cannot be read, has changed since its export, or does not load in ONNX Runtime.
+        ArtefactError: the file cannot be read, has changed since its export, or does not load or run in ONNX Runtime.
     """
     if not isinstance(artefact, Artefact):
         artefact = read_artefact(artefact)
@@ -77,7 +77,10 @@ def verify(
         return _verify_picture(artefact, provider)
     card, golden = artefact.card, artefact.golden
     session = artefact.session(provider, threads)
-    outputs = session.run(golden.inputs)
+    try:
+        outputs = session.run(golden.inputs)
+    except FmcaeError as error:
+        raise ArtefactError(f"{artefact.path}: {error}") from error
     difference, failure = Difference(float("inf"), float("inf"), False), None
     if outputs.shape != golden.outputs.shape:
         failure = f"gives outputs of shape {outputs.shape} where {golden.outputs.shape} is expected"

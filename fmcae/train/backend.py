@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fmcae.train.cpu import FusedAdam, FusedBackend, adam_state
-from fmcae.train.networks import Autoencoder, Classifier, Teacher
+from fmcae.train.networks import Autoencoder, Classifier, Decoder, Encoder, Teacher
 
 CPU_CHUNK = 100  # images that PyTorch evaluates at a time on a CPU
 
@@ -42,6 +42,11 @@ class PlainBackend:
         return torch.cat([self.network(part) for part in parts])
 
 
+# The layers that the fused backend computes; a network with another one, such as another activation, goes to PyTorch.
+FUSED = (
+    Autoencoder, Classifier, Encoder, Decoder, nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.ReLU, nn.Identity, nn.Sigmoid,
+    nn.MaxPool2d, nn.Dropout, nn.Flatten, nn.Unflatten,
+)  # fmt: skip
 Backend: TypeAlias = PlainBackend | FusedBackend
 Optimizer: TypeAlias = FusedAdam | torch.optim.Adam
 
@@ -58,7 +63,8 @@ def backend_for(
     before = torch.get_num_threads()
     try:
         config = network.config
-        if device.type == "cpu" and config.pooling and (config.channels, config.size) == (1, 28):
+        is_known = all(type(module) in FUSED for module in network.modules())
+        if device.type == "cpu" and is_known and config.pooling and (config.channels, config.size) == (1, 28):
             torch.set_num_threads(1)  # the threads divide a batch, not its operators
             with closing(FusedBackend(network, threads, class_weights)) as backend:
                 yield backend

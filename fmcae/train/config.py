@@ -46,7 +46,11 @@ LATER = (
     "robust", "keep", "patience", "class_weights", "steps_per_epoch",
     "decoder_padding", "latent_activation", "decoder_relu", "channels", "size",
 )  # fmt: skip
-OPTIONS = {"encoder_init": " (--encoder)", "encoder_training": " (--freeze-encoder)"}  # fmcae train's own names
+OPTIONS = {  # fmcae train's own names
+    "encoder_init": " (--encoder)",
+    "encoder_training": " (--freeze-encoder)",
+    "autoencoder_from": " (--from)",
+}
 EDGE = 3  # the last rows and columns of a reconstruction, which no input reaches where the decoder's output is padded
 FEWEST_IMAGES = 5_000  # of an epoch with few labels; with fewer it would end after a step or two
 Config = TypeVar("Config", bound="NetworkConfig | RobustConfig | TrainConfig")
@@ -165,7 +169,7 @@ class TrainConfig:
             raise UsageError(f"learning_rate (={self.learning_rate}) must be above 0 and at most 1")
         if self.autoencoder_from is not None and (self.stage != "classifier" or self.encoder_init == "random"):
             raise UsageError(
-                f"autoencoder_from (--from) (={self.autoencoder_from}) must come with stage=classifier "
+                f"{_shown(self, 'autoencoder_from')} must come with stage=classifier "
                 "and encoder_init=pretrained (--encoder)"
             )
         if self.stage == "classifier" and self.encoder_init == "pretrained" and self.autoencoder_from is None:
@@ -182,6 +186,8 @@ class TrainConfig:
 
     def _check_robust(self) -> None:
         """The robust recipe has settings of its own; of the paper's, those that it does not use keep their defaults."""
+        if self.autoencoder_from is not None:  # named before the stage, which follows from it
+            raise UsageError(f"{_shown(self, 'autoencoder_from')} must come with recipe=paper, not recipe=robust")
         for config in (self, self.network):
             for item in fields(config):
                 unused = item.name not in ("network", "robust", *USED_BY_ROBUST)
@@ -195,7 +201,8 @@ class TrainConfig:
 
     @property
     def passes(self) -> int:
-        """How often an epoch of the classifier goes over its images: with few labels until it has seen 5,000.
+        """How often an epoch of the classifier goes over its images: with ``labels`` as often as it takes to see 5,000
+        at most, and once at least.
 
         ``steps_per_epoch``, where it is set, decides instead.
         """

@@ -14,6 +14,7 @@
 Every file is written whole or not at all, ``config.json`` last of what a new run has.
 """
 
+import errno
 import json
 import os
 import platform
@@ -48,7 +49,9 @@ METRICS = "metrics.jsonl"
 NETWORKS: dict[str, type[Autoencoder] | type[Classifier] | type[Teacher]] = {
     "autoencoder": Autoencoder, "classifier": Classifier, "teacher": Teacher,
 }  # fmt: skip
-SHAPING = ("latent_dim", "pooling", "channels", "size", "decoder_padding")  # what an autoencoder's weights are made for
+SHAPING = (  # what an autoencoder's weights are made for
+    "latent_dim", "pooling", "channels", "size", "decoder_padding", "latent_activation", "decoder_relu",
+)  # fmt: skip
 PATHS = ("data", "autoencoder_from")  # in the configuration; they mean something on one machine only
 
 
@@ -152,12 +155,14 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
     file = resolved.with_name(f".{short_name(resolved.name)}.lock")
     is_new_parent = not file.parent.exists()
     with ExitStack() as stack:
-        with suppress(PermissionError):
+        try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                stack.enter_context(FileLock(file).acquire(timeout=-1 if wait else 0))
-            except Timeout:
-                raise RunError(f"{folder}: another process trains in it") from None
+            stack.enter_context(FileLock(file).acquire(timeout=-1 if wait else 0))
+        except Timeout:
+            raise RunError(f"{folder}: another process trains in it") from None
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
         try:
             yield
         finally:
@@ -176,8 +181,8 @@ def create_run(folder: Path, config: TrainConfig, dataset: Dataset, autoencoder_
             and its facts. The folder may hold what an earlier call for it left when it was stopped.
 
     Raises:
-        UsageError: the folder already holds something, or the configuration asks for more labels than there are, or for
-            fewer than there are classes.
+        UsageError: the folder already holds something, a path is not in UTF-8, or the configuration asks for more labels
+            than there are, or for fewer than there are classes.
         DataError: a class that the classifier is to know has images in val or test, but none in train; or there is only one.
         RunError: the other run has no finished autoencoder, or one of another shape; no folder was made.
     """
@@ -193,6 +198,9 @@ def create_run(folder: Path, config: TrainConfig, dataset: Dataset, autoencoder_
             )
         if config.labels is not None and config.labels < (classes := np.count_nonzero(train)):
             raise UsageError(f"labels (={config.labels}) must be at least {classes}, one for each class")
+    for name, path in (("out", str(folder)), *((name, getattr(config, name)) for name in PATHS)):
+        if path and path != path.encode(errors="replace").decode():  # a byte that is not UTF-8 is a lone surrogate
+            raise UsageError(f"{name} (={path}) must be a path in UTF-8")
     description = {
         "schema_version": SCHEMA_VERSION,
         "started": datetime.now(timezone.utc).isoformat(timespec="microseconds"),
@@ -210,6 +218,9 @@ def create_run(folder: Path, config: TrainConfig, dataset: Dataset, autoencoder_
     files: dict[str, bytes] = {}
     if autoencoder_from is not None:
         source = open_run(autoencoder_from)
+        if not source.weights("autoencoder").is_file():
+            reason = f"{source.weights('autoencoder')} does not exist"
+            raise RunError(f"the autoencoder to start from cannot be used: {reason}")
         for name in SHAPING:
             own, other = getattr(config.network, name), getattr(source.config.network, name)
             if own != other:

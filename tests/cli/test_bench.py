@@ -107,7 +107,7 @@ def test_cuda_that_does_not_run_exits_4_before_any_measurement(cli: "Cli", no_me
         (("--batch", "0"), "--batch 0 must be from 1 to 65,536"),
         (("--batch", "1,65537"), "--batch 65537 must be from 1 to 65,536"),
         (("--batch", "1;2"), "--batch '1;2' must be whole numbers with commas between them"),
-        (("--batch", ""), "--batch '' must be whole numbers"),
+        (("--batch", ","), "--batch , must be whole numbers"),
         (("--seconds", "0"), "'--seconds': 0.0 is not in the range 0.001<=x<=3600"),
         (("--seconds", "nan"), "--seconds nan must be a number from 0.001 to 3600"),
         (("--threads", "0"), "'--threads': 0 is not in the range 1<=x<=1024"),

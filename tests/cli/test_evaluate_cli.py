@@ -188,6 +188,14 @@ def test_bad_options_are_named_in_one_line(
     assert message in result.stderr
 
 
+def test_the_folder_of_the_environment_variable_is_no_place_for_the_report(
+    cli: "Cli", pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FMCAE_DATA", str(pictures))
+    result = cli("evaluate", "--out", pictures / "out")
+    assert result.exit_code == 2 and "must not be in DATA" in result.stderr
+
+
 def test_a_folder_that_is_no_class_is_refused_with_the_classes(cli: "Cli", pictures: Path) -> None:
     (pictures / "tea\u202epot").mkdir()
     result = cli("evaluate", pictures)

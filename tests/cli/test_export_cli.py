@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -38,11 +39,24 @@ def test_an_export_leaves_nothing_on_stderr_and_its_sample_code_runs_without_fmc
     result = subprocess.run([*program, *pictures], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.splitlines() == expected
-    (tmp_path / "broken.png").write_bytes(Path(pictures[0]).read_bytes()[:100])
+    chunk = b"\0\0\0\0\x90\0\0\0"  # whose type is none: Pillow raises a SyntaxError
+    (tmp_path / "broken.png").write_bytes(Path(pictures[0]).read_bytes()[:33] + chunk)
     command = [*program, str(tmp_path / "broken.png"), pictures[1]]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (1, expected[1] + "\n")
     assert result.stderr.startswith(f"{tmp_path / 'broken.png'}: ") and result.stderr.count("\n") == 1
+
+
+def test_where_and_how_is_checked_before_any_work(
+    cli: Callable[..., Any], trained_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = cli("export", trained_run, "--precision", "int8", "--budget", "nan")
+    assert (result.exit_code, result.stderr) == (2, "error: --budget nan must be from 0 to 100\n")
+    monkeypatch.setattr(
+        "os.access", lambda _, mode: not mode & os.W_OK
+    )  # as on a file system that is mounted read-only
+    result = cli("export", trained_run)
+    assert result.exit_code == 2 and f"{trained_run / 'onnx'} must be where this user may write" in result.stderr
 
 
 def test_sample_code_needs_a_picture_to_run(cli: Callable[..., Any], sample: Path, tmp_path: Path) -> None:

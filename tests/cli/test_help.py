@@ -68,7 +68,7 @@ def test_the_help_ends_with_two_examples_that_are_commands(cli: "Cli", name: str
     [
         ("predict", ["a.png"], UsageError("top_k (=11) must be at most 10"), "--top-k 11 must be at most 10"),
         ("predict", ["a.png"], UsageError("show (=a (b) c.jpg) must end in .png"), "--show 'a (b) c.jpg' must end in .png"),
-        ("predict", ["a.png", "--model", ""], UsageError("path (=) must not be empty"), "--model '' must not be empty"),
+        ("predict", [""], UsageError("path (=) must not be empty"), "PATH '' must not be empty"),
         ("train", [], UsageError("learning_rate (=2.0) must be at most 1"), "--learning-rate 2.0 must be at most 1"),
         (
             "train",

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,6 +102,28 @@ def test_closed_full_and_broken_streams(command: str, result: tuple[int, str, st
     if "/dev/full" in command and not os.path.exists("/dev/full"):
         pytest.skip("no such device")
     assert _shell(command) == result
+
+
+def test_a_full_pipe_that_does_not_block_loses_nothing(shipped: Path) -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)  # as another process does that shares it
+    samples = [shipped.parent / "samples"] * 300
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fmcae", "predict", "--jsonl", *samples], stdout=writer, stderr=subprocess.PIPE
+    )
+    os.close(writer)
+    time.sleep(1)
+    with open(reader) as stream:
+        lines = stream.read().splitlines()
+    assert process.communicate()[1] == b"" and process.returncode == 0
+    assert len(lines) == 3000 and all(line.endswith("}") for line in lines)
+
+
+@pytest.mark.parametrize("arguments", [["--model", ""], ["--model="], ["--show", ""], ["--threshold="]])
+def test_an_option_without_a_value_is_named(cli: "Cli", image: Path, arguments: list[str]) -> None:
+    result = cli("predict", image, *arguments)
+    name = arguments[0].rstrip("=")
+    assert (result.exit_code, result.stdout, result.stderr) == (2, "", f"error: {name} '' must not be empty\n")
 
 
 def test_a_reader_that_stops_early_ends_it_silently(shipped: Path) -> None:

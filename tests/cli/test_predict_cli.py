@@ -247,6 +247,8 @@ def test_an_empty_path_is_named(cli: "Cli", image: Path) -> None:
         (["--ray", "auto", "--out", "out", "--show", "a.png"], 2, "--ray auto must not come with --show"),
         (["--ray", "auto", "--out", "out", "-"], 2, "--ray auto must not come with -, because"),
         (["--ray", "auto", "--out", "out", "--provider", "cuda"], 2, "--provider cuda must be cpu with --ray"),
+        (["--ray", "auto", "--out", "out", "--max-pixels", "9"], 2, "--max-pixels 9 must not come with --ray"),
+        (["--max-pixels", "783"], 1, "has 28×28 pixels; 1 to 783 are read"),
         (["--model", "missing.onnx"], 1, "missing.onnx: cannot be read: No such file"),
     ],
 )

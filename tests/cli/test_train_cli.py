@@ -398,7 +398,7 @@ def test_the_robust_recipe_from_one_command(cli: Callable[..., Any], small_sampl
     )
     result = cli("parity", "run", "run/onnx-teacher")
     assert result.exit_code == 0 and "parity holds" in result.stdout
-    assert "teacher, a residual network" in Path("run/onnx-teacher/MODEL_CARD.md").read_text()
+    assert "The robust recipe's teacher, a residual network" in Path("run/onnx-teacher/MODEL_CARD.md").read_text()
 
 
 def test_the_epoch_that_is_kept_is_said_everywhere(cli: Callable[..., Any], small_sample: Path) -> None:
@@ -467,8 +467,9 @@ def test_classes_of_very_different_sizes_are_said_where_they_count_by_size(
         (tmp_path / "data" / name).mkdir(parents=True)
         for index in range(count):
             Image.fromarray(test_images[index + count]).save(tmp_path / "data" / name / f"{index}.png")
+    few = "note: an epoch has 1 mini-batch: --recipe robust, or more --epochs, suits a folder of this size\n"
     said = "note: train has 5 of [red]few and 50 of many: with --class-weights every class counts the same\n"
-    assert said in cli("train", "--data", "data", *QUICK, "--out", "run").stderr
+    assert few + said in cli("train", "--data", "data", *QUICK, "--out", "run").stderr
     for number, options in enumerate((["--class-weights"], ["--stage", "autoencoder"], ["--labels", "10"])):
         assert said not in cli("train", "--data", "data", *QUICK, *options, "--out", str(number)).stderr
 
@@ -556,3 +557,9 @@ def test_an_option_that_the_robust_recipe_does_not_use_is_refused(
         in result.stderr
     )
     assert not Path("runs").exists()
+
+
+def test_the_robust_recipe_starts_from_no_other_run(cli: Callable[..., Any], sample: Path, tmp_path: Path) -> None:
+    result = cli("train", "--recipe", "robust", "--data", sample, "--from", "run")
+    expected = f"error: --from {tmp_path / 'run'} must come with --recipe paper, not --recipe robust\n"
+    assert (result.exit_code, result.stderr) == (2, expected)

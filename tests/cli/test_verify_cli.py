@@ -2,12 +2,14 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
+from fmcae.errors import FmcaeError
 from fmcae.runtime.model import read_artefact
+from fmcae.runtime.session import Session
 
 if TYPE_CHECKING:
     from tests.conftest import Cli
@@ -56,6 +58,23 @@ def test_a_flipped_weight_byte_a_foreign_file_and_a_missing_one_fail(cli: "Cli",
     assert [item["passed"] for item in values["results"]] == [False, False, False, True]
     assert [item.get("failure") is None for item in values["results"]] == [False, False, False, True]
     assert values["schema_version"] == 1
+
+
+def test_a_file_that_fails_while_it_runs_does_not_stop_the_others(
+    cli: "Cli", shipped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(session: Session, x: Any) -> Any:
+        if session.input_name == "z":
+            raise FmcaeError("ONNX Runtime failed on cpu: Reshape")
+        return run(session, x)
+
+    run = Session.run
+    monkeypatch.setattr(Session, "run", fail)
+    files = [shipped / name for name in ("decoder.onnx", "encoder.onnx")]
+    result = cli("verify", *files)
+    assert result.exit_code == 5 and "1 of 2 files failed" in result.stderr
+    first, second = result.stdout.splitlines()
+    assert first.startswith("FAIL") and f"{files[0]}: ONNX Runtime failed" in first and second.startswith("pass")
 
 
 @pytest.mark.train

@@ -45,6 +45,15 @@ def test_the_environment_variable_is_used_and_the_argument_wins(
         load_dataset()
 
 
+def test_without_a_home_the_cache_is_in_the_temporary_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # a user id that the system does not know
+    monkeypatch.setattr("fmcae.data.gettempdir", lambda: str(tmp_path))
+    assert fmcae.data.cache_folder() == tmp_path / "fmcae"
+    with pytest.raises(UsageError, match=r"data \(=~nobody\) must be an existing folder"):
+        load_dataset("~nobody")
+
+
 def test_nothing_anywhere_names_every_place_and_every_way(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(fmcae.data, "DEBIAN_FOLDER", tmp_path / "debian")
     monkeypatch.setattr(fmcae.data, "download_fashion_mnist", lambda cache: "failed: no route to host")
@@ -109,6 +118,7 @@ def test_another_idx_set_gets_numbers_for_names_and_28_pixels(tmp_path: Path) ->
         dataset.notes[0] == f"{tmp_path}: its classes go by numbers; a class_names.txt there, a name a line, names them"
     )
     assert dataset.train.images.shape == (10, 28, 28)
+    assert "has images of another size than 28×28: they are brought to it as photographs are" in dataset.notes[1]
 
 
 def test_labels_that_do_not_fit_are_named(tmp_path: Path) -> None:
@@ -125,6 +135,12 @@ def test_labels_that_do_not_fit_are_named(tmp_path: Path) -> None:
     idx.write(tmp_path / "train-labels-idx1-ubyte.gz", np.ones(12, np.uint8))
     with pytest.raises(DataError, match=wrong.replace("train", "t10k")):
         load_dataset(tmp_path)
+
+
+def test_class_names_of_an_editor_that_marks_utf8(tmp_path: Path) -> None:
+    _write_set(tmp_path, np.zeros((12, 28, 28), np.uint8), np.arange(12, dtype=np.uint8) % 2)
+    (tmp_path / "class_names.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\r\n")
+    assert load_dataset(tmp_path).class_names == ("one", "two")
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def test_the_export_agrees_with_pytorch(networks: Networks, sessions: Sessions, 
     parity = measure_parity(networks, sessions, test_split, TOLERANCE)
     assert parity.passed
     assert {(item.output, item.batch_size) for item in parity.comparisons} == {
-        (output, size) for output in ("logits", "z", "x_hat") for size in BATCH_SIZES
+        (output, min(size, 400)) for output in ("logits", "z", "x_hat") for size in BATCH_SIZES
     }
     assert all(item.label_agreement == 1 for item in parity.comparisons if item.output == "logits")
     assert 0 < max(item.difference.max_abs for item in parity.comparisons) < 1e-4

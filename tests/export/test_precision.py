@@ -89,11 +89,11 @@ def test_a_model_card_names_the_gpu_of_its_times(int8: Path) -> None:
 
 
 @pytest.mark.parametrize(("channels", "size"), [(1, 28), (3, 56)])
-@pytest.mark.parametrize("pooling", [True, False])
+@pytest.mark.parametrize(("pooling", "latent_activation"), [(True, True), (False, True), (True, False)])
 def test_the_int8_graph_computes_what_the_network_does(
-    pooling: bool, channels: int, size: int, test_images: NDArray[np.uint8]
+    pooling: bool, latent_activation: bool, channels: int, size: int, test_images: NDArray[np.uint8]
 ) -> None:
-    network = random_classifier(pooling=pooling, channels=channels, size=size)
+    network = random_classifier(pooling=pooling, latent_activation=latent_activation, channels=channels, size=size)
     images = test_images[:90].repeat(size // 28, axis=1).repeat(size // 28, axis=2)
     if channels == 3:
         images = np.stack([images, images[:, ::-1], images[:, :, ::-1]], axis=3)

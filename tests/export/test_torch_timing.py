@@ -44,6 +44,12 @@ def test_weights_that_are_not_the_cards_are_not_timed(artefacts: dict[Kind, Arte
             load_network(broken)
 
 
+@pytest.mark.parametrize("name", ["fashion-mnist-int8", "fashion-mnist-large"])
+def test_other_networks_than_the_papers_in_float32_are_not_timed(name: str) -> None:
+    with pytest.raises(ArtefactError, match="only float32 graphs of the paper's networks are rebuilt in PyTorch"):
+        load_network(read_artefacts(name)["classifier"])
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
 def test_pytorch_without_cuda_says_so(artefacts: dict[Kind, Artefact]) -> None:
     with pytest.raises(FmcaeError, match="it has no cuda here"):

@@ -166,6 +166,12 @@ def test_a_probe_that_crashes_or_hangs_is_a_finding(monkeypatch: pytest.MonkeyPa
     assert probe_provider("cuda").reason == "the fresh process hangs: no answer in 120 s"
 
 
+def test_modules_in_the_current_folder_are_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "numpy.py").write_text("raise ImportError('my own')")
+    monkeypatch.chdir(tmp_path)
+    assert probe_provider("cpu").works
+
+
 @pytest.mark.parametrize(
     ("wrong", "reason"),
     [

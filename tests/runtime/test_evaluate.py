@@ -93,6 +93,13 @@ def test_no_data_is_that_of_training(sample: Path, folder: Path, monkeypatch: py
     assert len(find_pictures(None, CLASSES)) == 400
 
 
+def test_where_no_data_were_named_an_error_says_what_was_taken(sample: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(ENVIRONMENT_VARIABLE, raising=False)
+    monkeypatch.setattr("fmcae.runtime.evaluate.load_dataset", lambda *_: load_dataset(sample))
+    with pytest.raises(UsageError, match=r"T-shirt/top is none of: bolt, screw; without a folder it is Fashion-MNIST"):
+        find_pictures(None, ("bolt", "screw"))
+
+
 def test_folders_of_classes(model: Model, folder: Path) -> None:
     seen: list[Outcome] = []
     evaluation = evaluate(model, find_pictures(folder, model.class_names), seen.append)

@@ -155,6 +155,11 @@ def test_a_wrong_input_is_named(model: Model, value: Any, message: str) -> None:
         model.encode(value)
 
 
+def test_a_single_input_has_no_list_of_predictions(model: Model) -> None:
+    with pytest.raises(UsageError, match=r"x must be an array \(N, 1, 28, 28\) float32, not \(1, 28, 28\) float32"):
+        model.predict_inputs(np.zeros((1, 28, 28), np.float32))
+
+
 def test_a_wrong_latent_is_named(model: Model) -> None:
     with pytest.raises(UsageError, match=r"z must be an array \(N, 128\) float32, not \(2, 64\) float32"):
         model.decode(np.zeros((2, 64), np.float32))

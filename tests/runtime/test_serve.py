@@ -357,6 +357,7 @@ def test_other_requests_are_refused_in_one_line(server: Server, method: str, pat
 def test_health_and_metrics(server: Server, model: Model, samples: list[Path]) -> None:
     status, values, _ = server.ask("GET", "/health")
     assert (status, values["status"], values["provider"]) == (200, "ok", "cpu")
+    assert values["training_started"] == model.artefacts["classifier"].card.training["started"]
     before = [server.metric("fmcae_pictures_total", outcome=name) for name in ("known", "unknown", "error")]
     blank = b"P1 30 20 " + b"0" * 600
     assert server.post_form(("a", samples[0].read_bytes()), ("b", blank), ("c", b"x"), ("d", b"x"))[0] == 200

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from fmcae.shape import SHAPES
 from fmcae.train.backend import PlainBackend, backend_for, balanced_weights
@@ -20,6 +21,13 @@ def test_only_networks_with_pooling_have_a_fused_step() -> None:
         assert isinstance(backend, FusedBackend)
     with backend_for(Autoencoder(NetworkConfig(pooling=False)), CPU, 2) as backend:
         assert isinstance(backend, PlainBackend) and torch.get_num_threads() == 2
+
+
+def test_a_layer_that_the_fused_step_does_not_compute_is_trained_by_pytorch() -> None:
+    network = Autoencoder(NetworkConfig(latent_dim=2))
+    network.encoder[1] = nn.GELU()
+    with backend_for(network, CPU, 1) as backend:
+        assert isinstance(backend, PlainBackend)
 
 
 @pytest.mark.parametrize(("channels", "size"), SHAPES[1:])

@@ -1,3 +1,4 @@
+import errno
 import json
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ from fmcae.errors import RunError, UsageError
 from fmcae.files import write_atomic
 from fmcae.train.config import NetworkConfig, TrainConfig
 from fmcae.train.loop import train
-from fmcae.train.run import Run, changes_since, create_run, find_runs, open_run
+from fmcae.train.run import Run, changes_since, create_run, find_runs, locked, open_run
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -184,12 +185,38 @@ def test_an_autoencoder_that_cannot_be_adopted_leaves_no_folder(
     config = replace(classifier_on(trained_run), network=NetworkConfig(latent_dim=99))
     with pytest.raises(RunError, match=r"the autoencoder to start from cannot be used: .* has latent_dim=\d+, not 99"):
         create_run(tmp_path / "new", config, dataset, trained_run)
+    linear = replace(
+        classifier_on(trained_run), network=replace(open_run(trained_run).config.network, decoder_relu=False)
+    )
+    with pytest.raises(RunError, match="has decoder_relu=True, not False"):  # its weights have the same shapes
+        create_run(tmp_path / "new", linear, dataset, trained_run)
     (run_copy / "autoencoder.safetensors").unlink()
     with pytest.raises(RunError, match="the autoencoder to start from cannot be used: .* does not exist"):
         create_run(tmp_path / "new", classifier_on(run_copy), dataset, run_copy)
     with pytest.raises(RunError, match="is not a run folder"):
         create_run(tmp_path / "new", classifier_on(tmp_path), dataset, tmp_path)
     assert not (tmp_path / "new").exists()
+
+
+def test_a_path_that_is_not_utf8_is_refused_before_anything_is_written(dataset: Dataset, tmp_path: Path) -> None:
+    odd = "caf\udce9"
+    with pytest.raises(UsageError, match=r"^out \(=.*\) must be a path in UTF-8"):
+        create_run(tmp_path / odd, TrainConfig(), dataset)
+    with pytest.raises(UsageError, match=r"^data \(=.*\) must be a path in UTF-8"):
+        create_run(tmp_path / "new", TrainConfig(data=odd), dataset)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_below_a_read_only_file_system_has_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(codes.pop(), "No space")
+
+    codes = [errno.ENOSPC, errno.EROFS]
+    monkeypatch.setattr("fmcae.train.run.FileLock.acquire", refuse)
+    with locked(tmp_path / "run"):
+        pass
+    with pytest.raises(OSError, match="No space"), locked(tmp_path / "run"):
+        pytest.fail("a full disk is no reason to go on")
 
 
 @pytest.mark.parametrize("step", [0, 1, 2, 3])
