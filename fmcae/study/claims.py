@@ -66,6 +66,7 @@ class Contrast:
         ratio: where it is given, the number is the first cell's over the second's, and is claimed to be above ``ratio``;
             ``values`` are logarithms.
         limit: where it is given, the standard deviation over the seeds is claimed to be below it.
+        beside: part and cell of runs that a seed must have too, such as those whose times are compared side by side.
         label, subject, than: what the number is; what is compared in plain words; and with what, as it is read after
             "higher", "lower" or "times". Where they are empty, they follow from the metric and the cells.
         values: the number of each seed that has the runs; filled by :func:`evaluate`.
@@ -77,6 +78,7 @@ class Contrast:
     ratio: float | None = None
     limit: float | None = None
     constant: float = 0.0
+    beside: tuple[tuple[str, str], ...] = ()
     label: str = ""
     subject: str = ""
     than: str = ""
@@ -373,7 +375,7 @@ CLAIMS = (
         tuple(contrast for p in (_P[0], *_P[2:]) for contrast in _worse("figure-4", p, _P[1], "val"))),
     Claim("C15", "Training takes longer as n grows.", "§3.1", tuple(
         _difference("training seconds", "table-1", many, few, ratio=1.0, label=f"training time: {many} over {few}",
-            subject=f"training time with {many}", than=f"that with {few}")
+            beside=tuple(("table-1", n) for n in _N), subject=f"training time with {many}", than=f"that with {few}")
         for few, many in pairwise(_N)), by_reading=False),
     Claim("C16", f"The spread over runs is negligible: below {LAST_DIGIT}, the tables' last digit.", "Table 1", tuple(
         Contrast("test MSE", (("table-1", n),), limit=LAST_DIGIT, label=f"standard deviation of the test MSE, {n}",
@@ -475,6 +477,8 @@ def with_values(contrast: Contrast, results: Results, seeds: Sequence[int], epoc
     cells = tuple(place for place in contrast.cells if (task_of(*place, 0).config.labels or 0) < train)
     values = []
     for seed in seeds:
+        if not all(results.find(task_of(*place, seed, epochs)) for place in contrast.beside):
+            continue
         runs = [results.find(task_of(*place, seed, epochs)) for place in cells]
         measured = [measure(contrast.metric, run, results.data["class_names"]) for run in runs if run]
         numbers = [number for number in measured if number is not None]

@@ -153,6 +153,15 @@ def test_a_seed_without_all_of_a_contrasts_runs_is_left_out(study_results: Resul
     assert [len(contrast.values) for contrast in first.contrasts] == [3, 4, 4]
 
 
+def test_times_are_compared_where_a_seed_has_every_size(study_results: Results) -> None:
+    missing = PARTS["table-1"]["n=512"](2).name
+    runs = {name: run for name, run in study_results.runs.items() if name != missing}
+    (claim,) = evaluate(
+        [claim for claim in CLAIMS if claim.name == "C15"], replace(study_results, runs=runs), range(4), EPOCHS
+    )
+    assert [len(contrast.values) for contrast in claim.contrasts] == [3, 3, 3]
+
+
 def test_findings_follow_the_numbers(study_results: Results) -> None:
     found = {claim.name: claim.verdict for claim in evaluate(FINDINGS, study_results, range(4), EPOCHS)}
     assert (found["F2"], found["F4"], found["F5"]) == ("confirmed", "confirmed", "confirmed")
