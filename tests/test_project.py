@@ -75,6 +75,7 @@ def test_the_service_on_the_page_predicts_what_is_in_its_folder(tmp_path: Path, 
     for name in ("inbox", "work", "done"):
         (tmp_path / name).mkdir()
     (tmp_path / "inbox" / "bad.png").write_text("no picture")
+    (tmp_path / "inbox" / ".hidden").touch()  # for which systemd would start it again and again
 
     def serve(fmcae: str) -> int:
         shutil.copy(shipped.parent / "samples" / "bag.png", tmp_path / "inbox")
@@ -86,6 +87,7 @@ def test_the_service_on_the_page_predicts_what_is_in_its_folder(tmp_path: Path, 
         lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
         assert [line["label"] for line in lines if "label" in line] == ["Bag"] * count
     assert [line["path"].rpartition("/")[2] for line in lines if "error" in line] == ["bad.png"]
+    assert list((tmp_path / "inbox").iterdir()) == []
     assert serve("sh -c 'echo {}; exit 137'") != 0
     assert sorted(path.name for path in (tmp_path / "done").rglob("*.png")) == ["bad.png", "bag.png", "bag.png"]
     assert [path.name for path in (tmp_path / "work").rglob("*.png")] == ["bag.png"]
