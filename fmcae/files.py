@@ -66,30 +66,30 @@ def write_all_atomic(files: Mapping[Path, bytes | str]) -> None:
     Raises:
         OSError: a folder cannot be written; no temporary file is left behind.
     """
-    temporary: dict[Path, Path] = {}
+    temporary: dict[Path, tuple[Path, Path]] = {}  # by path, what is written and what it replaces
     with ExitStack() as open_files:
         try:
             for path, data in files.items():
                 with _naming(path):
-                    resolved = path.resolve()
-                    _remove_leftovers(resolved)
-                    file, beside = _open_beside(resolved)
+                    real = Path(os.path.realpath(path))
+                    _remove_leftovers(real)
+                    file, beside = _open_beside(real)
                     open_files.enter_context(file)
-                    temporary[path] = beside
-                    if resolved.exists():
-                        shutil.copymode(resolved, beside)
+                    temporary[path] = beside, real
+                    if real.exists():
+                        shutil.copymode(real, beside)
                     _write(file, data)
             if os.name != "posix":
                 open_files.close()  # an open file cannot be renamed
-            for path, beside in temporary.items():
+            for path, (beside, real) in temporary.items():
                 with _naming(path):
-                    os.replace(beside, path.resolve())
+                    os.replace(beside, real)
         finally:
             with suppress(OSError):  # what could not be written is tried once more
                 open_files.close()
-            for beside in temporary.values():
+            for beside, _ in temporary.values():
                 beside.unlink(missing_ok=True)
-    for parent in {path.resolve().parent for path in files}:
+    for parent in {real.parent for _, real in temporary.values()}:
         _force_to_disk(parent)
 
 

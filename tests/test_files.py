@@ -31,6 +31,9 @@ def test_a_link_and_permissions_stay(tmp_path: Path) -> None:
     write_atomic(link, "new")
     assert link.is_symlink() and real.read_text() == "new" and real.stat().st_mode & 0o777 == 0o600
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["folder", "link", "real"]
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    write_atomic(tmp_path / "loop", "new")
+    assert (tmp_path / "loop").read_text() == "new"
 
 
 def test_a_failed_write_keeps_the_old_file_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

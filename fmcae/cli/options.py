@@ -137,9 +137,10 @@ def check_out(out: Path, option: str = "out") -> None:
     Raises:
         UsageError: there is a folder, a pipe or a device, or the folder to write it in does not exist or is read-only.
     """
-    if (out.exists() and not out.is_file()) or not out.parent.is_dir():
+    folder = (Path(os.path.realpath(out)) if out.is_symlink() else out).parent
+    if (os.path.exists(out) and not out.is_file()) or not folder.is_dir():
         raise UsageError(f"{option} (={out}) must be a file in a folder that exists")
-    _check_writable(out.parent, out, option)
+    _check_writable(folder, out, option)
 
 
 def check_out_folder(out: Path, option: str = "out", writes: bool = True) -> None:

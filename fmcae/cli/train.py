@@ -260,9 +260,10 @@ def _note_classes(config: TrainConfig, dataset: "Dataset") -> None:
     """Say so where a split has no image of a class, or train many more of one than of another that it has."""
     if "classifier" not in config.stages:
         return
-    steps = math.ceil(config.images_of_epoch("classifier", len(dataset.train)) / config.batch_size)
-    if config.robust is None and config.labels is None and steps < FEW_STEPS:
-        advice = "--recipe robust, or more --epochs, suits a folder of this size"
+    steps = math.ceil(len(dataset.train) / config.batch_size)
+    if config.robust is None and config.labels is config.steps_per_epoch is None and steps < FEW_STEPS:
+        has_robust = config.stage == "both" and (config.network.channels, config.network.size) == (1, 28)
+        advice = f"{'--recipe robust, or ' * has_robust}more --epochs suit a folder of this size"
         note(f"note: an epoch has {steps} mini-batch{'es' * (steps > 1)}: {advice}")
     names, counts = [printable(name) for name in dataset.class_names], dataset.counts
     for split, of_split in counts.items():

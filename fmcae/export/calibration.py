@@ -67,7 +67,8 @@ def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.uint8]) -> f
 def fit_threshold(scores: NDArray[np.float64]) -> float:
     """Find the threshold that keeps the least part of known scores (N,) that is at least the share KEPT.
 
-    It lies half-way to the next lower score, so that another CPU, which rounds otherwise, keeps the same images.
+    It lies half-way to the next lower score, so that another CPU, which rounds otherwise, keeps the same images. Of fewer
+    than 50 scores it is the lowest.
     """
     left_out = len(scores) - math.ceil(round(KEPT * len(scores), 6))  # 0.98 of 50 is 49, whatever a float makes of it
     return float(np.sort(scores)[max(left_out - 1, 0) : left_out + 1].mean())

@@ -15,7 +15,7 @@ from fmcae import __version__
 from fmcae.errors import FmcaeError
 from fmcae.precision import PROVIDERS, Provider
 from fmcae.runtime.fresh import call_in_fresh_process
-from fmcae.runtime.machine import available_cpus, installed_version
+from fmcae.runtime.machine import available_cpus, installed_version, platform_name
 from fmcae.runtime.session import Session, import_onnxruntime, release, short_reason
 
 OLDEST_ONNXRUNTIME = "1.19"
@@ -105,7 +105,7 @@ def diagnose() -> Diagnosis:
     artefacts, artefact_problems = _shipped()
     return Diagnosis(
         python=platform.python_version(),
-        platform=platform.platform(),
+        platform=platform_name(),
         available_cpus=available_cpus(),
         packages={"fmcae": __version__, **packages},  # a checkout runs without being installed
         onnxruntime_distributions=distributions,

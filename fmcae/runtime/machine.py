@@ -26,10 +26,20 @@ def available_cpus(root: Path = Path("/")) -> int:
     return max(1, min([cpus, *map(math.ceil, _cgroup_quotas(root))]))
 
 
+def platform_name() -> str:
+    """Return the system, the processor's kind and the C library, without a Linux kernel's release.
+
+    The release decides nothing here and can name a private build.
+    """
+    import platform
+
+    name = platform.platform()
+    return name.replace(f"-{platform.release()}", "", 1) if sys.platform == "linux" else name
+
+
 def describe_hardware() -> dict[str, Any]:
     """Return the platform, the CPU's name and model, the CPUs that this process may use, and the memory in GiB.
 
-    The platform is without a Linux kernel's release, which decides nothing here and can name a private build.
     ``cpu_model`` is such as "family 25, model 1, stepping 1", since many CPUs share a name. None stands for the unknown.
     """
     import platform
@@ -43,7 +53,7 @@ def describe_hardware() -> dict[str, Any]:
     except (AttributeError, ValueError, OSError):  # Windows has no sysconf
         memory_gib = None
     return {
-        "platform": platform.platform().replace(f"-{platform.release()}", "", 1),
+        "platform": platform_name(),
         "cpu": names[0] if names else platform.processor() or platform.machine(),
         "cpu_model": model or None,
         "available_cpus": available_cpus(),

@@ -167,9 +167,9 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
             yield
         finally:
             if not resolved.exists():  # no run came of it
-                file.unlink(missing_ok=True)
-                if is_new_parent:
-                    with suppress(OSError):
+                with suppress(OSError):  # where nothing can be written
+                    file.unlink(missing_ok=True)
+                    if is_new_parent:
                         file.parent.rmdir()
 
 

@@ -213,6 +213,7 @@ def test_what_cannot_be_written_is_named_as_typed_and_leaves_nothing(
     [
         ("encode", "item.png", "-o", "folder.npy"),
         ("predict", "item.png", "--show", "folder.png"),
+        ("predict", "item.png", "--show", "astray.png"),
         ("train", "--out", "item.png"),
         ("train", "--out", "item.png/run"),
         ("export", "--out", "item.png/run/onnx"),
@@ -224,6 +225,7 @@ def test_where_nothing_can_be_written_is_said_before_any_work(
     monkeypatch.chdir(image.parent)
     for name in ("folder.npy", "folder.png"):
         Path(name).mkdir()
+    Path("astray.png").symlink_to("missing/sheet.png")
     before = sorted(os.listdir())
     result = cli(*arguments)
     assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)

@@ -75,6 +75,7 @@ def test_colours_from_training_to_prediction(cli: Callable[..., Any], tmp_path: 
     shape = ("--channels", "3", "--size", "64", "--latent-dim", "32", "--threads", "1", "--batch-size", "10")
     result = cli("train", "--data", "discs", "--epochs", "5", "--lr", "0.003", *shape, "--out", "run", "--seed", "1")
     assert result.exit_code == 0 and "classifier: test cross entropy" in result.stdout
+    assert "note: an epoch has 6 mini-batches: more --epochs suit a folder of this size\n" in result.stderr
     assert "accuracy 1.0000" in result.stdout.splitlines()[1] and "the mean colour" not in result.stderr
     assert "must be the run's own (=3) to resume it" in cli("train", "--resume", "--out", "run", "--channels", 1).stderr
     assert cli("export", "run").exit_code == 0
@@ -234,7 +235,8 @@ def test_ctrl_c_before_a_run_begins_says_so(
 
 
 @pytest.mark.parametrize(
-    ("typed", "completions"), [("--stage a", ["autoencoder"]), ("--encoder ", ["pretrained", "random"])]
+    ("typed", "completions"),
+    [("--stage a", ["autoencoder"]), ("--encoder ", ["pretrained", "random"]), ("--data= --stag", ["--stage"])],
 )
 def test_the_shell_completes_choices(typed: str, completions: list[str]) -> None:
     environment = {"_FMCAE_COMPLETE": "complete_bash", "COMP_WORDS": f"fmcae train {typed}", "COMP_CWORD": "3"}
@@ -467,7 +469,7 @@ def test_classes_of_very_different_sizes_are_said_where_they_count_by_size(
         (tmp_path / "data" / name).mkdir(parents=True)
         for index in range(count):
             Image.fromarray(test_images[index + count]).save(tmp_path / "data" / name / f"{index}.png")
-    few = "note: an epoch has 1 mini-batch: --recipe robust, or more --epochs, suits a folder of this size\n"
+    few = "note: an epoch has 1 mini-batch: --recipe robust, or more --epochs suit a folder of this size\n"
     said = "note: train has 5 of [red]few and 50 of many: with --class-weights every class counts the same\n"
     assert few + said in cli("train", "--data", "data", *QUICK, "--out", "run").stderr
     for number, options in enumerate((["--class-weights"], ["--stage", "autoencoder"], ["--labels", "10"])):
