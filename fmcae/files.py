@@ -145,6 +145,11 @@ def short_name(name: str) -> str:
     return name if len(encoded) <= 128 else encoded[:128].decode(errors="ignore")
 
 
+def is_utf8(text: str) -> bool:
+    """Whether a name or path can be written as UTF-8: a byte of it that is none is a lone surrogate."""
+    return text == text.encode(errors="replace").decode()
+
+
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
     """Let an error name the path that was asked for, not the temporary one."""

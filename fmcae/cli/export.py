@@ -69,9 +69,8 @@ def export(
 
     opened = open_run(run) if run else _newest_finished_run()
     network = opened.config.network
-    folder = out or opened.folder / (
-        "onnx-teacher" if teacher else "onnx" if precision == "fp32" else f"onnx-{precision}"
-    )
+    suffix = "-teacher" if teacher else f"-{precision}" if precision != "fp32" else ""
+    folder = out or opened.folder / f"onnx{suffix}"
     check_out_folder(folder)
     dataset = load_dataset(data_of(opened, data), network.channels, network.size)
     if precision == "fp32":

@@ -168,10 +168,9 @@ class Verb(_Help, TyperCommand):
         options: list[Any] = [item for item in self.get_params(ctx) if item.param_type_name == "option"]
         flags = {flag for option in options if not option.is_flag for flag in option.opts}
         before_rest = args[: args.index("--")] if "--" in args else args
-        if ctx.resilient_parsing:  # for the shell's completion, of a line that is not whole yet
-            before_rest = []
         for flag, value in pairwise([*before_rest, "--"]):
-            if (flag in flags and not value) or (flag[-1:] == "=" and flag[:-1] in flags):
+            is_empty = (flag in flags and not value) or (flag.endswith("=") and flag[:-1] in flags)
+            if is_empty and not ctx.resilient_parsing:  # the shell completes lines that are not whole yet
                 raise UsageError(f"{flag.rstrip('=')} '' must not be empty")
         return super().parse_args(ctx, args)
 

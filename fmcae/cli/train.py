@@ -261,7 +261,7 @@ def _note_classes(config: TrainConfig, dataset: "Dataset") -> None:
     if "classifier" not in config.stages:
         return
     steps = math.ceil(len(dataset.train) / config.batch_size)
-    if config.robust is None and config.labels is config.steps_per_epoch is None and steps < FEW_STEPS:
+    if config.robust is None and (config.labels, config.steps_per_epoch) == (None, None) and steps < FEW_STEPS:
         has_robust = config.stage == "both" and (config.network.channels, config.network.size) == (1, 28)
         advice = f"{'--recipe robust, or ' * has_robust}more --epochs suit a folder of this size"
         note(f"note: an epoch has {steps} mini-batch{'es' * (steps > 1)}: {advice}")

@@ -24,6 +24,7 @@ from fmcae.data import idx
 from fmcae.data.download import download as download_fashion_mnist
 from fmcae.data.split import split_by_class, split_val
 from fmcae.errors import INSTALL_TRAIN, DataError, UsageError
+from fmcae.files import is_utf8
 from fmcae.images import HEIC_SUFFIXES, IMAGE_SUFFIXES, heic_not_read, read_image
 from fmcae.preprocess import SIZE, to_uint8
 from fmcae.shape import check_shape
@@ -362,7 +363,7 @@ def _check_classes(folder: Path, classes: dict[str, list[Path]], fewest: int = 2
             raise DataError(
                 f"{folder / name}: must hold images, as every class folder beside it; it holds none directly"
             )
-        if name != name.encode(errors="replace").decode():  # a byte that is not UTF-8 is a lone surrogate
+        if not is_utf8(name):
             raise DataError(f"{folder / name}: must have a name in UTF-8, because it is the name of a class")
     if not fewest <= len(classes) <= 256:
         raise DataError(f"{folder}: must hold {fewest} to 256 class folders with images; it holds {len(classes)}")

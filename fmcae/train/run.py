@@ -37,7 +37,7 @@ from fmcae.card import KEPT
 from fmcae.data import Dataset
 from fmcae.data.split import SPLIT_SEED
 from fmcae.errors import DataError, FmcaeError, RunError, UsageError
-from fmcae.files import is_leftover, short_name, write_atomic
+from fmcae.files import is_leftover, is_utf8, short_name, write_atomic
 from fmcae.runtime.machine import describe_hardware
 from fmcae.train.config import TrainConfig
 from fmcae.train.networks import Autoencoder, Classifier, Teacher
@@ -199,7 +199,7 @@ def create_run(folder: Path, config: TrainConfig, dataset: Dataset, autoencoder_
         if config.labels is not None and config.labels < (classes := np.count_nonzero(train)):
             raise UsageError(f"labels (={config.labels}) must be at least {classes}, one for each class")
     for name, path in (("out", str(folder)), *((name, getattr(config, name)) for name in PATHS)):
-        if path and path != path.encode(errors="replace").decode():  # a byte that is not UTF-8 is a lone surrogate
+        if path and not is_utf8(path):
             raise UsageError(f"{name} (={path}) must be a path in UTF-8")
     description = {
         "schema_version": SCHEMA_VERSION,

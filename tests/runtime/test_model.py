@@ -19,8 +19,10 @@ from PIL import Image
 import fmcae
 from fmcae import Artefact, Model
 from fmcae.card import CARD_KEY, GOLDEN_KEY, SEAL_KEY, seal
+from fmcae.cli import options
 from fmcae.cli.options import SHIPPED_NAMES
 from fmcae.errors import ArtefactError, ImageError, ProviderError, UsageError
+from fmcae.images import MAX_PIXELS
 from fmcae.metrics import known_score, softmax
 from fmcae.preprocess import scale
 from fmcae.runtime.model import SHIPPED, read_artefact, shipped_folder
@@ -33,6 +35,7 @@ def x(test_images: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 def test_the_shipped_names_are_those_of_the_command_line() -> None:
     assert list(SHIPPED) == SHIPPED_NAMES
+    assert options.MAX_PIXELS == MAX_PIXELS
 
 
 @pytest.mark.parametrize("name", ["fashion-mnist", "fashion-mnist-paper"])
