@@ -5,6 +5,7 @@ import { checkSize } from './pixels.js';
 const MODELS = ['fashion-mnist', 'fashion-mnist-int8']; // where no models/names.json says what there is
 const MAX_BYTES = 256 * 2 ** 20; // more than any format needs for the most pixels that are read
 const MAX_BARS = 10;
+const MAX_NAMES = 20;
 const PEN = 24; // pixels of the paper's 336
 
 const byId = (id) => document.getElementById(id);
@@ -71,8 +72,9 @@ async function loadModel() {
 
 function aboutModel() {
   const { classNames, accuracy, precision, sizeBytes, pictures, sealed, runtime, threads } = model;
+  const names = classNames.slice(0, MAX_NAMES).join(', ') + (classNames.length > MAX_NAMES ? ' …' : '');
   const facts = [
-    `${classNames.length} classes`, precision, `${Math.round(sizeBytes / 1000).toLocaleString('en')} KB`,
+    `${classNames.length} classes (${names})`, precision, `${Math.round(sizeBytes / 1000).toLocaleString('en')} KB`,
     ...(typeof accuracy === 'number' ? [`${percent(accuracy)} of the test images right`] : []),
     runtime, `${threads} ${threads === 1 ? 'thread' : 'threads'}`,
   ];

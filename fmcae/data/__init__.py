@@ -107,9 +107,9 @@ def load_dataset(data: str | os.PathLike[str] | None = None, channels: int = 1, 
     """
     check_shape(channels, size)
     if data is not None:
-        return _load_folder(Path(os.path.expanduser(data)), f"data (={os.fspath(data)})", channels, size)
+        return _load_folder(data, "data", channels, size)
     if named := os.environ.get(ENVIRONMENT_VARIABLE):
-        return _load_folder(Path(os.path.expanduser(named)), f"{ENVIRONMENT_VARIABLE} (={named})", channels, size)
+        return _load_folder(named, ENVIRONMENT_VARIABLE, channels, size)
     cache = cache_folder()
     found = _find_idx(cache, ignore_incomplete=True) or _find_idx(DEBIAN_FOLDER, ignore_incomplete=True)
     if not found:
@@ -132,8 +132,9 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or (f"{home}/.cache" if home != "~" else gettempdir()), "fmcae")
 
 
-def _load_folder(folder: Path, parameter: str, channels: int, size: int) -> Dataset:
-    if not folder.is_dir():
+def _load_folder(named: str | os.PathLike[str], name: str, channels: int, size: int) -> Dataset:
+    parameter, folder = f"{name} (={os.fspath(named)})", Path(os.path.expanduser(named))
+    if not os.fspath(named) or not folder.is_dir():  # Path("") is the current folder
         raise UsageError(f"{parameter} must be an existing folder")
     try:
         found = _find_idx(folder)

@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime
 from PIL import Image, ImageOps
 
-session = onnxruntime.InferenceSession(str(Path(__file__).with_name("picture.onnx")))
+session = onnxruntime.InferenceSession(Path(__file__).with_name("picture.onnx").read_bytes())
 card = json.loads(session.get_modelmeta().custom_metadata_map["fmcae.card"])
 threshold = card.get("calibration", {}).get("threshold", 0)  # of the known score; a picture below it is unknown
 failed = False

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from fmcae.errors import ArtefactError, FmcaeError, ProviderError, UsageError
+from fmcae.files import is_utf8
 from fmcae.precision import PROVIDERS, Provider
 from fmcae.runtime.machine import available_cpus, driver_obstacle
 
@@ -278,7 +279,7 @@ def _create_on_cpu(ort: Any, model: ModelSource, options: Any) -> Any:
     try:
         if not isinstance(model, bytes):
             open(model, "rb").close()  # a clearer reason than ONNX Runtime's for a missing or unreadable file
-        return ort.InferenceSession(model, options, providers=[ORT_NAMES["cpu"]], enable_fallback=0)
+        return ort.InferenceSession(_openable(model), options, providers=[ORT_NAMES["cpu"]], enable_fallback=0)
     except OSError as error:
         raise ArtefactError(f"{model!s}: {error.strerror or error}") from error
     except Exception as error:  # ONNX Runtime's exceptions share no base class but this one
@@ -312,7 +313,7 @@ def _create(wanted: Provider, ort: Any, model: ModelSource, options: Any) -> Any
     options.add_session_config_entry(_NO_CPU_NODES, "1")
     try:
         provider = (name, _provider_options(wanted, model, options.intra_op_num_threads))
-        create = partial(ort.InferenceSession, model, options, [provider], enable_fallback=0)
+        create = partial(ort.InferenceSession, _openable(model), options, [provider], enable_fallback=0)
         session = create()
     except Exception as error:
         options.add_session_config_entry(_NO_CPU_NODES, "0")
@@ -382,6 +383,11 @@ def _loader_obstacle(library: str) -> str | None:
         what = "are missing" if "cannot open shared object" in str(error) else "do not load"
         return f"libraries {what} ({short_reason(error)})"
     return None
+
+
+def _openable(model: ModelSource) -> ModelSource:
+    """The model itself, or the bytes of a file whose path is not UTF-8, because ONNX Runtime does not open it."""
+    return model if isinstance(model, bytes) or is_utf8(str(model)) else Path(model).read_bytes()
 
 
 def _name_of(model: ModelSource) -> str:

@@ -40,6 +40,8 @@ def test_the_environment_variable_is_used_and_the_argument_wins(
     assert load_dataset().name == "fashion-mnist-sample"
     with pytest.raises(UsageError, match=r"data \(=.*\) must be an existing folder"):
         load_dataset(tmp_path / "missing")
+    with pytest.raises(UsageError, match=r"data \(=\) must be an existing folder"):  # and not the current one
+        load_dataset("")
     monkeypatch.setenv("FMCAE_DATA", str(tmp_path / "missing"))
     with pytest.raises(UsageError, match=r"FMCAE_DATA \(=.*missing\) must be an existing folder"):
         load_dataset()

@@ -84,11 +84,11 @@ def part(number: int, content: bytes) -> bytes:
     return bytes([number << 3 | 2, len(content)]) + content
 
 
-@pytest.mark.parametrize("as_file", [False, True])
-def test_a_model_runs_from_bytes_and_from_a_file(tmp_path: Path, as_file: bool) -> None:
-    path = tmp_path / "probe.onnx"
+@pytest.mark.parametrize("name", [None, "model.onnx", "\udcff.onnx"])  # the last is no valid UTF-8
+def test_a_model_runs_from_bytes_and_from_a_file(tmp_path: Path, name: str | None) -> None:
+    path = tmp_path / (name or "unused.onnx")
     path.write_bytes(PROBE_MODEL)
-    session = Session(path if as_file else PROBE_MODEL, threads=3)
+    session = Session(path if name else PROBE_MODEL, threads=3)
     y = session.run(np.repeat(X, 2, axis=0))
     assert y.dtype == np.float32 and y.tolist() == PROBE_Y * 2
     assert (session.provider, session.threads, session.input_name, session.output_name) == ("cpu", 3, "x", "y")
