@@ -141,16 +141,17 @@ class _Page:
             dropped=self._without_dropout(),
             edge=self._edge(),
             range=self._range(),
-            readings=(READING, *OTHER_READINGS),
+            readings=(readings := (READING, *(name for name in OTHER_READINGS if _has_tables(name)))),
             reading_values=self.reading_values,
             inf=math.inf,
-            fits=(fits := {reading: self._fit(reading) for reading in (READING, *OTHER_READINGS)}),
+            fits=(fits := {reading: self._fit(reading) for reading in readings}),
             fit_seeds={reading: self._fit_seeds(reading) for reading in fits},
             nearest=_nearest(fits),
-            on_gpu=[f"“{reading}”" for reading in fits if self._has_gpu_runs(reading)],
+            on_gpu={f"“{reading}”": seeds for reading in fits if (seeds := self._gpu_seeds(reading))},
             beaten=self._beaten(),
             has_single=any(claim.verdict in ONE_SEED for _, claim in every_claim),
             tally=self._tally(),
+            own=sum(claim.where.startswith("ours") for claim in self.claims),
             seed_counts=self._seed_counts(),
             without_fewest=with_values(WITHOUT_FEWEST, *self._of()),
             held={claim.name: self._held(claim) for claim in CLAIMS if claim.by_epoch and claim.name in self.variants},
@@ -168,10 +169,14 @@ class _Page:
         with_pooling = f"{PAPER_MSE['table-2']['p=0.1']} (Table 2), {PAPER_MSE['appendix']['with pooling']} (Appendix)"
         without = str(PAPER_MSE["appendix"]["without pooling"])
         columns = (
-            ("MSE with pooling", with_pooling, _mean(self.values("appendix", "with pooling", "test MSE"))),
-            ("MSE without", without, _mean(self.values("appendix", "without pooling", "test MSE"))),
-            ("mean recall", f"{PAPER_RECALL}", _mean(self.values("final-model", "final model", "mean test recall"))),
-            ("claims confirmed", "", confirmed),
+            ("test MSE with pooling", with_pooling, _mean(self.values("appendix", "with pooling", "test MSE"))),
+            ("test MSE without", without, _mean(self.values("appendix", "without pooling", "test MSE"))),
+            (
+                "mean test recall",
+                f"{PAPER_RECALL}",
+                _mean(self.values("final-model", "final model", "mean test recall")),
+            ),
+            ("claims confirmed at the end", "", confirmed),
         )
         name = "fmcae, mean ± standard deviation (seeds)"
         heads, paper, ours = (" | ".join(texts) for texts in zip(*columns, strict=True))
@@ -264,9 +269,7 @@ class _Page:
     def _seed_counts(self) -> str:
         """How many seeds the cells that were run have."""
         counts = {len(runs) for part in PARTS for runs in self.cells(part).values() if runs} or {0}
-        return (
-            f"{min(counts)} to {max(counts)} seeds" if len(counts) > 1 else f"{max(counts)} seed{'s' * (counts != {1})}"
-        )
+        return f"{min(counts)} to {max(counts)} seeds" if len(counts) > 1 else FILTERS["seeds"](max(counts))
 
     def _held(self, claim: Claim) -> dict[str, str]:
         """After which epochs a claim about curves is confirmed, by reading."""
@@ -288,21 +291,26 @@ class _Page:
                     texts.append(f"{min(best)} to {max(best)} {cell if 'with' in cell else f'with {cell}'}")
         return f" {_conjunction(texts)}" if texts else ""
 
-    def _trained_twice(self) -> tuple[int, float, str] | None:
-        """How many autoencoders have the interior's error of a second training, and by how much at most which differs."""
+    def _trained_twice(self) -> tuple[list[dict[str, Any]], float, str] | None:
+        """On which machines autoencoders were trained again for the interior's error, and by how much at most which differs."""
         runs = [run for run in self.results.runs.values() if run.second_training]
         apart = [abs(run.test["mse"] - run.second_training["mse"]) for run in runs if run.second_training]
         if not apart:
             return None
         network = runs[int(np.argmax(apart))].config["network"]
         pooling = "" if network["pooling"] else ", without pooling"
-        return len(runs), max(apart), f"n={network['latent_dim']}, p={network['dropout']:g}{pooling}"
+        second = [
+            replace(run, **{name: run.second_training[name] for name in ("machine", "versions", "date")})
+            for run in runs
+            if run.second_training
+        ]
+        return _machines(second), max(apart), f"n={network['latent_dim']}, p={network['dropout']:g}{pooling}"
 
-    def _has_gpu_runs(self, reading: str) -> bool:
-        """Whether a GPU trained any of a reading's autoencoders of Tables 1 to 3."""
+    def _gpu_seeds(self, reading: str) -> list[int]:
+        """The seeds of those of a reading's autoencoders of Tables 1 to 3 that a GPU trained."""
         places = [_place(reading, part, cell) for part in TABLES for cell in PAPER_MSE[part]]
         runs = [run for place in places if place for run in self.cells(place[0])[place[1]]]
-        return any(run.config["device"] == "cuda" for run in runs)
+        return sorted({run.config["seed"] for run in runs if run.config["device"] == "cuda"})
 
     def _beaten(self) -> tuple[int, int] | None:
         """How many networks of the Appendix's table have a larger error than the linear baseline, and of how many."""
@@ -416,6 +424,11 @@ def _machines(runs: Iterable[RunResult]) -> list[dict[str, Any]]:
 def _place(reading: str, part: str, cell: str) -> tuple[str, str] | None:
     """Where a cell stands under a reading, as part and cell; None where it is not tried under it."""
     return (part, cell) if reading == READING else find_reading(reading, part, cell)
+
+
+def _has_tables(reading: str) -> bool:
+    """Whether a reading has autoencoders of its own for Tables 1 to 3."""
+    return all(find_reading(reading, part, cell) for part in TABLES for cell in PAPER_MSE[part])
 
 
 def _nearest(fits: dict[str, dict[str, float]]) -> dict[str, tuple[float, str]]:
@@ -555,6 +568,8 @@ FILTERS: dict[str, Callable[..., str]] = {
     "marked": _marked,
     "claimed": _claimed,
     "number": _number,
+    "seed_names": lambda seeds: f"seed{'s' * (len(seeds) > 1)} {_conjunction(map(str, seeds))}",
+    "seeds": lambda number: f"{number} seed{'s' * (number != 1)}",
     "thousands": lambda number: f"{number:,}",
     "conjunction": _conjunction,
 }

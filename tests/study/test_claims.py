@@ -269,7 +269,8 @@ def test_the_seeds_that_a_power_takes() -> None:
 
 
 def test_every_reading_has_the_cells_of_tables_1_to_3() -> None:
-    for reading, part in product(OTHER_READINGS, ("table-1", "table-2", "table-3")):
+    of_autoencoders = OTHER_READINGS.keys() - {"one encoder"}
+    for reading, part in product(of_autoencoders, ("table-1", "table-2", "table-3")):
         for cell in PARTS[part]:
             place = find_reading(reading, part, cell)
             assert place and PARTS[place[0]][place[1]](0) != PARTS[part][cell](0)

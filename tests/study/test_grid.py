@@ -177,11 +177,12 @@ def test_the_command_of_a_classifier_names_its_autoencoder() -> None:
 
 
 def test_a_classifier_may_start_from_an_autoencoder_of_another_dropout() -> None:
-    other = PARTS["encoder-dropout"]["p=0.2"](1)
+    other = PARTS["encoder-dropout"]["figure-4, p=0.2"](1)
     assert other.needs == PARTS["table-2"]["p=0.05"](1) and other.config.network.dropout == 0.2
     assert "p=0.2, lr=0.001, pre-trained with p=0.05, fine-tuned, seed 1" in other.title
     own = PARTS["figure-4"]["p=0.2"](1)
     assert own.needs == PARTS["table-2"]["p=0.2"](1) and own.name != other.name
+    assert PARTS["encoder-dropout"]["figure-4, p=0.05"](1) == PARTS["figure-4"]["p=0.05"](1)
 
 
 def test_equal_steps_are_as_many_with_each_number_of_labels() -> None:
