@@ -377,7 +377,8 @@ CLAIMS = (
         _difference("training seconds", "table-1", many, few, ratio=1.0, label=f"training time: {many} over {few}",
             beside=tuple(("table-1", n) for n in _N), subject=f"training time with {many}", than=f"that with {few}")
         for few, many in pairwise(_N)), by_reading=False),
-    Claim("C16", f"The spread, read as over runs and not test batches, is negligible: below {LAST_DIGIT}, the tables' last digit.", "Table 1", tuple(
+    Claim("C16", "The spread, read as over runs and not test batches, is negligible: below "
+        f"{LAST_DIGIT}, the tables' last digit.", "Table 1", tuple(
         Contrast("test MSE", (("table-1", n),), limit=LAST_DIGIT, label=f"standard deviation of the test MSE, {n}",
             subject=f"spread {_with(n)}") for n in _N), by_reading=False),
     Claim("C17", f"The autoencoder does not overfit: val and train error within {LAST_DIGIT}.", "§3.2", tuple(

@@ -292,7 +292,7 @@ class _Page:
         return f" {_conjunction(texts)}" if texts else ""
 
     def _trained_twice(self) -> tuple[list[dict[str, Any]], float, str] | None:
-        """On which machines autoencoders were trained again for the interior's error, and by how much at most which differs."""
+        """The machines of second trainings for the interior's error, and by how much at most which autoencoder differs."""
         runs = [run for run in self.results.runs.values() if run.second_training]
         apart = [abs(run.test["mse"] - run.second_training["mse"]) for run in runs if run.second_training]
         if not apart:

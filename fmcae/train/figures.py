@@ -116,11 +116,7 @@ def confusion_figure(counts: NDArray[np.int64], class_names: list[str], off_diag
         for (row, column), share in np.ndenumerate(shares):
             if share >= 0.005:  # less would be .00
                 text = f"{share:.2f}".lstrip("0") if share < 1 else "1"
-                color = (
-                    "w"
-                    if share > (0.7 if off_diagonal else 0.5) * highest and not (off_diagonal and row == column)
-                    else "k"
-                )
+                color = "w" if share > 0.7 * highest and not (off_diagonal and row == column) else "k"
                 axes.text(column, row, text, ha="center", va="center", fontsize=8, color=color, in_layout=False)
     return figure
 
