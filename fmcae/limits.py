@@ -93,6 +93,8 @@ def check_encoded(content: bytes) -> None:
         _check_icon(content)
     elif content[4:12] in _AVIF_BRANDS:
         _check_avif(content)
+    elif content[:4] == b"RIFF" and content[8:12] == b"WEBP":
+        _check_time("WEBP", 0, len(content))  # Pillow copies the whole file before it says how many pixels there are
     elif _JPEG2000_MAGIC.match(content) or content[4:8] == b"jP  ":
         _check_jpeg2000(content)
 

@@ -199,10 +199,23 @@ def test_a_wrong_shape_is_named(shape: tuple[int, ...]) -> None:
         read_image(np.zeros(shape, np.uint8))
 
 
+def test_no_image_at_all_is_named() -> None:
+    with pytest.raises(ImageError, match=r"image \(=None\) must be a path, bytes, a file, an array or a PIL image"):
+        read_image(None)  # type: ignore[arg-type]
+
+
+def test_a_large_webp_is_refused_before_pillow_copies_it(encoded: Callable[..., bytes], monkeypatch: Any) -> None:
+    content = encoded(Image.new("RGB", (40, 40)), "WEBP") + bytes(200 << 20)
+    monkeypatch.setattr(Image, "open", None)
+    with pytest.raises(ImageError, match=r"has 209,\d+,\d+ bytes in .*WEBP.*, which take about"):
+        read_image(content)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.int64, np.int8, object])
 def test_a_wrong_dtype_is_named(dtype: Any) -> None:
-    with pytest.raises(ImageError, match=r"array's dtype \(=.*\) must be uint8, uint16 or bool"):
-        read_image(np.zeros((4, 4), dtype))
+    for shape in ((4, 4), (5, 1, 4, 4)):  # the second is that of a batch, which float32 alone may be
+        with pytest.raises(ImageError, match=r"array's dtype \(=.*\) must be uint8, uint16 or bool"):
+            read_image(np.zeros(shape, dtype))
 
 
 # --- what would take too long -----------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ const [path, ...rest] = process.argv.slice(2);
 if (!path) throw new Error('usage: node classify.mjs picture.onnx [--json] PICTURE...');
 const file = await readFile(path);
 const { card, golden } = await readArtefact(file);
+if (card.kind !== 'picture') throw new Error(`${path} takes no image: name the picture.onnx of an export`);
 const { class_names: classNames, calibration, tolerance } = card;
 const session = await ort.InferenceSession.create(file);
 

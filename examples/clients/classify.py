@@ -61,6 +61,8 @@ if __name__ == "__main__":
         sys.exit("usage: python classify.py picture.onnx [--json] PICTURE...")
     session = onnxruntime.InferenceSession(sys.argv[1])
     metadata = session.get_modelmeta().custom_metadata_map
+    if "image" not in [tensor.name for tensor in session.get_inputs()]:
+        sys.exit(f"error: {sys.argv[1]} takes no image: name the picture.onnx of an export")
 
     def run(pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], float]:
         probabilities, score = session.run(["probabilities", "known_score"], {"image": pixels})

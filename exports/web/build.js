@@ -1,6 +1,7 @@
 // Put the page with all that it needs, except the models, into dist/: npm run build.
 
 import { cp, mkdir, rename, rm } from 'node:fs/promises';
+import { fileURLToPath } from 'node:url';
 import { FILES } from './site.js';
 
 const dist = new URL('dist/', import.meta.url);
@@ -17,4 +18,4 @@ try {
   console.error(error.code === 'ENOENT' ? `${error.path} is missing: run npm ci first` : error.message);
   process.exit(1);
 }
-console.log(dist.pathname);
+console.log(fileURLToPath(dist));

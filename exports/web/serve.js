@@ -3,6 +3,7 @@
 import { readFile, readdir, access } from 'node:fs/promises';
 import { createServer } from 'node:http';
 import { extname } from 'node:path';
+import { fileURLToPath } from 'node:url';
 import { FILES, MODELS } from './site.js';
 
 const TYPES = {
@@ -59,10 +60,10 @@ function stop(line) {
 const host = process.env.HOST || 'localhost';
 const port = Number(process.env.PORT || 8080);
 if (!Number.isInteger(port) || port < 0 || port > 65535) stop(`PORT (=${process.env.PORT}) must be an integer from 0 to 65535`);
-for (const file of FILES.values()) if (!(await exists(file))) stop(`${file.pathname} is missing: run npm ci first`);
-if (!(await modelNames()).length) stop(`${MODELS.pathname} has no NAME/picture.onnx: export a model first`);
+for (const file of FILES.values()) if (!(await exists(file))) stop(`${fileURLToPath(file)} is missing: run npm ci first`);
+if (!(await modelNames()).length) stop(`${fileURLToPath(MODELS)} has no NAME/picture.onnx: export a model first`);
 createServer(answer)
   .on('error', (error) => stop(`cannot listen on ${host}:${port}: ${error.message}`))
   .listen(port, host, function () {
-    console.log(`http://${host}:${this.address().port}/ (Ctrl-C stops it)`);
+    console.log(`http://${host.includes(':') ? `[${host}]` : host}:${this.address().port}/ (Ctrl-C stops it)`);
   });

@@ -5,6 +5,7 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
+import matplotlib.style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
@@ -23,6 +24,7 @@ STYLES: dict[str, dict[str, Any]] = {
 }
 
 
+@matplotlib.style.context("default")  # whatever a matplotlibrc says
 def draw(report: dict[str, Any], path: Path) -> None:
     """Draw latency and throughput over batch size, a column for each graph, from what ``--json`` prints.
 

@@ -105,6 +105,8 @@ def _check_out(out: Path, data: str | None) -> None:
     from fmcae.data import ENVIRONMENT_VARIABLE
 
     check_out_folder(out)
+    if (out / "config.json").exists() or any(out.glob("*.onnx")):
+        raise UsageError(f"out (={out}) must not be a run or an export, whose pictures would be replaced")
     data = data or os.environ.get(ENVIRONMENT_VARIABLE)
     if data and out.resolve().is_relative_to(Path(os.path.expanduser(data)).resolve()):
         raise UsageError(f"out (={out}) must not be in DATA, where its pictures would be evaluated next time")

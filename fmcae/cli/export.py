@@ -63,7 +63,7 @@ def export(
     if out is not None:
         check_out_folder(out)
     require_train_extra()
-    from fmcae.data import load_dataset
+    from fmcae.data import check_outside, load_dataset
     from fmcae.export.artefacts import export_run, export_smaller
     from fmcae.train.run import data_of, open_run
 
@@ -72,6 +72,9 @@ def export(
     suffix = "-teacher" if teacher else f"-{precision}" if precision != "fp32" else ""
     folder = out or opened.folder / f"onnx{suffix}"
     check_out_folder(folder)
+    if folder.exists() and Path.cwd().is_relative_to(folder.resolve()):
+        raise UsageError(f"out (={folder}) must not hold the current folder: an export replaces its folder as a whole")
+    check_outside(folder, data_of(opened, data))
     dataset = load_dataset(data_of(opened, data), network.channels, network.size)
     if precision == "fp32":
         with status(f"exporting {opened.folder}, with parity on all of test ..."):

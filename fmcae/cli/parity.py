@@ -52,6 +52,9 @@ def parity(
     # A provider that is missing is found before the data are read.
     sessions = {kind: model.session(kind) for kind in model.artefacts}
     network = opened.config.network
+    if (model.channels, model.size) != (network.channels, network.size):
+        own, other = (f"{item.channels}×{item.size}×{item.size}" for item in (model, network))
+        raise UsageError(f"export (={export}) must be of the run {run}: it is for images {own}, the run's are {other}")
     dataset = load_dataset(data_of(opened, data), network.channels, network.size)
     check_data(opened, dataset)
     tolerance = next(iter(model.artefacts.values())).card.tolerance

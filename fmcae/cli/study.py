@@ -72,6 +72,8 @@ def plan(
         echo(f"{name:22}{len(tasks):6}{len(left):7}{hours:8.1f}")
     note(f"estimated for {count} run{'s' * (count > 1)} at a time on this machine's CPU; parts share runs")
     if list_runs:
+        if results.data and results.data["name"] != "Fashion-MNIST":
+            note(f"add --data with {printable(results.data['name'])} to these commands")
         for task in tasks:  # of the last row, which has every run
             echo(f"{'to do' if task in left else 'done':6} {command_line(*task.command(str(out / 'runs')))}")
     if only is None:
@@ -106,7 +108,7 @@ def run(  # long for its options
     parts = only or list(PARTS)
     plan_tasks(parts, [])  # an unknown part is said before torch is imported, which takes a second
     try:
-        from fmcae.data import load_dataset
+        from fmcae.data import check_outside, load_dataset
         from fmcae.study.results import check_study, collect
         from fmcae.study.runner import cluster_device, executor, run_study
 
@@ -114,6 +116,7 @@ def run(  # long for its options
         place = _device_here(device) if ray is None else cluster_device(ray, device)
         count = _workers(workers, place)
         data = str(Path(os.path.expanduser(data)).resolve()) if data else None
+        check_outside(folder, data)
         dataset = load_dataset(data)
         tasks = plan_tasks(parts, range(seeds), epochs, len(dataset.train))
         if len(tasks) < len(plan_tasks(parts, range(seeds), epochs)):

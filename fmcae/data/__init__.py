@@ -104,6 +104,7 @@ def load_dataset(data: str | os.PathLike[str] | None = None, channels: int = 1, 
         UsageError: ``data`` or FMCAE_DATA names a place without a data set, there is no such form, or the images of IDX
             files have another size than one that is not the default.
         DataError: a file is damaged, or no place has Fashion-MNIST.
+        ImageError: a picture in a folder of images cannot be read.
     """
     check_shape(channels, size)
     if data is not None:
@@ -146,6 +147,22 @@ def _load_folder(named: str | os.PathLike[str], name: str, channels: int, size: 
         rule += ", which may lie in train, val and test"
         raise UsageError(f"{parameter} must hold {rule}")
     return dataset
+
+
+def check_outside(out: Path, data: str | os.PathLike[str] | None) -> None:
+    """Check that ``out`` does not lie where its folders would be classes of the images next time.
+
+    Args:
+        data: as for :func:`load_dataset`; the pictures are there.
+
+    Raises:
+        UsageError: it does.
+    """
+    named = data or os.environ.get(ENVIRONMENT_VARIABLE)
+    if named and not holds_idx(folder := Path(os.path.expanduser(named)).resolve()):
+        splits = _split_folders(folder) or [folder]
+        if any(out.resolve().is_relative_to(place) for place in splits):
+            raise UsageError(f"out (={out}) must not be in {named}, where it would be taken for a class next time")
 
 
 def holds_idx(folder: Path) -> bool:
@@ -233,10 +250,14 @@ def _class_names(folder: Path, labels: dict[Path, NDArray[np.uint8]]) -> tuple[s
     if not path.is_file():
         return tuple(str(index) for index in range(max(highest.values()) + 1))
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").rstrip().split("\n")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: is not text in UTF-8: {error.reason} at byte {error.start}") from error
-    names = tuple(line.strip() for line in lines if line.strip())
+    names = tuple(line.strip() for line in lines)
+    if "" in names:
+        raise DataError(f"{path}: must name a class on every line; line {names.index('') + 1} is empty")
+    if len(names) > 256:
+        raise DataError(f"{path}: must name at most 256 classes, one a line; it has {len(names)}")
     if repeated := len(names) - len(set(names)):
         raise DataError(f"{path}: must name different classes, one a line; {repeated} repeated")
     for labels_path, label in highest.items():
@@ -260,9 +281,9 @@ def _load_image_folders(folder: Path, channels: int, size: int) -> Dataset | Non
     Where ``train`` and ``val`` or ``test`` hold the class folders, they are the splits. One that is missing is drawn: val is
     a sixth of train, and test is half of val.
     """
+    if splits := _split_folders(folder):
+        return _load_split_folders(folder, splits, channels, size)
     places = [folder / name for name in SPLIT_FOLDERS if (folder / name).is_dir()]
-    if folder / "train" in places and len(places) > 1 and any(_pictures_by_class(folder / "train").values()):
-        return _load_split_folders(folder, places, channels, size)
     classes = _pictures_by_class(folder)
     if not any(classes.values()):
         if places == [folder / "train"] and any(_pictures_by_class(places[0]).values()):
@@ -278,6 +299,13 @@ def _load_image_folders(folder: Path, channels: int, size: int) -> Dataset | Non
     pictures = _read(classes, tuple(classes), channels, size)
     parts = [pictures.part(i) for i in split_by_class(pictures.labels, 7, 2)]
     return _from_pictures(folder, tuple(classes), parts, _left_out(folder, classes))
+
+
+def _split_folders(folder: Path) -> list[Path]:
+    """The folders in ``folder`` that are train, val and test, where they hold class folders; empty where they do not."""
+    places = [folder / name for name in SPLIT_FOLDERS if (folder / name).is_dir()]
+    has_splits = folder / "train" in places and len(places) > 1
+    return places if has_splits and any(_pictures_by_class(folder / "train").values()) else []
 
 
 def _load_split_folders(folder: Path, places: list[Path], channels: int, size: int) -> Dataset:
@@ -317,17 +345,22 @@ class _Pictures:
 
 
 def class_folders(folder: Path) -> list[Path]:
-    """The folders in ``folder`` that may each be named after a class, sorted."""
+    """The folders in ``folder`` that may each be named after a class, sorted by name."""
     ignored = "__MACOSX"  # macOS's zip leaves it
     folders = (child for child in folder.iterdir() if not child.name.startswith(".") and child.name != ignored)
-    return sorted(child for child in folders if child.is_dir())
+    return sorted((child for child in folders if child.is_dir()), key=_name)
 
 
 def _pictures_by_class(folder: Path) -> dict[str, list[Path]]:
     """The images in each folder in ``folder``, by the folder's name, both sorted."""
     return {
-        child.name: sorted(path for path in child.iterdir() if _is_picture(path)) for child in class_folders(folder)
+        child.name: sorted((path for path in child.iterdir() if _is_picture(path)), key=_name)
+        for child in class_folders(folder)
     }
+
+
+def _name(path: Path) -> str:
+    return path.name  # paths themselves are sorted without regard to case on Windows
 
 
 def _is_picture(path: Path) -> bool:

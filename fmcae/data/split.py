@@ -35,7 +35,10 @@ def split_by_class(
 
 
 def draw_labels(labels: NDArray[np.uint8], count: int, seed: int) -> NDArray[np.int64]:
-    """Return the indices of ``count`` of ``labels`` (N,), as many of each class as of another, or one more or less."""
+    """Return the indices of ``count`` of ``labels`` (N,), as many of each class as of another, or one more or less.
+
+    Of a class that has fewer all are taken, and more of the others.
+    """
     order = _permutation(len(labels), seed)
     rank = np.empty(len(labels), np.int64)  # how many images of its class come before an image
     for label in np.unique(labels):

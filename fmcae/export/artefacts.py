@@ -157,6 +157,8 @@ def trained_networks(run: Run, teacher: bool = False) -> dict[Kind, nn.Module]:
         networks |= {"encoder": autoencoder.encoder, "decoder": autoencoder.decoder}  # type: ignore[dict-item]
     if run.weights("classifier").is_file():
         networks["classifier"] = run.network("classifier")
+    if not run.finished and any(run.folder.glob("*.onnx")):
+        raise RunError(f"{run.folder}: is an export, not a run: name the run that it comes from")
     if not run.finished or not networks:
         command = command_line("fmcae", "train", "--resume", "--out", run.folder)
         raise RunError(f"{run.folder}: is not finished; go on with  {command}")

@@ -34,11 +34,13 @@ def calibrate(session: Session, dataset: Dataset) -> dict[str, Any]:
         return {}
     logits, test_logits = _logits(session, dataset.val), _logits(session, dataset.test)
     temperature = fit_temperature(logits, dataset.val.labels)
+    scores = known_score(logits)
+    threshold = fit_threshold(scores)
     before, after = softmax(test_logits), softmax(test_logits, temperature)
     return {
         "temperature": temperature,
-        "threshold": fit_threshold(known_score(logits)),
-        "kept": KEPT,
+        "threshold": threshold,
+        "kept": float((scores >= threshold).mean()),
         "images": len(dataset.val),
         "ece_before": expected_calibration_error(before, dataset.test.labels),
         "ece_after": expected_calibration_error(after, dataset.test.labels),

@@ -4,11 +4,13 @@ import io
 from collections.abc import Mapping
 from typing import Any
 
+import matplotlib.style
 from matplotlib.figure import Figure
 
 from fmcae.train.figures import BLUE
 
 
+@matplotlib.style.context("default")  # whatever a matplotlibrc says
 def reliability_png(calibration: Mapping[str, Any]) -> bytes:
     """Draw the reliability diagram of a card's calibration as a PNG file: accuracy over confidence, and the images' number.
 

@@ -33,10 +33,11 @@ def check_folder(folder: Path, kinds: Collection[Kind]) -> None:
         raise UsageError(f"out (={folder}) must be a folder; it is a file")
     graphs = {file_name(kind) for kind in kinds}
     present = {path.name for path in folder.iterdir() if not is_leftover(path)}
+    own = SAMPLE_CODE.read_bytes()
+    is_ours = PREDICT in present and (folder / PREDICT).is_file() and (folder / PREDICT).read_bytes() == own
+    replaced = {MODEL_CARD, RELIABILITY, CONFIG, METRICS, *([PREDICT] if is_ours else [])}
     # A run that has just begun has a configuration and no graph.
-    foreign = sorted(
-        present - graphs - {MODEL_CARD, RELIABILITY, PREDICT, CONFIG, METRICS} if present & graphs else present
-    )
+    foreign = sorted(present - graphs - replaced if present & graphs else present)
     if foreign:
         rule = "must be new, empty or hold an earlier export of the same kinds"
         raise UsageError(f"out (={folder}) {rule}; it holds {foreign[0]}")

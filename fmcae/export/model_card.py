@@ -1,5 +1,6 @@
 """The model card for people: Markdown from ``model_card.md.jinja``, made of the cards that the artefacts carry."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ def model_card(artefacts: Mapping[Kind, Artefact]) -> str:
     network = cards[0].training["config"]["network"]
     return render(
         TEMPLATE,
+        {"text": _as_text},
         files=files,
         foreign_operators=_foreign_operators(files),
         artefacts=list(artefacts.values()),
@@ -35,6 +37,11 @@ def model_card(artefacts: Mapping[Kind, Artefact]) -> str:
         parity_lines=parity_lines(cards[0].parity) if cards[0].parity else None,
         has_grey_edge="decoder" in artefacts and network["pooling"] and network.get("decoder_padding", True),
     )
+
+
+def _as_text(name: str) -> str:
+    """A foreign name on one line, in which nothing is Markdown or HTML."""
+    return re.sub(r"[^\w\s.,:;()/+%-]|(?<!\w)_|_(?!\w)", lambda found: f"&#{ord(found[0])};", " ".join(name.split()))
 
 
 def _foreign_operators(files: list[Artefact]) -> list[str]:

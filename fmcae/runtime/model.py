@@ -144,6 +144,9 @@ def artefact_files(folder: PathName) -> dict[Kind, Path]:
     parent = resolve_path(folder)
     files = {kind: parent / file_name(kind) for kind in FILE_KINDS if (parent / file_name(kind)).is_file()}
     if not files and is_run(parent):
+        if (parent / "checkpoint.safetensors").exists():
+            command = command_line("fmcae", "train", "--resume", "--out", folder)
+            raise ArtefactError(f"{folder}: is a run that is not finished; go on with  {command}")
         command = command_line("fmcae", "export", folder)
         raise ArtefactError(f"{folder}: is a run that is not exported into its folder onnx: run  {command}")
     if not files.keys() & set(KINDS):
@@ -158,7 +161,7 @@ def read_artefact(path: PathName) -> Artefact:
         ArtefactError: the file cannot be read, is not an artefact of fmcae, or has changed since its export.
         UsageError: path is empty.
     """
-    asked, path = os.fspath(path), resolve_path(path)
+    is_path, asked, path = isinstance(path, Path), os.fspath(path), resolve_path(path)
     try:
         content = read_at_most(path, MAX_ARTEFACT_BYTES)
         metadata = read_metadata(content)
@@ -169,6 +172,7 @@ def read_artefact(path: PathName) -> Artefact:
         return Artefact(path, content, card, metadata[GOLDEN_KEY])
     except OSError as error:
         is_name = isinstance(error, FileNotFoundError) and asked == path.name and not path.suffix  # and not "./name"
+        is_name &= not is_path
         ships = f"; what ships is {', '.join(SHIPPED)}" if is_name else ""
         raise ArtefactError(f"{path}: cannot be read: {error.strerror}{ships}") from error
     except ArtefactError as error:

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import logging
 import mimetypes
+import re
 import signal
 import socket
 import sys
@@ -53,6 +54,8 @@ from fmcae.runtime.model import SHIPPED, Model, shipped_folder
 from fmcae.runtime.predict import STDIN, Outcome, predict_content
 
 logging.getLogger("python_multipart").addHandler(logging.NullHandler())  # its warnings stand in the answer
+# A request that would upgrade is answered as any other; uvicorn's advice on WebSockets is not for whoever runs this.
+logging.getLogger("uvicorn.error").addFilter(lambda record: not re.search("(?i)upgrade|websocket", str(record.msg)))
 
 Picture = tuple[str, str, bytes]  # its path in the answer, its name in an error, and the encoded picture
 
@@ -337,7 +340,7 @@ def application(model: Model, limits: Limits | None = None) -> Starlette:
     for suffix, kind in ((".js", "text/javascript"), (".mjs", "text/javascript"), (".wasm", "application/wasm")):
         mimetypes.add_type(kind, suffix)  # which the system may lack, and a browser insists on
     routes: list[Any] = [
-        Route("/predict", predictor.answer, methods=["POST", "GET", "PUT", "PATCH", "DELETE"]),
+        Route("/predict", predictor.answer, methods=["POST", "GET", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"]),
         Route("/health", say_health),
         Route("/metrics", show_metrics),
         Route("/models/names.json", name_models),
@@ -346,6 +349,7 @@ def application(model: Model, limits: Limits | None = None) -> Starlette:
     ]
     handlers: dict[Any, Any] = {HTTPException: _http_error, Exception: _internal_error}
     app = Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
+    app.router.redirect_slashes = False  # an answer without an error's text
     app.add_middleware(_WithHeaders)
     return app
 
@@ -411,7 +415,7 @@ def serve(model: Model, host: str = "127.0.0.1", port: int = 8000, limits: Limit
 def _listen(host: str, port: int) -> socket.socket:
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        return socket.create_server(address[:2], family=family, backlog=1024)
+        return socket.create_server(address, family=family, backlog=1024)
     except (OSError, UnicodeError) as error:  # UnicodeError: by what cannot be a name
         reason = str(getattr(error, "strerror", None) or error).partition(" (while")[0]
         if isinstance(error, UnicodeError | socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
@@ -458,7 +462,9 @@ async def _read_pictures(request: Request, content_type: str, body: _Body) -> li
     except FormParserError as error:
         raise _Refused(422, f"the form cannot be read: {error}") from error
     if not pictures:
-        raise _Refused(422, "the form has no file: each picture is a part with a file name")
+        raise _Refused(
+            422, "the form has no file: each picture is a part with a file name, by filename= and not filename*="
+        )
     return pictures
 
 

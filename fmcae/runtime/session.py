@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -205,9 +206,9 @@ def check_threads(threads: int | None) -> int:
     """
     if threads is None:
         return _threads_with_room(available_cpus(), _RUNTIME_BYTES)
-    if not isinstance(threads, int) or isinstance(threads, bool) or not 1 <= threads <= MAX_THREADS:
+    if not isinstance(threads, Integral) or isinstance(threads, bool) or not 1 <= threads <= MAX_THREADS:
         raise UsageError(f"threads (={threads}) must be an integer from 1 to {MAX_THREADS:,}")
-    return threads
+    return int(threads)
 
 
 def import_onnxruntime() -> Any:

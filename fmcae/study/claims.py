@@ -483,7 +483,8 @@ def with_values(contrast: Contrast, results: Results, seeds: Sequence[int], epoc
             continue
         runs = [results.find(task_of(*place, seed, epochs)) for place in cells]
         measured = [measure(contrast.metric, run, results.data["class_names"]) for run in runs if run]
-        numbers = [number for number in measured if number is not None]
+        # the time of a tiny set's run is rounded to 0, which has no ratio
+        numbers = [number for number in measured if number is not None and (contrast.ratio is None or number > 0)]
         if numbers and len(numbers) == len(cells):
             values.append(_number(contrast, numbers))
     end, half = (f"{max(last - 2, 1)} to {max(last, 1)}" for last in (epochs, epochs // 2))

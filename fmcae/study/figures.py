@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import matplotlib.style
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -34,6 +35,7 @@ FIRST_EPOCHS = 15  # of the learning speed
 TUNED, CONTROL = "pre-trained, fine-tuned", "random, fine-tuned"
 
 
+@matplotlib.style.context("default")  # whatever a matplotlibrc says
 def draw(
     results: Results, cells: Callable[[str], Cells], few_labels: Mapping[int, Mapping[str, Any]]
 ) -> dict[str, Figure]:
@@ -50,6 +52,7 @@ def draw(
     return {name: figure for name, figure in drawn.items() if figure}
 
 
+@matplotlib.style.context("default")
 def save(figure: Figure, stem: Path) -> list[Path]:
     """Write ``stem``.png and ``stem``.svg; the SVG is the same bytes for the same figure."""
     paths = {stem.with_suffix(".png"): None, stem.with_suffix(".svg"): {"Date": None}}

@@ -393,7 +393,7 @@ class _Page:
             logs[part] = {}
             for cell, reported in PAPER_MSE[part].items():
                 ours = self.reading_values(reading, part, cell, "test MSE")
-                logs[part][cell] = math.log(np.mean(ours) / reported) if ours else math.inf
+                logs[part][cell] = math.log(np.mean(ours) / reported) if any(ours) else math.inf
         squares = {part: float(np.mean(np.square(list(values.values())))) for part, values in logs.items()}
         kept = [value for cell, value in logs["table-3"].items() if cell != "lr=0.01"]
         squares["table-3 short"] = float(np.mean(np.square(kept)))

@@ -164,7 +164,7 @@ def check_settings(task: Task, config: Mapping[str, Any], autoencoder: str | Non
     found = {**config["network"], **config, "autoencoder": autoencoder}
     wanted = {**vars(task.config.network), **vars(task.config), "autoencoder": task.needs.name if task.needs else None}
     for name, value in found.items():
-        if name not in NOT_SETTINGS and value != wanted.get(name, value):
+        if name not in NOT_SETTINGS - {"seed", "stage"} and value != wanted.get(name, value):
             raise RunError(
                 f"{task.name}: was trained with {name} (={value}), not {wanted[name]}, which it is today: "
                 "take another folder for the study"
@@ -277,7 +277,7 @@ def _run_to_json(run: "Run") -> dict[str, Any]:
     if not epochs or test.get("split") != "test":
         raise RunError(f"{run.folder}: is finished, and its metrics are not there")
     names = [name for name in epochs[0] if name.startswith(("train_", "val_"))]
-    return {
+    found = {
         "cells": cells_of_runs(run.config.seed, run.config.epochs).get(run.folder.name, []),
         "config": run.facts(run.config.stage)["config"],
         "autoencoder": run.autoencoder["name"] if run.autoencoder else None,
@@ -286,11 +286,16 @@ def _run_to_json(run: "Run") -> dict[str, Any]:
         "versions": run.versions,
         "date": run.started,
         "recorded": "when the run started",
-        "epochs": {name: [round(record[name], 6) for record in epochs] for name in names},
+        "epochs": {name: [round(record[name], 6) for record in epochs if name in record] for name in names},
         "test": {name.removeprefix("test_"): value for name, value in test.items() if name.startswith("test_")},
         "confusion": test.get("confusion"),
         "seconds": round(sum(record["seconds"] for record in epochs), 1),
     }
+    try:
+        _run_from_json(run.folder.name, found, run.data)
+    except ValueError as error:
+        raise RunError(f"{run.folder}: its metrics are damaged: {error}; remove it to train it again") from error
+    return found
 
 
 def _merge(before: dict[str, Any] | None, found: dict[str, Any]) -> dict[str, Any]:

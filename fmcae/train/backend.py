@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fmcae.train.cpu import FusedAdam, FusedBackend, adam_state
-from fmcae.train.networks import Autoencoder, Classifier, Decoder, Encoder, Teacher
+from fmcae.train.networks import Autoencoder, Classifier, Teacher
 
 CPU_CHUNK = 100  # images that PyTorch evaluates at a time on a CPU
 
@@ -42,11 +42,6 @@ class PlainBackend:
         return torch.cat([self.network(part) for part in parts])
 
 
-# The layers that the fused backend computes; a network with another one, such as another activation, goes to PyTorch.
-FUSED = (
-    Autoencoder, Classifier, Encoder, Decoder, nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.ReLU, nn.Identity, nn.Sigmoid,
-    nn.MaxPool2d, nn.Dropout, nn.Flatten, nn.Unflatten,
-)  # fmt: skip
 Backend: TypeAlias = PlainBackend | FusedBackend
 Optimizer: TypeAlias = FusedAdam | torch.optim.Adam
 
@@ -57,22 +52,50 @@ def backend_for(
 ) -> Iterator[Backend]:
     """The faster backend where there is one: the fused one on a CPU, for networks with pooling and images (1, 28, 28).
 
+    A network with other layers than the paper's, such as another activation, goes to PyTorch.
     ``class_weights`` are as for :func:`training_loss`. On leaving, its threads are closed, and PyTorch's number of threads
     is what it was.
     """
     before = torch.get_num_threads()
     try:
         config = network.config
-        is_known = all(type(module) in FUSED for module in network.modules())
-        if device.type == "cpu" and is_known and config.pooling and (config.channels, config.size) == (1, 28):
+        is_fitting = config.pooling and (config.channels, config.size) == (1, 28) and _has_papers_layers(network)
+        if device.type == "cpu" and is_fitting:
             torch.set_num_threads(1)  # the threads divide a batch, not its operators
             with closing(FusedBackend(network, threads, class_weights)) as backend:
-                yield backend
-        else:
-            torch.set_num_threads(threads)
-            yield PlainBackend(network, class_weights)
+                if _computes_the_same(backend, network):
+                    yield backend
+                    return
+        torch.set_num_threads(threads)
+        yield PlainBackend(network, class_weights)
     finally:
         torch.set_num_threads(before)
+
+
+def _has_papers_layers(network: Autoencoder | Classifier) -> bool:
+    """Whether the layers of encoder and decoder are, in their order, those that the fused backend computes."""
+    config = network.config
+    hidden = nn.ReLU if config.decoder_relu else nn.Identity
+    block = [nn.Dropout, nn.MaxPool2d] if config.dropout_position == "before-pooling" else [nn.MaxPool2d, nn.Dropout]
+    latent = [nn.ReLU, nn.Dropout] if config.latent_activation else []
+    encoder = [nn.Conv2d, nn.ReLU, *block, nn.Conv2d, nn.ReLU, *block, nn.Flatten, nn.Linear, *latent]
+    decoder = [
+        nn.Linear, hidden, nn.Dropout, nn.Unflatten, nn.ConvTranspose2d, hidden, nn.Dropout, nn.ConvTranspose2d, nn.Sigmoid,
+        *([nn.Dropout] if config.output_dropout else []),
+    ]  # fmt: skip
+    last = list(network.decoder) if isinstance(network, Autoencoder) else [network.linear]
+    wanted = decoder if isinstance(network, Autoencoder) else [nn.Linear]
+    return [type(layer) for layer in (*network.encoder, *last)] == [*encoder, *wanted]
+
+
+@torch.no_grad()
+def _computes_the_same(backend: FusedBackend, network: Autoencoder | Classifier) -> bool:
+    """Whether the backend's outputs for one image are the network's: layers of the same kind may have other settings."""
+    x = torch.frac(0.618 * torch.arange(28 * 28)).reshape(1, 1, 28, 28)
+    was_training = network.training
+    wanted = network.eval()(x)
+    network.train(was_training)
+    return torch.allclose(backend.outputs(x), wanted, rtol=1e-5, atol=1e-5, equal_nan=True)
 
 
 def optimizer_for(backend: Backend, learning_rate: float) -> Optimizer:

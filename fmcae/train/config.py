@@ -131,8 +131,8 @@ class TrainConfig:
             same weights, bit for bit.
         data: the data folder that was named, None for Fashion-MNIST from where it is found.
         autoencoder_from: the run folder whose autoencoder the classifier starts from, None for the run's own.
-        labels: how many labelled images the classifier is trained on, as many of each class, drawn with the seed; None
-            for all of train. The autoencoder needs no labels, and sees them all.
+        labels: how many labelled images the classifier is trained on, as many of each class as far as a class has them,
+            drawn with the seed; None for all of train. The autoencoder needs no labels, and sees all images.
         keep: which epoch's weights each stage ends with: the last's, or the best's by validation, which is that of the
             lowest mean squared error or the highest accuracy, of two with the same accuracy the one with the lower
             cross-entropy, and the earlier one of two that are equal.

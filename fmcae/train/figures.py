@@ -10,6 +10,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import matplotlib.style
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -20,10 +21,12 @@ from fmcae.preprocess import scale
 BLUE, ORANGE = "#0072B2", "#D55E00"
 COLUMNS = 10  # of the picture of reconstructions
 MOST_CLASSES = 40  # that it shows
+MOST_NAMES = 60  # beside a confusion matrix
 AS_TEXT = {"parse_math": False}  # a class name may have dollars in it
 METRIC_NAMES = {"mse": "mean squared error", "cross_entropy": "cross-entropy (nats)", "accuracy": "accuracy"}
 
 
+@matplotlib.style.context("default")  # whatever a matplotlibrc says
 def draw_run(folder: Path, records: list[dict[str, Any]], stage: str, class_names: list[str]) -> None:
     """Write ``<stage>_curves.png`` and, for a classifier, ``confusion.png`` from the records of ``metrics.jsonl``."""
     records = [record for record in records if record["stage"] == stage]
@@ -62,6 +65,7 @@ def examples(labels: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.concatenate([np.flatnonzero(labels == label)[:of_each] for label in classes])
 
 
+@matplotlib.style.context("default")
 def draw_reconstructions(
     folder: Path, images: NDArray[np.uint8], x_hat: NDArray[np.float32], captions: list[str]
 ) -> None:
@@ -98,7 +102,7 @@ def confusion_figure(counts: NDArray[np.int64], class_names: list[str], off_diag
     With ``off_diagonal`` the colours are of the mistakes alone, and the diagonal is grey.
     """
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    size = max(4.5, 0.62 * len(class_names) + 1.5)
+    size = min(max(4.5, 0.62 * len(class_names) + 1.5), 20)  # inches: a picture of 256 classes would take 13 GB
     figure = Figure(figsize=(size + 0.8, size), layout="constrained")
     axes = figure.subplots()
     colours, highest = shares, 1.0
@@ -108,10 +112,12 @@ def confusion_figure(counts: NDArray[np.int64], class_names: list[str], off_diag
         highest = float(colours.max()) or 1.0
     image = axes.imshow(colours, cmap="Blues", vmin=0, vmax=highest)
     figure.colorbar(image, label=f"share of the true class{', mistakes' if off_diagonal else ''}", shrink=0.8)
-    ticks = range(len(class_names))
-    axes.set_xticks(ticks, class_names, rotation=45, ha="right", rotation_mode="anchor", **AS_TEXT)
-    axes.set_yticks(ticks, class_names, **AS_TEXT)
-    axes.set(xlabel="predicted", ylabel="true", title=f"Test: mean of the diagonal {np.diag(shares).mean():.3f}")
+    ticks = range(0, len(class_names), -(-len(class_names) // MOST_NAMES))
+    names = [class_names[tick] for tick in ticks]
+    axes.set_xticks(ticks, names, rotation=45, ha="right", rotation_mode="anchor", **AS_TEXT)
+    axes.set_yticks(ticks, names, **AS_TEXT)
+    diagonal = np.diag(shares)[counts.sum(axis=1) > 0]  # of the classes that test has images of
+    axes.set(xlabel="predicted", ylabel="true", title=f"Test: mean of the diagonal {diagonal.mean():.3f}")
     if len(class_names) <= 20:
         for (row, column), share in np.ndenumerate(shares):
             if share >= 0.005:  # less would be .00

@@ -39,7 +39,7 @@ def negatives(images: Bytes, count: int, seed: int) -> Bytes:
 
 
 def _mixed(images: Bytes, random: Random) -> Bytes:
-    """Two items half and half, the quarters of one exchanged, or one stretched out of its frame."""
+    """Two items half and half, the quarters of one exchanged, or several small copies of one."""
     first, second = images[random.integers(len(images), size=2)]
     kind = random.integers(4)
     if kind == 0:  # the upper half of one, the lower half of another that is turned

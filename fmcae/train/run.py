@@ -181,11 +181,20 @@ def create_run(folder: Path, config: TrainConfig, dataset: Dataset, autoencoder_
             and its facts. The folder may hold what an earlier call for it left when it was stopped.
 
     Raises:
-        UsageError: the folder already holds something, a path is not in UTF-8, or the configuration asks for more labels
-            than there are, or for fewer than there are classes.
+        UsageError: the folder already holds something, a path is not in UTF-8, or the configuration has another number
+            of classes or form of images than the data, or asks for more labels than there are, or for fewer than there
+            are classes.
         DataError: a class that the classifier is to know has images in val or test, but none in train; or there is only one.
         RunError: the other run has no finished autoencoder, or one of another shape; no folder was made.
     """
+    found = {
+        "class_count": len(dataset.class_names),
+        "channels": 3 if dataset.train.images.ndim == 4 else 1,
+        "size": dataset.train.images.shape[1],
+    }
+    for name, value in found.items():
+        if (own := getattr(config.network, name)) != value:
+            raise UsageError(f"{name} (={own}) must be {value}, as {dataset.name} has it")
     if config.labels is not None and config.labels > len(dataset.train):
         raise UsageError(f"labels (={config.labels}) must be at most {len(dataset.train):,}, the images of train")
     if "classifier" in config.stages:
@@ -271,9 +280,11 @@ def open_run(folder: Path) -> Run:
 
 
 def find_runs(parent: Path) -> list[Run]:
-    """The runs in the folders directly below ``parent``, the newest last; damaged ones are left out."""
+    """The runs in the folders directly below ``parent``, the newest last; exports and damaged ones are left out."""
     runs = []
     for config in parent.glob(f"*/{CONFIG}"):
+        if any(config.parent.glob("*.onnx")):  # an export has its run's configuration
+            continue
         with suppress(RunError):
             runs.append(open_run(config.parent))
     return sorted(runs, key=lambda run: (run.started, run.folder))
@@ -297,6 +308,8 @@ def check_data(run: Run, dataset: Dataset) -> None:
             f"{run.folder}: was trained on {run.data['name']} with fingerprint {run.data['fingerprint'][:12]}…; "
             f"the data found now are {dataset.name} with {dataset.fingerprint[:12]}…: name the run's data with --data"
         )
+    if run.data["class_names"] != list(dataset.class_names):
+        raise RunError(f"{run.folder / CONFIG}: is damaged: its class_names are not those of {dataset.name}")
 
 
 def changes_since(run: Run) -> list[str]:

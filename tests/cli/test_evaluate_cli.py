@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -194,6 +195,14 @@ def test_the_folder_of_the_environment_variable_is_no_place_for_the_report(
     monkeypatch.setenv("FMCAE_DATA", str(pictures))
     result = cli("evaluate", "--out", pictures / "out")
     assert result.exit_code == 2 and "must not be in DATA" in result.stderr
+
+
+def test_a_run_or_an_export_is_no_place_for_the_report(
+    cli: "Cli", pictures: Path, shipped: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(shipped, tmp_path / "model")
+    result = cli("evaluate", tmp_path / "model", pictures, "--out", tmp_path / "model")
+    assert result.exit_code == 2 and "must not be a run or an export" in result.stderr
 
 
 def test_a_folder_that_is_no_class_is_refused_with_the_classes(cli: "Cli", pictures: Path) -> None:

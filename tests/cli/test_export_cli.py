@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -57,6 +58,31 @@ def test_where_and_how_is_checked_before_any_work(
     )  # as on a file system that is mounted read-only
     result = cli("export", trained_run)
     assert result.exit_code == 2 and f"{trained_run / 'onnx'} must be where this user may write" in result.stderr
+
+
+def test_an_export_goes_where_it_takes_nothing_away(
+    cli: Callable[..., Any],
+    trained_run: Path,
+    exported: Path,
+    sample: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(exported, out)
+    (out / "predict.py").write_text("print('of my own')")
+    result = cli("export", trained_run, "--data", sample, "--out", out)
+    assert result.exit_code == 2 and "or hold an earlier export of the same kinds; it holds predict.py" in result.stderr
+    monkeypatch.chdir(out)
+    result = cli("export", trained_run, "--data", sample, "--out", ".")
+    assert result.exit_code == 2 and "--out . must not hold the current folder" in result.stderr
+    result = cli("export", out, "--data", sample)
+    assert result.exit_code == 1 and "is an export, not a run: name the run that it comes from" in result.stderr
+    folders = tmp_path / "folders"
+    for name in ("a", "b"):
+        (folders / name).mkdir(parents=True)
+    result = cli("export", trained_run, "--data", folders, "--out", folders / "model")
+    assert result.exit_code == 2 and "where it would be taken for a class" in result.stderr
 
 
 def test_sample_code_needs_a_picture_to_run(cli: Callable[..., Any], sample: Path, tmp_path: Path) -> None:

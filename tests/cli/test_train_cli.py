@@ -121,7 +121,7 @@ def test_signs_in_names_are_text(cli: Callable[..., Any], sample: Path, tmp_path
     assert "fmcae verify 'the run/onnx/encoder.onnx' 'the run/onnx/" in result.stdout
     assert "fmcae predict --model 'the run/onnx/classifier.onnx' IMAGE..." in result.stdout
     assert result.stdout.endswith("fmcae bench --model 'the run/onnx'\n")
-    assert "\n| a\\|b | 40 | " in Path("the run/onnx/MODEL_CARD.md").read_text()
+    assert "\n| a&#124;b | 40 | " in Path("the run/onnx/MODEL_CARD.md").read_text()
 
 
 def test_a_picture_that_cannot_be_drawn_costs_the_run_nothing_else(
@@ -338,6 +338,18 @@ def test_the_help_has_the_defaults_of_the_configuration(cli: Callable[..., Any])
     default = TrainConfig()
     for option, value in (("latent-dim N", default.network.latent_dim), ("seed N", 0), ("epochs N", default.epochs)):
         assert re.search(rf"--{option} [^-]*\[default: {value};", text), option
+
+
+def test_a_run_lies_where_it_is_no_class_and_remembers_where_its_data_were(
+    cli: Callable[..., Any], discs_and_squares: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = cli("train", "--data", discs_and_squares, "--epochs", "1", "--out", discs_and_squares / "run")
+    assert result.exit_code == 2 and "where it would be taken for a class next time" in result.stderr
+    assert not (discs_and_squares / "run").exists()
+    monkeypatch.setenv("FMCAE_DATA", str(discs_and_squares))
+    assert cli("train", "--stage", "autoencoder", "--epochs", "1", "--out", "run").exit_code == 0
+    monkeypatch.delenv("FMCAE_DATA")
+    assert json.loads(Path("run/config.json").read_text())["config"]["data"] == str(discs_and_squares)
 
 
 def test_resume_keeps_the_runs_own_configuration(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import fmcae.data
-from fmcae.data import FASHION_MNIST_CLASSES, IDX_NAMES, _colours_that_tell, idx, load_dataset
+from fmcae.data import FASHION_MNIST_CLASSES, IDX_NAMES, _colours_that_tell, check_outside, idx, load_dataset
 from fmcae.errors import DataError, UsageError
 
 
@@ -147,13 +147,43 @@ def test_class_names_of_an_editor_that_marks_utf8(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"a\nb\na\n", "must name different classes, one a line; 1 repeated"), (b"a\n\xff\n", "is not text in UTF-8")],
+    [
+        (b"a\nb\na\n", "must name different classes, one a line; 1 repeated"),
+        (b"a\n\xff\n", "is not text in UTF-8"),
+        (b"a\n\nb\n", "must name a class on every line; line 2 is empty"),
+        (b"".join(b"%d\n" % index for index in range(257)), "must name at most 256 classes, one a line; it has 257"),
+    ],
 )
 def test_class_names_that_are_not_names_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
     _write_set(tmp_path, np.zeros((12, 28, 28), np.uint8), np.zeros(12, np.uint8))
     (tmp_path / "class_names.txt").write_bytes(content)
     with pytest.raises(DataError, match=rf"class_names\.txt: {message}"):
         load_dataset(tmp_path)
+
+
+def test_nothing_is_written_where_it_would_be_a_class(
+    sample: Path, image_folders: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    for out in (image_folders / "run", image_folders, image_folders / "a" / "deep"):
+        with pytest.raises(
+            UsageError, match=r"out \(=.*\) must not be in .*, where it would be taken for a class next"
+        ):
+            check_outside(out, image_folders)
+    monkeypatch.chdir(image_folders)
+    with pytest.raises(UsageError, match=r"out \(=runs\) must not be in \., "):
+        check_outside(Path("runs"), ".")
+    monkeypatch.setenv("FMCAE_DATA", str(image_folders))
+    with pytest.raises(UsageError, match=r"out \(=runs\)"):
+        check_outside(Path("runs"), None)
+    splits = elsewhere / "splits"
+    for name in ("train", "test"):
+        shutil.copytree(image_folders, splits / name)
+    check_outside(splits / "runs", splits)
+    check_outside(elsewhere / "run", image_folders)
+    check_outside(sample / "run", sample)
+    with pytest.raises(UsageError, match="must not be in"):
+        check_outside(splits / "test" / "run", splits)
 
 
 def test_folders_of_images_of_any_size_and_colour(tmp_path: Path, test_images: NDArray[np.uint8]) -> None:

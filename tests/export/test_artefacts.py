@@ -115,7 +115,13 @@ def test_an_adopted_autoencoder_keeps_its_own_facts(trained_run: Path, sample: P
     assert "test_mse" not in cards["classifier"].metrics
     page = (tmp_path / "out" / "MODEL_CARD.md").read_text()
     assert f"### Autoencoder, run {trained_run.name}" in page and "### Classifier, run second" in page
-    assert f"test_mse: {records[-1]['test_mse']:.4f}" in page and "three rows and columns" in page
+    assert f"test_mse: {records[-1]['test_mse']:.4f}\n" in page and "three rows and columns" in page
+    assert "- type: mse\n" in page
+    other = {kind: artefact for kind, artefact in read_artefacts(tmp_path / "out").items()}
+    training = other["classifier"].card.training
+    training["data"] = training["data"] | {"name": "pets", "fingerprint": "f" * 64}
+    page = model_card(other)
+    assert f"test_mse: {records[-1]['test_mse']:.4f}, of fashion-mnist-sample\n" in page and "type: mse" not in page
 
 
 def test_a_file_is_sealed_once(

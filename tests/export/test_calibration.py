@@ -136,6 +136,15 @@ def test_without_validation_images_nothing_is_calibrated(exported: Path, sample:
     assert calibrate(session, Dataset("x", dataset.class_names, dataset.train, nothing, dataset.test)) == {}
 
 
+@pytest.mark.parametrize("count", [3, 49, 60])
+def test_the_card_has_the_share_that_the_threshold_keeps(exported: Path, sample: Path, count: int) -> None:
+    dataset = load_dataset(sample)
+    few = Split(dataset.val.images[:count], dataset.val.labels[:count])
+    session = read_artefact(exported / "classifier.onnx").session()
+    found = calibrate(session, Dataset("x", dataset.class_names, dataset.train, few, dataset.test))
+    assert found["kept"] == (1 if count < 50 else 59 / 60)
+
+
 def test_the_card_for_people_says_what_is_unknown(exported: Path) -> None:
     text = (exported / "MODEL_CARD.md").read_text()
     card = read_artefact(exported / "classifier.onnx").card

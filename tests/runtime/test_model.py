@@ -193,6 +193,11 @@ def test_a_run_folder_stands_for_its_export(shipped: Path, tmp_path: Path) -> No
     (run / "classifier.safetensors").touch()
     with pytest.raises(ArtefactError, match="run: is a run that is not exported .*: run  fmcae export .*run.?$"):
         fmcae.load(run)
+    (run / "checkpoint.safetensors").touch()
+    with pytest.raises(
+        ArtefactError, match="run: is a run that is not finished; go on with  fmcae train --resume --out"
+    ):
+        fmcae.load(run)
 
 
 def test_one_of_a_folder_runs_whatever_the_others_are(shipped: Path, x: NDArray[np.float32], tmp_path: Path) -> None:

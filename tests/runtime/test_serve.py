@@ -342,6 +342,8 @@ def test_any_body_is_answered(server: Server, start: bytes, content: bytes, is_f
     [
         ("GET", "/predict", 405),
         ("PUT", "/predict", 405),
+        ("OPTIONS", "/predict", 405),
+        ("GET", "/health/", 404),
         ("POST", "/health", 405),
         ("GET", "/nowhere", 404),
         ("GET", "/models/nothing/picture.onnx", 404),
@@ -352,6 +354,22 @@ def test_any_body_is_answered(server: Server, start: bytes, content: bytes, is_f
 def test_other_requests_are_refused_in_one_line(server: Server, method: str, path: str, status: int) -> None:
     answer = server.ask(method, path)
     assert answer[0] == status and set(answer[1]) == {"schema_version", "error"}
+
+
+def test_a_request_that_would_upgrade_is_answered_without_advice(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert server.ask("GET", "/health", Connection="Upgrade", Upgrade="websocket", Sec_WebSocket_Key="x")[0] == 200
+    assert not caplog.records
+
+
+def test_an_address_with_a_scope_is_listened_on_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("fe80::1", 8000, 0, 7))
+    asked: list[Any] = []
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [found])
+    monkeypatch.setattr(socket, "create_server", lambda address, **_: asked.append(address))
+    serve._listen("fe80::1%eth0", 8000)
+    assert asked == [("fe80::1", 8000, 0, 7)]
 
 
 def test_health_and_metrics(server: Server, model: Model, samples: list[Path]) -> None:

@@ -157,6 +157,14 @@ def test_a_run_without_its_metrics_is_named(sample: Path, study_copy: Path) -> N
         collect(study_copy, load_dataset(sample))
 
 
+def test_a_run_with_damaged_metrics_is_named_and_spoils_no_results(sample: Path, study_copy: Path) -> None:
+    path = run_folder(study_copy, AUTOENCODER) / "metrics.jsonl"
+    path.write_text(path.read_text().replace('"val_mse"', '"other"'))
+    with pytest.raises(RunError, match=r"its metrics are damaged: .*; remove it to train it again"):
+        collect(study_copy, load_dataset(sample))
+    assert not (study_copy / "results.json").exists()
+
+
 def test_a_run_that_may_end_early_is_none_of_the_grids(sample: Path, study_copy: Path) -> None:
     path = run_folder(study_copy, AUTOENCODER) / "config.json"
     path.write_text(path.read_text().replace('"labels": null', '"labels": null, "patience": 3'))
@@ -185,6 +193,8 @@ def test_a_run_from_before_a_default_changed_is_not_taken_for_one_of_today(
         changed_run(task, batch_size=50).find(task)
     with pytest.raises(RunError, match=r"was trained with pooling \(=False\), not True"):
         changed_run(task, network={"pooling": False}).find(task)
+    with pytest.raises(RunError, match=r"was trained with seed \(=5\), not 0"):
+        changed_run(task, seed=5).find(task)
     with pytest.raises(RunError, match=r"autoencoder-n128-p0.1-seed0-\w+: was trained with batch_size \(=50\)"):
         changed_run(task.needs, batch_size=50).find(task)  # which the classifier starts from
 

@@ -1,4 +1,5 @@
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from fmcae.shape import SHAPES
 from fmcae.train.backend import PlainBackend, backend_for, balanced_weights
 from fmcae.train.config import NetworkConfig
 from fmcae.train.cpu import FusedBackend
-from fmcae.train.networks import Autoencoder
+from fmcae.train.networks import Autoencoder, Classifier
 
 CPU = torch.device("cpu")
 
@@ -23,11 +24,41 @@ def test_only_networks_with_pooling_have_a_fused_step() -> None:
         assert isinstance(backend, PlainBackend) and torch.get_num_threads() == 2
 
 
-def test_a_layer_that_the_fused_step_does_not_compute_is_trained_by_pytorch() -> None:
-    network = Autoencoder(NetworkConfig(latent_dim=2))
-    network.encoder[1] = nn.GELU()
+@pytest.mark.parametrize(
+    ("part", "index", "layer"),
+    [
+        ("encoder", 1, nn.GELU()),
+        ("encoder", 10, nn.Sigmoid()),  # which the decoder has in another place
+        ("encoder", 1, nn.Identity()),
+        ("encoder", 3, nn.Dropout2d(0.1)),
+        ("encoder", 4, nn.Conv2d(16, 32, kernel_size=3, padding=1, dilation=2)),  # of the same kind and shapes
+        ("decoder", 8, nn.ReLU()),
+    ],
+)
+def test_a_layer_that_the_fused_step_does_not_compute_is_trained_by_pytorch(
+    part: str, index: int, layer: nn.Module
+) -> None:
+    torch.manual_seed(0)
+    network = Autoencoder(NetworkConfig())
+    getattr(network, part)[index] = layer
     with backend_for(network, CPU, 1) as backend:
-        assert isinstance(backend, PlainBackend)
+        assert isinstance(backend, PlainBackend) and network.training
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"dropout_position": "before-pooling"},
+        {"output_dropout": True},
+        {"latent_activation": False},
+        {"decoder_relu": False},
+        {"decoder_padding": False},
+    ],
+)
+def test_every_reading_of_the_papers_networks_has_a_fused_step(values: dict[str, Any]) -> None:
+    for network in (Autoencoder(NetworkConfig(**values)), Classifier(NetworkConfig(**values))):
+        with backend_for(network, CPU, 1) as backend:
+            assert isinstance(backend, FusedBackend)
 
 
 @pytest.mark.parametrize(("channels", "size"), SHAPES[1:])

@@ -1,14 +1,16 @@
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from PIL import Image
 
-from fmcae.train.figures import draw_reconstructions, draw_run, examples
+from fmcae.train.figures import confusion_figure, draw_reconstructions, draw_run, examples
 
 
 @given(st.lists(st.integers(0, 60), min_size=1, max_size=300))
@@ -47,6 +49,28 @@ def test_any_number_of_pairs_is_drawn_below_any_caption(
     for index in range(count):
         x, x_hat = (tiles[top : top + 28, 32 * index + 2 : 32 * index + 30] for top in (2, 34))
         assert np.allclose(x, images[index] / 255) and np.allclose(x, x_hat)
+
+
+def test_a_confusion_matrix_of_many_classes_stays_a_picture() -> None:
+    counts = np.eye(256, dtype=np.int64)
+    counts[7] = 0  # without a test image
+    figure = confusion_figure(counts, [f"class {index}" for index in range(256)])
+    assert max(figure.get_size_inches()) <= 21
+    axes = figure.axes[0]
+    assert axes.get_title() == "Test: mean of the diagonal 1.000"
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert len(names) <= 60 and names[1] == f"class {axes.get_yticks()[1]}"
+
+
+def test_no_matplotlibrc_changes_a_picture(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (2, 28, 28), dtype=np.uint8)
+    drawn = []
+    settings: list[dict[Any, Any]] = [{}, {"text.usetex": True, "font.size": 30, "axes.grid": True}]
+    for own in settings:
+        with rc_context(own):
+            draw_reconstructions(tmp_path, images, np.zeros((2, 1, 28, 28), np.float32), ["a", "b"])
+        drawn.append((tmp_path / "reconstructions.png").read_bytes())
+    assert drawn[0] == drawn[1]
 
 
 def test_the_curves_mark_the_epoch_that_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

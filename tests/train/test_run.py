@@ -16,7 +16,7 @@ from fmcae.errors import RunError, UsageError
 from fmcae.files import write_atomic
 from fmcae.train.config import NetworkConfig, TrainConfig
 from fmcae.train.loop import train
-from fmcae.train.run import Run, changes_since, create_run, find_runs, locked, open_run
+from fmcae.train.run import Run, changes_since, check_data, create_run, find_runs, locked, open_run
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -100,6 +100,26 @@ def test_a_used_folder_is_not_overwritten(trained_run: Path, dataset: Dataset, t
             create_run(folder, run.config, dataset)
         with pytest.raises(UsageError, match=r"out \(=.*\) must be a new or empty folder; add --resume"):
             create_run(folder, classifier_on(trained_run), dataset, trained_run)
+
+
+@pytest.mark.parametrize(("name", "value"), [("class_count", 9), ("channels", 3), ("size", 56)])
+def test_networks_that_do_not_fit_the_data_leave_no_folder(
+    dataset: Dataset, tmp_path: Path, name: str, value: int
+) -> None:
+    right = {"class_count": 10, "channels": 1, "size": 28}[name]
+    config = TrainConfig(NetworkConfig(**{name: value}))  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=rf"{name} \(={value}\) must be {right}, as fashion-mnist-sample has it"):
+        create_run(tmp_path / "run", config, dataset)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_whose_classes_were_renamed_is_named(dataset: Dataset, run_copy: Path) -> None:
+    path = run_copy / "config.json"
+    path.write_text(path.read_text().replace('"Bag"', '"Sack"'))
+    with pytest.raises(
+        RunError, match=r"config\.json: is damaged: its class_names are not those of fashion-mnist-sample"
+    ):
+        check_data(open_run(run_copy), dataset)
 
 
 def test_what_is_not_a_run_is_named(tmp_path: Path, run_copy: Path) -> None:
