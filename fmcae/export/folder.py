@@ -19,10 +19,11 @@ PREDICT = "predict.py"
 SAMPLE_CODE = Path(__file__).with_name("sample_code.py")
 
 
-def check_folder(folder: Path, kinds: Collection[Kind]) -> None:
+def check_folder(folder: Path, kinds: Collection[Kind], sample_code: bool = False) -> None:
     """Check that ``folder`` is new, empty, or holds an earlier export of the same kinds.
 
-    Graphs of two runs do not fit together, so an earlier export is replaced by one that has all of its graphs.
+    Graphs of two runs do not fit together, so an earlier export is replaced by one that has all of its graphs. A
+    ``predict.py`` that is not fmcae's own is replaced only by another one, with ``sample_code``.
 
     Raises:
         UsageError: the folder holds something else, or is a file.
@@ -33,14 +34,16 @@ def check_folder(folder: Path, kinds: Collection[Kind]) -> None:
         raise UsageError(f"out (={folder}) must be a folder; it is a file")
     graphs = {file_name(kind) for kind in kinds}
     present = {path.name for path in folder.iterdir() if not is_leftover(path)}
-    own = SAMPLE_CODE.read_bytes()
-    is_ours = PREDICT in present and (folder / PREDICT).is_file() and (folder / PREDICT).read_bytes() == own
-    replaced = {MODEL_CARD, RELIABILITY, CONFIG, METRICS, *([PREDICT] if is_ours else [])}
+    replaced = {MODEL_CARD, RELIABILITY, CONFIG, METRICS}
+    program = folder / PREDICT
+    if sample_code or (program.is_file() and program.read_bytes() == SAMPLE_CODE.read_bytes()):
+        replaced.add(PREDICT)
     # A run that has just begun has a configuration and no graph.
     foreign = sorted(present - graphs - replaced if present & graphs else present)
     if foreign:
         rule = "must be new, empty or hold an earlier export of the same kinds"
-        raise UsageError(f"out (={folder}) {rule}; it holds {foreign[0]}")
+        remedy = ": move it, or write over it with --sample-code" if foreign[0] == PREDICT and present & graphs else ""
+        raise UsageError(f"out (={folder}) {rule}; it holds {foreign[0]}{remedy}")
 
 
 def write_export(

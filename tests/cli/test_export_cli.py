@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 import fmcae
+from fmcae.export.folder import check_folder
+from fmcae.runtime.model import artefact_files
 
 pytestmark = pytest.mark.train
 
@@ -72,7 +74,8 @@ def test_an_export_goes_where_it_takes_nothing_away(
     shutil.copytree(exported, out)
     (out / "predict.py").write_text("print('of my own')")
     result = cli("export", trained_run, "--data", sample, "--out", out)
-    assert result.exit_code == 2 and "or hold an earlier export of the same kinds; it holds predict.py" in result.stderr
+    assert result.exit_code == 2 and "it holds predict.py: move it, or write over it with" in result.stderr
+    check_folder(out, artefact_files(out), sample_code=True)  # which asks for another one
     monkeypatch.chdir(out)
     result = cli("export", trained_run, "--data", sample, "--out", ".")
     assert result.exit_code == 2 and "--out . must not hold the current folder" in result.stderr
