@@ -103,9 +103,10 @@ def _seems_trained_on(pictures: "LabelledPictures", card: "Card") -> bool:
 
 def _check_out(out: Path, data: str | None) -> None:
     from fmcae.data import ENVIRONMENT_VARIABLE
+    from fmcae.runtime.model import is_run
 
     check_out_folder(out)
-    if (out / "config.json").exists() or any(out.glob("*.onnx")):
+    if is_run(out) or any(out.glob("*.onnx")):
         raise UsageError(f"out (={out}) must not be a run or an export, whose pictures would be replaced")
     data = data or os.environ.get(ENVIRONMENT_VARIABLE)
     if data and out.resolve().is_relative_to(Path(os.path.expanduser(data)).resolve()):

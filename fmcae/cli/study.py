@@ -116,8 +116,8 @@ def run(  # long for its options
         place = _device_here(device) if ray is None else cluster_device(ray, device)
         count = _workers(workers, place)
         data = str(Path(os.path.expanduser(data)).resolve()) if data else None
-        check_outside(folder, data)
         dataset = load_dataset(data)
+        check_outside(folder, data)
         tasks = plan_tasks(parts, range(seeds), epochs, len(dataset.train))
         if len(tasks) < len(plan_tasks(parts, range(seeds), epochs)):
             name = printable(dataset.name)

@@ -140,6 +140,7 @@ def train(
     stack = ExitStack()
     try:  # from here on: importing torch takes seconds, and a user may stop that too
         from fmcae.data import ENVIRONMENT_VARIABLE, check_outside, load_dataset
+        from fmcae.files import is_utf8
         from fmcae.train.loop import train as train_run
         from fmcae.train.run import changes_since, create_run, data_of, locked
         from fmcae.train.tensorboard import also_to_tensorboard
@@ -159,9 +160,9 @@ def train(
                 note(f"warning: {changes}: the weights may differ in the last bits from those of an uninterrupted run")
         else:
             _config(settings)
-            check_outside(out or RUNS_FOLDER, settings["data"])
             dataset = load_dataset(settings["data"], channels, size)
-            if not settings["data"] and (found := os.environ.get(ENVIRONMENT_VARIABLE)):
+            check_outside(out or RUNS_FOLDER, settings["data"])
+            if not settings["data"] and is_utf8(found := os.environ.get(ENVIRONMENT_VARIABLE, "")) and found:
                 settings["data"] = str(Path(os.path.expanduser(found)).resolve())  # where --resume and export look
             config = _config(settings | {"class_count": len(dataset.class_names)})
             run = create_run(_lock_folder(stack, out), config, dataset, autoencoder_from)

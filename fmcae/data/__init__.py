@@ -150,19 +150,25 @@ def _load_folder(named: str | os.PathLike[str], name: str, channels: int, size: 
 
 
 def check_outside(out: Path, data: str | os.PathLike[str] | None) -> None:
-    """Check that ``out`` does not lie where its folders would be classes of the images next time.
+    """Check that ``out`` would not make a class of its own in the folders of images that :func:`load_dataset` took.
 
     Args:
-        data: as for :func:`load_dataset`; the pictures are there.
+        out: a folder that is to be made.
+        data: as for :func:`load_dataset`.
 
     Raises:
-        UsageError: it does.
+        UsageError: it would.
     """
     named = data or os.environ.get(ENVIRONMENT_VARIABLE)
-    if named and not holds_idx(folder := Path(os.path.expanduser(named)).resolve()):
-        splits = _split_folders(folder) or [folder]
-        if any(out.resolve().is_relative_to(place) for place in splits):
-            raise UsageError(f"out (={out}) must not be in {named}, where it would be taken for a class next time")
+    if not named or holds_idx(folder := Path(os.path.expanduser(named)).resolve()):
+        return
+    is_split = bool(_split_folders(folder))
+    for place in [folder / name for name in SPLIT_FOLDERS] if is_split else [folder]:
+        if out.resolve().is_relative_to(place):
+            first = next(iter(out.resolve().relative_to(place).parts), "")
+            is_new = not first or not (place / first).is_dir() or place / first not in class_folders(place)
+            if is_new and not _is_ignored(first):
+                raise UsageError(f"out (={out}) must not be in {named}, where it would be taken for a class next time")
 
 
 def holds_idx(folder: Path) -> bool:
@@ -346,9 +352,12 @@ class _Pictures:
 
 def class_folders(folder: Path) -> list[Path]:
     """The folders in ``folder`` that may each be named after a class, sorted by name."""
-    ignored = "__MACOSX"  # macOS's zip leaves it
-    folders = (child for child in folder.iterdir() if not child.name.startswith(".") and child.name != ignored)
-    return sorted((child for child in folders if child.is_dir()), key=_name)
+    return sorted((path for path in folder.iterdir() if not _is_ignored(path.name) and path.is_dir()), key=_name)
+
+
+def _is_ignored(name: str) -> bool:
+    """Whether a folder of that name is no class."""
+    return name.startswith(".") or name == "__MACOSX"  # which macOS's zip leaves
 
 
 def _pictures_by_class(folder: Path) -> dict[str, list[Path]]:

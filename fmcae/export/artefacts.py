@@ -63,7 +63,7 @@ def export_run(
         raise UsageError(
             f"sample_code (={sample_code}) must come with a classifier, whose picture.onnx predict.py runs"
         )
-    check_folder(folder, [*networks, "picture"], sample_code)
+    check_folder(folder, [*networks, "picture"])
     golden = golden_vectors(networks, dataset)
     graphs = {kind: to_onnx(network, kind, golden[kind].inputs) for kind, network in networks.items()}
     sessions = {kind: Session(graph) for kind, graph in graphs.items()}
@@ -111,7 +111,7 @@ def export_smaller(
     network = trained_networks(run).get("classifier")
     if not isinstance(network, Classifier):
         raise RunError(f"{run.folder}: has no classifier; in {precision} nothing else is exported")
-    check_folder(folder, ["classifier", "picture"], sample_code)
+    check_folder(folder, ["classifier", "picture"])
     x = golden_vectors({"classifier": network}, dataset)["classifier"].inputs
     fp32 = to_onnx(network, "classifier", x)
     facts: dict[str, Any] = {"name": precision}

@@ -19,11 +19,10 @@ PREDICT = "predict.py"
 SAMPLE_CODE = Path(__file__).with_name("sample_code.py")
 
 
-def check_folder(folder: Path, kinds: Collection[Kind], sample_code: bool = False) -> None:
+def check_folder(folder: Path, kinds: Collection[Kind]) -> None:
     """Check that ``folder`` is new, empty, or holds an earlier export of the same kinds.
 
-    Graphs of two runs do not fit together, so an earlier export is replaced by one that has all of its graphs. A
-    ``predict.py`` that is not fmcae's own is replaced only by another one, with ``sample_code``.
+    Graphs of two runs do not fit together, so an earlier export is replaced by one that has all of its graphs.
 
     Raises:
         UsageError: the folder holds something else, or is a file.
@@ -34,16 +33,13 @@ def check_folder(folder: Path, kinds: Collection[Kind], sample_code: bool = Fals
         raise UsageError(f"out (={folder}) must be a folder; it is a file")
     graphs = {file_name(kind) for kind in kinds}
     present = {path.name for path in folder.iterdir() if not is_leftover(path)}
-    replaced = {MODEL_CARD, RELIABILITY, CONFIG, METRICS}
-    program = folder / PREDICT
-    if sample_code or (program.is_file() and program.read_bytes() == SAMPLE_CODE.read_bytes()):
-        replaced.add(PREDICT)
     # A run that has just begun has a configuration and no graph.
-    foreign = sorted(present - graphs - replaced if present & graphs else present)
+    foreign = sorted(
+        present - graphs - {MODEL_CARD, RELIABILITY, PREDICT, CONFIG, METRICS} if present & graphs else present
+    )
     if foreign:
         rule = "must be new, empty or hold an earlier export of the same kinds"
-        remedy = ": move it, or write over it with --sample-code" if foreign[0] == PREDICT and present & graphs else ""
-        raise UsageError(f"out (={folder}) {rule}; it holds {foreign[0]}{remedy}")
+        raise UsageError(f"out (={folder}) {rule}; it holds {foreign[0]}")
 
 
 def write_export(
@@ -53,6 +49,7 @@ def write_export(
 
     Args:
         sample_code: write ``predict.py`` too, a program that runs ``picture.onnx``, which must be there, without fmcae.
+            Without it, one that an earlier export left stays as it is.
 
     Returns:
         The files written, the artefacts first.
@@ -75,6 +72,8 @@ def write_export(
         files[RELIABILITY] = reliability_png(calibration)
     if sample_code:
         files[PREDICT] = SAMPLE_CODE.read_text(encoding="utf-8")
+    elif (folder / PREDICT).is_file():  # which somebody may have changed
+        files[PREDICT] = (folder / PREDICT).read_bytes()
     files |= {name: (run.folder / name).read_bytes() for name in (CONFIG, METRICS)}
     replace_folder(folder, files)
     return [folder / name for name in files]

@@ -33,7 +33,8 @@ def connected(address: str) -> Iterator[Any]:
             _check_port(address)  # Ray itself tries for five minutes, and then ends the process
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (OSError, ValueError, RuntimeError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            # the first sentence: the next may advise an option of Ray's own
+            reason = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]
             raise RunError(f"ray (={address}) has no cluster that can be reached: {reason}") from error
         try:
             yield ray

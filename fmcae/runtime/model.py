@@ -1,5 +1,6 @@
 """Artefacts on disk, and the object that runs them: ``fmcae.load(...)``."""
 
+import json
 import os
 import threading
 from collections.abc import Sequence
@@ -139,12 +140,22 @@ def is_run(folder: Path) -> bool:
     return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
 
 
+def _is_finished(run: Path) -> bool:
+    """Whether a run has all of its weights; where its configuration cannot be read, its export will say so."""
+    try:
+        stage = json.loads((run / "config.json").read_text(encoding="utf-8"))["config"]["stage"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return True
+    last = "autoencoder" if stage == "autoencoder" else "classifier"
+    return (run / f"{last}.safetensors").is_file() and not (run / "checkpoint.safetensors").exists()
+
+
 def artefact_files(folder: PathName) -> dict[Kind, Path]:
     """Find the exported files in a folder, by the kind that their names say; raise ArtefactError if it has no network."""
     parent = resolve_path(folder)
     files = {kind: parent / file_name(kind) for kind in FILE_KINDS if (parent / file_name(kind)).is_file()}
     if not files and is_run(parent):
-        if (parent / "checkpoint.safetensors").exists():
+        if not _is_finished(parent):
             command = command_line("fmcae", "train", "--resume", "--out", folder)
             raise ArtefactError(f"{folder}: is a run that is not finished; go on with  {command}")
         command = command_line("fmcae", "export", folder)

@@ -119,9 +119,9 @@ class Contrast:
 
     def verdict(self, contrasts: int = 1) -> Verdict:
         """Return whether the number is as claimed, as one of so many contrasts of a claim."""
-        if len(self.values) < (1 if self.limit is None else 2):  # one seed has no spread
+        if not self.values:
             return "not run"
-        if len(self.values) == 1:
+        if len(self.values) == 1 and self.limit is None:
             low, high = self._claimed_range
             return ONE_SEED[bool(low < self.values[0] < high)]
         p, p_against = self._p_values()

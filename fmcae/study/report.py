@@ -56,6 +56,7 @@ from fmcae.study.results import Results, RunResult
 
 NAME, SUMMARY = "report.md", "summary.md"
 NOT_RUN = "not run"
+NO_SPREAD = "one seed has no spread"
 EDGE_SHARE = 1 - INTERIOR**2 / 28**2  # of the pixels
 SPEED_EPOCHS = (1, 5, 15)  # and the last
 APPENDIX = {  # the networks of the Appendix's table
@@ -300,7 +301,11 @@ class _Page:
         network = runs[int(np.argmax(apart))].config["network"]
         pooling = "" if network["pooling"] else ", without pooling"
         second = [
-            replace(run, **{name: run.second_training[name] for name in ("machine", "versions", "date")})
+            replace(
+                run,
+                recorded="when the run started",
+                **{name: run.second_training[name] for name in ("machine", "versions", "date")},
+            )
             for run in runs
             if run.second_training
         ]
@@ -451,6 +456,8 @@ def _ratio(values: Sequence[float], reported: float) -> str:
 def _interval(contrast: Contrast) -> str:
     low, high = contrast.interval
     sign = "+" if contrast.ratio is None and contrast.limit is None else ""
+    if contrast.limit is not None and len(contrast.values) == 1:
+        return NO_SPREAD
     if not contrast.values or math.isnan(contrast.estimate):
         return NOT_RUN
     shown = f"{contrast.estimate:{sign}.4f}"
@@ -474,7 +481,7 @@ def _words(contrast: Contrast) -> str:
     if contrast.ratio is not None:
         return f"{contrast.subject} {estimate:.2f} times {contrast.than}"
     if contrast.limit is not None:
-        return f"{contrast.subject} {_interval(contrast)}"
+        return NO_SPREAD if len(contrast.values) == 1 else f"{contrast.subject} {_interval(contrast)}"
     size = f"{abs(estimate):.{digits}f}"
     if not float(size):
         size = f"less than {10**-digits:.{digits}f}"

@@ -34,7 +34,7 @@ from filelock import FileLock, Timeout
 import fmcae
 from fmcae import schema
 from fmcae.card import KEPT
-from fmcae.data import Dataset
+from fmcae.data import ENVIRONMENT_VARIABLE, Dataset
 from fmcae.data.split import SPLIT_SEED
 from fmcae.errors import DataError, FmcaeError, RunError, UsageError
 from fmcae.files import is_leftover, is_utf8, short_name, write_atomic
@@ -283,20 +283,22 @@ def find_runs(parent: Path) -> list[Run]:
     """The runs in the folders directly below ``parent``, the newest last; exports and damaged ones are left out."""
     runs = []
     for config in parent.glob(f"*/{CONFIG}"):
-        if any(config.parent.glob("*.onnx")):  # an export has its run's configuration
-            continue
+        if any(config.parent.glob("*.onnx")) and not any(config.parent.glob("*.safetensors")):
+            continue  # an export, which has its run's configuration
         with suppress(RunError):
             runs.append(open_run(config.parent))
     return sorted(runs, key=lambda run: (run.started, run.folder))
 
 
 def data_of(run: Run, named: str | None) -> str | None:
-    """Return the data folder that was ``named``, or else the run's own, None for Fashion-MNIST from where it is found.
+    """Return the data folder that was ``named``, or else the run's own, None for a set from where it is found.
 
     Raises:
-        RunError: the run's own is no longer there.
+        RunError: the run's own is no longer there, and $FMCAE_DATA names no other.
     """
     if named is None and run.config.data and not Path(run.config.data).exists():
+        if os.environ.get(ENVIRONMENT_VARIABLE):
+            return None
         raise RunError(f"{run.folder}: its data are no longer in {run.config.data}: name them with --data")
     return named or run.config.data
 

@@ -203,6 +203,7 @@ def test_a_run_or_an_export_is_no_place_for_the_report(
     shutil.copytree(shipped, tmp_path / "model")
     result = cli("evaluate", tmp_path / "model", pictures, "--out", tmp_path / "model")
     assert result.exit_code == 2 and "must not be a run or an export" in result.stderr
+    assert cli("evaluate", "fashion-mnist", pictures, "--out", tmp_path / "report").exit_code == 0
 
 
 def test_a_folder_that_is_no_class_is_refused_with_the_classes(cli: "Cli", pictures: Path) -> None:

@@ -350,6 +350,12 @@ def test_a_run_lies_where_it_is_no_class_and_remembers_where_its_data_were(
     assert cli("train", "--stage", "autoencoder", "--epochs", "1", "--out", "run").exit_code == 0
     monkeypatch.delenv("FMCAE_DATA")
     assert json.loads(Path("run/config.json").read_text())["config"]["data"] == str(discs_and_squares)
+    moved = discs_and_squares.rename(discs_and_squares.with_name("moved"))
+    result = cli("export", "run")
+    assert result.exit_code == 1 and "its data are no longer in" in result.stderr
+    monkeypatch.setenv("FMCAE_DATA", str(moved))
+    result = cli("export", "run")
+    assert "no longer" not in result.stderr
 
 
 def test_resume_keeps_the_runs_own_configuration(

@@ -165,7 +165,7 @@ def test_nothing_is_written_where_it_would_be_a_class(
     sample: Path, image_folders: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     elsewhere = tmp_path_factory.mktemp("elsewhere")
-    for out in (image_folders / "run", image_folders, image_folders / "a" / "deep"):
+    for out in (image_folders / "run", image_folders, image_folders / "runs" / "1"):
         with pytest.raises(
             UsageError, match=r"out \(=.*\) must not be in .*, where it would be taken for a class next"
         ):
@@ -179,11 +179,14 @@ def test_nothing_is_written_where_it_would_be_a_class(
     splits = elsewhere / "splits"
     for name in ("train", "test"):
         shutil.copytree(image_folders, splits / name)
+    for out in (splits / "test" / "run", splits / "val"):
+        with pytest.raises(UsageError, match="must not be in"):
+            check_outside(out, splits)
     check_outside(splits / "runs", splits)
     check_outside(elsewhere / "run", image_folders)
+    check_outside(image_folders / ".runs" / "1", image_folders)
+    check_outside(image_folders / "coat" / "run", image_folders)  # what lies within a class folder is left out
     check_outside(sample / "run", sample)
-    with pytest.raises(UsageError, match="must not be in"):
-        check_outside(splits / "test" / "run", splits)
 
 
 def test_folders_of_images_of_any_size_and_colour(tmp_path: Path, test_images: NDArray[np.uint8]) -> None:

@@ -193,7 +193,10 @@ def test_a_run_folder_stands_for_its_export(shipped: Path, tmp_path: Path) -> No
     (run / "classifier.safetensors").touch()
     with pytest.raises(ArtefactError, match="run: is a run that is not exported .*: run  fmcae export .*run.?$"):
         fmcae.load(run)
-    (run / "checkpoint.safetensors").touch()
+    (run / "config.json").write_text('{"config": {"stage": "both"}}')
+    with pytest.raises(ArtefactError, match="is a run that is not exported"):
+        fmcae.load(run)
+    (run / "classifier.safetensors").rename(run / "autoencoder.safetensors")
     with pytest.raises(
         ArtefactError, match="run: is a run that is not finished; go on with  fmcae train --resume --out"
     ):

@@ -149,6 +149,7 @@ def test_one_seed_says_on_which_side_its_numbers_lie_and_no_more(study_results: 
     text = (tmp_path / "report.md").read_text()
     rows = {row[0]: row for row in cells_of(text, "## The claims")}
     assert rows["C1"][3] == "**as claimed¹**" and rows["C1"][4].startswith("n=64 minus n=128 +0.0")
+    assert rows["C16"][3:5] == ["**undecided**", "open: one seed has no spread; 3 more open"]
     assert "C4) comes out as claimed with one seed" in text
     assert re.search(r"\d are as claimed with one seed", text)
 
@@ -163,6 +164,14 @@ def test_what_was_not_run_says_so(study_results: Results, tmp_path: Path) -> Non
     assert rows["without pooling"][3] == "not run"
     claims = {row[0]: row for row in cells_of(text, "## The claims")}
     assert claims["C10a"][3] == "**not run**" and claims["C10a"][4] == "not run"
+    assert "4. The error with pooling beside that without: not run.\n" in text
+    assert "8. Pre-trained minus random, the validation accuracy: not run.\n" in text
+    assert "9. What pre-training adds to test accuracy with few labels: not run.\n" in text
+    small = study_results.data | {"counts": {"train": 99, "val": 99, "test": 99}}  # without F4 and F5
+    write_report(tmp_path, replace(study_results, runs=runs, data=small))
+    assert (
+        "9. What pre-training adds to test accuracy with few labels: not run.\n" in (tmp_path / "report.md").read_text()
+    )
     assert not re.search(r"\bnan\b|\binf\b", text) and "figure-3.png" not in text
 
 

@@ -12,7 +12,7 @@ from fmcae.shape import SHAPES
 from fmcae.train.backend import PlainBackend, backend_for, balanced_weights
 from fmcae.train.config import NetworkConfig
 from fmcae.train.cpu import FusedBackend
-from fmcae.train.networks import Autoencoder, Classifier
+from fmcae.train.networks import Autoencoder, Classifier, Encoder
 
 CPU = torch.device("cpu")
 
@@ -32,6 +32,9 @@ def test_only_networks_with_pooling_have_a_fused_step() -> None:
         ("encoder", 1, nn.Identity()),
         ("encoder", 3, nn.Dropout2d(0.1)),
         ("encoder", 4, nn.Conv2d(16, 32, kernel_size=3, padding=1, dilation=2)),  # of the same kind and shapes
+        ("encoder", 7, nn.Dropout(0.9)),
+        ("encoder", 9, nn.Linear(800, 128, bias=False)),
+        ("decoder", 7, nn.ConvTranspose2d(16, 1, kernel_size=5, stride=2, padding=1, output_padding=1)),
         ("decoder", 8, nn.ReLU()),
     ],
 )
@@ -41,6 +44,23 @@ def test_a_layer_that_the_fused_step_does_not_compute_is_trained_by_pytorch(
     torch.manual_seed(0)
     network = Autoencoder(NetworkConfig())
     getattr(network, part)[index] = layer
+    with backend_for(network, CPU, 1) as backend:
+        assert isinstance(backend, PlainBackend) and network.training
+
+
+class NoisyAutoencoder(Autoencoder):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x + 0.1 * torch.randn_like(x) if self.training else x)
+
+
+def test_a_network_that_goes_another_way_through_its_layers_is_trained_by_pytorch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with backend_for(NoisyAutoencoder(NetworkConfig()), CPU, 1) as backend:
+        assert isinstance(backend, PlainBackend)
+    torch.manual_seed(0)
+    network = Classifier(NetworkConfig())
+    monkeypatch.setattr(Encoder, "forward", lambda self, x: nn.Sequential.forward(self, x / 2))  # type: ignore[no-untyped-call]
     with backend_for(network, CPU, 1) as backend:
         assert isinstance(backend, PlainBackend) and network.training
 

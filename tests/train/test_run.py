@@ -159,6 +159,16 @@ def test_damaged_metrics_are_named(run_copy: Path, line: str) -> None:
         run.metrics()
 
 
+def test_an_export_beside_runs_is_none(trained_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(trained_run, tmp_path / "run")
+    export = tmp_path / "export"
+    export.mkdir()
+    shutil.copy(run / "config.json", export)
+    (export / "classifier.onnx").touch()
+    (run / "other.onnx").touch()  # somebody's own
+    assert [found.folder for found in find_runs(tmp_path)] == [run]
+
+
 def test_runs_are_found_newest_last_by_when_they_started(dataset: Dataset, tmp_path: Path) -> None:
     names = ["b", "d", "a", "c"]  # all within one second
     for name in names:
