@@ -166,8 +166,7 @@ def check_outside(out: Path, data: str | os.PathLike[str] | None) -> None:
     for place in [folder / name for name in SPLIT_FOLDERS] if is_split else [folder]:
         if out.resolve().is_relative_to(place):
             first = next(iter(out.resolve().relative_to(place).parts), "")
-            is_new = not first or not (place / first).is_dir() or place / first not in class_folders(place)
-            if is_new and not _is_ignored(first):
+            if not _is_ignored(first) and not (first and (place / first).is_dir()):  # within a class it is left out
                 raise UsageError(f"out (={out}) must not be in {named}, where it would be taken for a class next time")
 
 

@@ -182,8 +182,8 @@ def read_artefact(path: PathName) -> Artefact:
         check_interface(content, card)
         return Artefact(path, content, card, metadata[GOLDEN_KEY])
     except OSError as error:
-        is_name = isinstance(error, FileNotFoundError) and asked == path.name and not path.suffix  # and not "./name"
-        is_name &= not is_path
+        is_plain = not is_path and asked == path.name and not path.suffix  # and not "./name"
+        is_name = is_plain and isinstance(error, FileNotFoundError)
         ships = f"; what ships is {', '.join(SHIPPED)}" if is_name else ""
         raise ArtefactError(f"{path}: cannot be read: {error.strerror}{ships}") from error
     except ArtefactError as error:

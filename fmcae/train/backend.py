@@ -74,28 +74,30 @@ def backend_for(
 
 def _has_papers_layers(network: Autoencoder | Classifier) -> bool:
     """Whether the layers are, in their order and with all of their settings, those that the fused backend computes."""
-    config, p = network.config, network.config.dropout
-    hidden = nn.ReLU if config.decoder_relu else nn.Identity
-    pool, drop = nn.MaxPool2d(2), nn.Dropout(p)
-    block = [nn.ReLU(), drop, pool] if config.dropout_position == "before-pooling" else [nn.ReLU(), pool, drop]
-    latent = [nn.ReLU(), drop] if config.latent_activation else []
+    config = network.config
+    relu, drop, pool = nn.ReLU(), nn.Dropout(config.dropout), nn.MaxPool2d(2)
+    hidden = relu if config.decoder_relu else nn.Identity()
+    block = [relu, drop, pool] if config.dropout_position == "before-pooling" else [relu, pool, drop]
     kernels, padding = ((4, 3), 1) if config.decoder_padding else ((5, 4), 0)
     with torch.device("meta"):  # without memory or random numbers
-        up1, up2 = (
-            nn.ConvTranspose2d(*channels, kernel, stride=2, output_padding=padding)
-            for channels, kernel in zip(((32, 16), (16, 1)), kernels, strict=True)
-        )
-        conv1, conv2, linear = nn.Conv2d(1, 16, 3), nn.Conv2d(16, 32, 3), nn.Linear(800, config.latent_dim)
-        encoder = [conv1, *block, conv2, *block, nn.Flatten(), linear, *latent]
-        unflatten = nn.Unflatten(1, (32, 5, 5))
-        decoder = [nn.Linear(config.latent_dim, 800), hidden(), drop, unflatten, up1, hidden(), drop, up2, nn.Sigmoid()]
-        decoder += [drop] if config.output_dropout else []
-        head = [nn.Linear(config.latent_dim, config.class_count)]
-    if type(network) is Autoencoder:
-        return list(map(str, [*network.encoder, *network.decoder])) == list(map(str, [*encoder, *decoder]))
-    return type(network) is Classifier and list(map(str, [*network.encoder, network.linear])) == list(
-        map(str, [*encoder, *head])
-    )
+        wanted = [
+            nn.Conv2d(1, 16, 3),
+            *block,
+            nn.Conv2d(16, 32, 3),
+            *block,
+            nn.Flatten(),
+            nn.Linear(800, config.latent_dim),
+        ]
+        wanted += [relu, drop] if config.latent_activation else []
+        if isinstance(network, Autoencoder):
+            up1 = nn.ConvTranspose2d(32, 16, kernels[0], stride=2, output_padding=padding)
+            up2 = nn.ConvTranspose2d(16, 1, kernels[1], stride=2, output_padding=padding)
+            wanted += [nn.Linear(config.latent_dim, 800), hidden, drop, nn.Unflatten(1, (32, 5, 5))]
+            wanted += [up1, hidden, drop, up2, nn.Sigmoid(), *([drop] if config.output_dropout else [])]
+        else:
+            wanted += [nn.Linear(config.latent_dim, config.class_count)]
+    found = [*network.encoder, *(network.decoder if isinstance(network, Autoencoder) else [network.linear])]
+    return type(network) in (Autoencoder, Classifier) and list(map(str, found)) == list(map(str, wanted))
 
 
 @torch.no_grad()
