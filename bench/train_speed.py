@@ -1,7 +1,7 @@
 """How fast fmcae trains on this machine, beside the plain PyTorch recipe and Keras.
 
     pip install '.[train]' tensorflow-cpu     # Keras is left out where TensorFlow is not installed
-    python bench/train_speed.py --out bench/results/train_speed_cpu.json --plot bench/results/train_speed_cpu.png
+    python bench/train_speed.py --rounds 21 --out bench/results/train_speed_cpu.json --plot bench/results/train_speed_cpu.png
 
 The plain recipe is what a PyTorch user would write: ``torchvision.datasets.FashionMNIST`` with ``ToTensor``, a
 ``DataLoader`` (0 and 2 workers, each a row of its own), the networks as they are defined in ``fmcae.train.networks``,
