@@ -221,7 +221,7 @@ def _pictures() -> list[bytes]:
     item.paste((60, 90, 160), (8, 6, 30, 26))
     Image.init()
     formats: list[tuple[str, tuple[str, ...], list[dict[str, Any]]]] = [
-        ("PNG", ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I"), [{}, {"optimize": True}]),
+        ("PNG", ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"), [{}, {"optimize": True}]),
         ("JPEG", ("L", "RGB", "CMYK"), [{}, {"progressive": True}, {"quality": 5}, {"exif": _exif()}]),
         ("GIF", ("L", "P"), [{}, {"save_all": True, "append_images": [item.rotate(90).convert("P")]}]),
         ("BMP", ("1", "L", "P", "RGB", "RGBA"), [{}]),

@@ -35,8 +35,9 @@ from fmcae.shape import SHAPES
 SCHEMA_VERSION = 1
 CARD_KEY, GOLDEN_KEY, SEAL_KEY, NAMES_KEY = "fmcae.card", "fmcae.golden", "fmcae.seal", "names"
 Kind = Literal["encoder", "decoder", "classifier", "picture"]
+NetworkKind = Literal["encoder", "decoder", "classifier"]  # a picture is a classifier with preprocessing before it
 FILE_KINDS: tuple[Kind, ...] = get_args(Kind)
-KINDS = FILE_KINDS[:-1]  # the networks; a picture is a classifier with preprocessing before it
+KINDS: tuple[NetworkKind, ...] = get_args(NetworkKind)
 TENSORS: dict[Kind, tuple[str, str]] = {  # the names of input and output; a picture has more outputs
     "encoder": ("x", "z"), "decoder": ("z", "x_hat"), "classifier": ("x", "logits"), "picture": ("image", "probabilities"),
 }  # fmt: skip

@@ -3,7 +3,13 @@
 import shlex
 import sys
 
-INSTALL = "pip install '.[{extra}]'  in fmcae's checkout"
+
+def quoted(word: str) -> str:
+    """A word in quotes that the user's shell takes: POSIX's, or on Windows those that cmd.exe and PowerShell both know."""
+    return f'"{word}"' if sys.platform == "win32" else f"'{word}'"
+
+
+INSTALL = f"pip install {quoted('.[{extra}]')}  in fmcae's checkout"
 _EXPORT_PACKAGES = ("torch", "onnx", "onnxscript", "safetensors", "numba", "filelock", "jinja2", "matplotlib", "scipy")
 INSTALL_TRAIN = INSTALL.format(extra="train")
 

@@ -8,6 +8,7 @@ import re
 import shutil
 import stat
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -83,7 +84,7 @@ def write_all_atomic(files: Mapping[Path, bytes | str]) -> None:
                 open_files.close()  # an open file cannot be renamed
             for path, (beside, real) in temporary.items():
                 with _naming(path):
-                    os.replace(beside, real)
+                    _rename(beside, real)
         finally:
             with suppress(OSError):  # what could not be written is tried once more
                 open_files.close()
@@ -119,7 +120,7 @@ def replace_folder(folder: Path, files: Mapping[str, bytes | str]) -> None:
                     shutil.copymode(folder, beside)
                     _exchange(beside, folder)
                 else:
-                    os.rename(beside, folder)
+                    _rename(beside, folder)
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EBUSY, errno.EPERM, errno.EROFS, errno.EXDEV):
             raise
@@ -156,7 +157,8 @@ def _naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        error.filename, error.filename2 = str(path), None
+        error.filename = str(path)
+        del error.filename2  # None would be printed too
         raise
 
 
@@ -184,9 +186,9 @@ def _remove_leftovers(path: Path) -> None:
 
 @contextmanager
 def _open_held(path: Path) -> Iterator[bool]:
-    """Hold a file or folder; False if another process holds it, or the system cannot tell."""
+    """Hold a file or folder; False if another process holds it, as one may on Windows if it is younger than an hour."""
     if fcntl is None:
-        yield False
+        yield time.time() - os.stat(path).st_mtime > 3600
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -217,9 +219,23 @@ def _exchange(new: Path, old: Path) -> None:
         if code not in (errno.EINVAL, errno.ENOSYS):  # which a file system without it gives
             raise OSError(code, os.strerror(code), str(old))
     aside = old.with_name(_beside(old.name))
-    os.rename(old, aside)
-    os.rename(new, old)
-    os.rename(aside, new)
+    _rename(old, aside)
+    try:
+        _rename(new, old)
+    except OSError:
+        _rename(aside, old)
+        raise
+    _rename(aside, new)
+
+
+def _rename(source: Path, target: Path) -> None:
+    """Rename over what is there; on Windows, wait up to two seconds for programs that read it, which prevent that."""
+    for pause_s in (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.5, 0.7) if os.name == "nt" else ():
+        with suppress(PermissionError):
+            os.replace(source, target)
+            return
+        time.sleep(pause_s)
+    os.replace(source, target)
 
 
 def _write(file: BinaryIO, data: bytes | str) -> None:
@@ -233,6 +249,7 @@ def _force_to_disk(folder: Path) -> None:
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(descriptor)
+            with suppress(OSError):  # some file systems of networks and virtual machines cannot
+                os.fsync(descriptor)
         finally:
             os.close(descriptor)

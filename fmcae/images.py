@@ -67,8 +67,9 @@ def read_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image
         source = bytes(source)
     if isinstance(source, str) and not source:
         raise ImageError("path (=) must not be empty")
-    if source is None:  # what OpenCV gives for a file that it cannot read
-        raise ImageError("image (=None) must be a path, bytes, a file, an array or a PIL image")
+    if not isinstance(source, str | bytes | os.PathLike | Image.Image) and not hasattr(source, "read"):
+        given = source if source is None else f"<{type(source).__name__}>"  # OpenCV gives None for what it cannot read
+        raise ImageError(f"image (={given}) must be a path, bytes, a file, an array or a PIL image")
     name = source_name(source)
     try:
         with _without_warnings:
@@ -170,12 +171,12 @@ def _check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
 def _from_array(array: NDArray[Any], max_pixels: int) -> Image.Image:
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
-    if array.dtype not in (np.uint8, np.uint16, np.bool_):
+    if (dtype := array.dtype.newbyteorder("=")) not in (np.uint8, np.uint16, np.bool_):
         raise ImageError(f"array's dtype (={array.dtype}) must be uint8, uint16 or bool")
     if array.ndim != 2 and (array.ndim != 3 or array.shape[2] not in (3, 4)):
         raise ImageError(f"array's shape (={array.shape}) must be (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)")
     _check_size((array.shape[1], array.shape[0]), "array", max_pixels)
-    if array.dtype == np.uint16:
+    if dtype == np.uint16:
         parts = np.array_split(array, 1 + array.size // STRIP_PIXELS)
         array = np.concatenate([_sixteen_to_eight_bits(part) for part in parts])
     elif array.dtype == np.bool_:

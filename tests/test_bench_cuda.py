@@ -47,3 +47,24 @@ def test_the_stage_of_a_checkpoint_is_read_without_torch(bench: dict[str, Any], 
     assert bench["checkpoint_stage"](path) is None
     save_checkpoint(path, "teacher", 1, nn.Linear(2, 2), {})
     assert bench["checkpoint_stage"](path) == "teacher"
+
+
+def test_weights_that_are_not_there_are_not_equal(bench: dict[str, Any], tmp_path: Path) -> None:
+    first, second = tmp_path / "a", tmp_path / "b"
+    for folder in (first, second):
+        folder.mkdir()
+        with pytest.raises(SystemExit, match="there are no weights, or not the same ones"):
+            bench["check_equal"](None, first, second)
+        (folder / "classifier.safetensors").write_text("x")
+    bench["check_equal"](None, first, second)
+    (second / "classifier.safetensors").write_text("y")
+    with pytest.raises(SystemExit, match="the classifier's weights differ"):
+        bench["check_equal"](None, first, second)
+
+
+def test_a_step_without_an_end_keeps_the_result_of_before(bench: dict[str, Any], tmp_path: Path) -> None:
+    trial = bench["Trial"](tmp_path, "cpu", {})
+    (tmp_path / "step.json").write_text("before")
+    assert not trial.step("a step", sys.executable, "-c", "import time; time.sleep(60)", limit=1, keep="step.json")
+    assert (tmp_path / "step.json").read_text() == "before"
+    trial.log.close()

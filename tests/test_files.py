@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from fmcae import files
 from fmcae.files import read_at_most, replace_folder, write_all_atomic, write_atomic
 
 
@@ -73,6 +74,8 @@ def test_of_several_files_none_is_renamed_before_all_are_on_disk(
 
 
 def test_missing_folder_names_the_file_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No such file or directory: '[^']*'$"):  # and no second name
+        write_atomic(tmp_path / "none" / "a.txt", "x")
     with pytest.raises(OSError, match=r"nowhere/a\.txt"):
         write_atomic(tmp_path / "nowhere" / "a.txt", "x")
 
@@ -162,6 +165,49 @@ files.write_atomic(sys.argv[1], "new")
     assert sorted(os.listdir(tmp_path)) == [".other.txt.0123abcd.part", "a.txt"]
 
 
+def test_without_locks_a_leftover_is_what_is_an_hour_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "fcntl", None)  # as on Windows
+    old, young = tmp_path / ".a.txt.0123abcd.part", tmp_path / ".a.txt.4567abcd.part"
+    old.mkdir()
+    young.touch()
+    os.utime(old, (0, 0))
+    write_atomic(tmp_path / "a.txt", "new")
+    assert sorted(os.listdir(tmp_path)) == [young.name, "a.txt"]
+
+
+def test_on_windows_a_rename_waits_for_who_reads_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    new, old, rename, refused = tmp_path / "new", tmp_path / "old", os.replace, [True, True]
+    new.write_text("new")
+
+    def replace(source: Path, target: Path) -> None:
+        if refused:
+            refused.pop()
+            raise PermissionError(errno.EACCES, "Access is denied")
+        rename(source, target)
+
+    with monkeypatch.context() as windows:
+        windows.setattr(os, "replace", replace)
+        windows.setattr(os, "name", "nt")
+        files._rename(new, old)
+    assert old.read_text() == "new" and not new.exists()
+
+
+def test_a_file_system_that_cannot_force_a_folder_to_disk_is_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    force = os.fsync
+
+    def refuse_folders(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        force(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse_folders)
+    write_atomic(tmp_path / "a.txt", "new")
+    replace_folder(tmp_path / "folder", {"x": "new"})
+    assert (tmp_path / "a.txt").read_text() == (tmp_path / "folder" / "x").read_text() == "new"
+
+
 def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
     folder = tmp_path / "a" / "export"
     replace_folder(folder, {"x": "1", "y": b"1"})
@@ -204,3 +250,22 @@ def test_where_folders_cannot_be_exchanged_they_are_renamed_or_their_files_repla
     replace_folder(folder, {"x": "new"})
     assert os.listdir(tmp_path) == ["export"] and (folder / "x").read_text() == "new"
     assert (folder.stat().st_ino == inode) == (code == errno.EXDEV)
+
+
+def test_an_old_folder_comes_back_where_the_new_one_cannot_take_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, rename, made = tmp_path / "export", files._rename, list[Path]()
+    replace_folder(folder, {"x": "old"})
+
+    def refuse_the_second(source: Path, target: Path) -> None:
+        made.append(target)
+        if len(made) == 2:
+            raise OSError(errno.EIO, "Input/output error")
+        rename(source, target)
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: object())  # has no renameat2
+    monkeypatch.setattr(files, "_rename", refuse_the_second)
+    with pytest.raises(OSError, match="Input/output error"):
+        replace_folder(folder, {"x": "new"})
+    assert os.listdir(tmp_path) == ["export"] and (folder / "x").read_text() == "old"

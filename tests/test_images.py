@@ -53,6 +53,7 @@ def test_deep_grey_is_scaled_not_clipped(encoded: Callable[..., bytes]) -> None:
     eight = np.arange(256).reshape(16, 16)
     assert np.array_equal(np.asarray(read_image(levels)), eight)
     assert np.array_equal(np.asarray(read_image(encoded(Image.fromarray(levels)))), eight)
+    assert np.array_equal(np.asarray(read_image(levels.astype(">u2"))), eight)
     big_endian = Image.frombytes("I;16B", (16, 16), levels.astype(">u2").tobytes())
     assert np.array_equal(np.asarray(read_image(big_endian)), eight)
     assert np.array_equal(np.asarray(read_image(Image.fromarray(levels.astype(np.int32)))), eight)
@@ -216,6 +217,13 @@ def test_a_wrong_dtype_is_named(dtype: Any) -> None:
     for shape in ((4, 4), (5, 1, 4, 4)):  # the second is that of a batch, which float32 alone may be
         with pytest.raises(ImageError, match=r"array's dtype \(=.*\) must be uint8, uint16 or bool"):
             read_image(np.zeros(shape, dtype))
+
+
+@pytest.mark.parametrize("source", [None, 3, {"a.png"}, (name for name in ["a.png"])])
+def test_what_is_no_image_is_named(source: Any) -> None:
+    given = None if source is None else f"<{type(source).__name__}>"
+    with pytest.raises(ImageError, match=rf"image \(={given}\) must be a path, bytes, a file, an array or a PIL image"):
+        read_image(source)
 
 
 # --- what would take too long -----------------------------------------------------------------------------------------

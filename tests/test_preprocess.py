@@ -278,9 +278,9 @@ def test_pictures_of_the_size_are_taken_as_they_are() -> None:
     assert not np.array_equal(to_uint8(transparent, 3, 64), pixels)
 
 
-@pytest.mark.parametrize(("channels", "size"), [(2, 28), (1, 32), (4, 64)])
-def test_another_shape_is_refused(channels: int, size: int) -> None:
-    with pytest.raises(UsageError, match=r"channels \(=\d\) must be 1 or 3|size \(=32\) must be 28, 56 or 64"):
+@pytest.mark.parametrize(("channels", "size"), [(2, 28), (1, 32), (4, 64), (3.0, 64)])
+def test_another_shape_is_refused(channels: Any, size: Any) -> None:
+    with pytest.raises(UsageError, match=r"channels \(=\d(\.0)?\) must be 1 or 3|size \(=32\) must be 28, 56 or 64"):
         preprocess(np.zeros((9, 9), np.uint8), channels, size)
 
 

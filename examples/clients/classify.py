@@ -57,6 +57,7 @@ def classify(run: Run, card: dict[str, Any], golden: dict[str, Any], arguments: 
 if __name__ == "__main__":
     import onnxruntime
 
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a name that the terminal cannot show
     if len(sys.argv) < 2:
         sys.exit("usage: python classify.py picture.onnx [--json] PICTURE...")
     session = onnxruntime.InferenceSession(sys.argv[1])

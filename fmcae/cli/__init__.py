@@ -5,6 +5,7 @@ Results go to stdout, progress and errors to stderr. Exit codes: 0 done, 1 faile
 """
 
 import io
+import os
 import sys
 from contextlib import suppress
 from importlib import import_module
@@ -71,13 +72,23 @@ def main() -> None:
     sys.argv[1:] = [option for option in options if option != "--debug"] + arguments[len(options) :]
     try:
         try:
-            app_for(sys.argv[1:])(prog_name="fmcae")
+            app_for(sys.argv[1:])(_expanded(sys.argv[1:]), prog_name="fmcae")
         finally:
             sys.stdout.flush()  # here, where what goes wrong has its handler
     except FmcaeError as error:
         _fail(str(error), error.exit_code, debug)
     except Exception as error:
         _fail(_reason(error), 1, debug)
+
+
+def _expanded(arguments: list[str]) -> list[str]:
+    """On Windows, whose shells leave it to programs, put for a pattern the files that it matches; a file's name is none."""
+    if os.name != "nt":
+        return arguments
+    import glob
+
+    words = [(word, glob.has_magic(word) and not os.path.lexists(word)) for word in arguments]
+    return [path for word, is_pattern in words for path in (sorted(glob.glob(word)) if is_pattern else ()) or [word]]
 
 
 def _reason(error: Exception) -> str:

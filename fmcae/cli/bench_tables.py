@@ -27,7 +27,9 @@ def print_tables(report: dict[str, Any], graphs: list[GraphTiming]) -> None:
     torch = f", PyTorch {machine['torch']}" if machine["torch"] else ""
     console.print(f"fmcae {machine['fmcae']}; {versions}, numpy {machine['numpy']}{torch}")
     if gpu is not None:
-        console.print(f"{gpu['name']}, driver {gpu['driver']}, {gpu['memory_total_mib']:,.0f} MiB")
+        total = gpu["memory_total_mib"]
+        memory = f", {total:,.0f} MiB" if total is not None else ""
+        console.print(f"{gpu['name']}, driver {gpu['driver']}{memory}")
     for graph in graphs:
         console.print()
         print_table(console, graph)

@@ -90,7 +90,7 @@ def _is_model(name: str) -> bool:
 
     path = resolve_path(name)
     is_shipped = name in SHIPPED and path == shipped_folder(name)
-    return is_shipped or path.suffix == ".onnx" or (path / file_name("classifier")).is_file() or is_run(path)
+    return is_shipped or path.suffix == ".onnx" or os.path.isfile(path / file_name("classifier")) or is_run(path)
 
 
 def _seems_trained_on(pictures: "LabelledPictures", card: "Card") -> bool:

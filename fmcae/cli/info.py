@@ -1,5 +1,6 @@
 """``fmcae info``: print the card that a file carries."""
 
+import os
 from typing import Annotated
 
 import typer
@@ -22,7 +23,7 @@ def info(
     from fmcae.runtime.model import artefact_files, read_artefact, resolve_path, shipped_folder
 
     path = shipped_folder() if file is None else resolve_path(file)
-    files = artefact_files(path) if path.is_dir() else {}
+    files = artefact_files(path) if os.path.isdir(path) else {}
     artefact = read_artefact(files.get("classifier") or next(iter(files.values()), path))
     facts = {"size_bytes": len(artefact.content), "made_for": artefact.card.providers}
     card = asdict(artefact.card)

@@ -138,7 +138,7 @@ def check_out(out: Path, option: str = "out") -> None:
         UsageError: there is a folder, a pipe or a device, or the folder to write it in does not exist or is read-only.
     """
     folder = (Path(os.path.realpath(out)) if out.is_symlink() else out).parent
-    if (os.path.exists(out) and not out.is_file()) or not folder.is_dir():
+    if (os.path.exists(out) and not os.path.isfile(out)) or not os.path.isdir(folder):
         raise UsageError(f"{option} (={out}) must be a file in a folder that exists")
     _check_writable(folder, out, option)
 
@@ -149,7 +149,9 @@ def check_out_folder(out: Path, option: str = "out", writes: bool = True) -> Non
     Raises:
         UsageError: a file is there, or it is read-only.
     """
-    existing = next(path for path in (out, *out.parents) if path.exists())
+    existing = next((path for path in (out, *out.parents) if os.path.exists(path)), None)
+    if existing is None:  # on a drive that is not there
+        raise UsageError(f"{option} (={out}) must be a folder on a drive that exists")
     if not existing.is_dir():
         raise UsageError(f"{option} (={out}) must be a folder; {'it' if existing == out else existing} is a file")
     if writes:

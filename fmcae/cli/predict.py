@@ -1,5 +1,6 @@
 """``fmcae predict``: a label and a probability for each image, or that it is unknown."""
 
+import io
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -268,6 +269,8 @@ def _write_csv(rows: "Iterable[Row]", top_k: int, facts: dict[str, str]) -> None
     import csv
 
     columns = [f"{name}{'' if rank == 1 else f'_{rank}'}" for rank in range(1, top_k + 1) for name in RANK_COLUMNS]
+    if isinstance(sys.stdout, io.TextIOWrapper) and not sys.stdout.isatty():
+        sys.stdout.reconfigure(encoding="utf-8")  # whatever Windows' own is: programs will read it
     writer = csv.writer(sys.stdout, lineterminator="\n")
     columns += [*KNOWN_COLUMNS, *facts]
     writer.writerow(["path", *columns, "error"])

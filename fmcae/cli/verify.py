@@ -1,5 +1,6 @@
 """``fmcae verify``: replay the golden vectors that each file carries."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,7 +33,7 @@ def verify(
     for name in files or made_for_provider:
         try:
             paths = [name]
-            if resolve_path(name).is_dir():  # whose picture.onnx runs on the CPU alone
+            if os.path.isdir(resolve_path(name)):  # whose picture.onnx runs on the CPU alone
                 files_here = artefact_files(name).items()
                 paths = [str(path) for kind, path in files_here if kind != "picture" or provider == "cpu"]
         except ArtefactError as error:

@@ -50,7 +50,7 @@ FASHION_MNIST_SHA256 = {
 IDX_NAMES = tuple(FASHION_MNIST_SHA256)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Split:
     """Images uint8, (N, S, S) or in colour (N, S, S, 3), and their class indices (N,) uint8."""
 
@@ -61,7 +61,7 @@ class Split:
         return len(self.labels)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dataset:
     """A data set in its three splits; a class index points into ``class_names``.
 
@@ -135,7 +135,7 @@ def cache_folder() -> Path:
 
 def _load_folder(named: str | os.PathLike[str], name: str, channels: int, size: int) -> Dataset:
     parameter, folder = f"{name} (={os.fspath(named)})", Path(os.path.expanduser(named))
-    if not os.fspath(named) or not folder.is_dir():  # Path("") is the current folder
+    if not os.fspath(named) or not os.path.isdir(folder):  # Path("") is the current folder
         raise UsageError(f"{parameter} must be an existing folder")
     try:
         found = _find_idx(folder)
@@ -288,7 +288,7 @@ def _load_image_folders(folder: Path, channels: int, size: int) -> Dataset | Non
     """
     if splits := _split_folders(folder):
         return _load_split_folders(folder, splits, channels, size)
-    places = [folder / name for name in SPLIT_FOLDERS if (folder / name).is_dir()]
+    places = _places(folder)
     classes = _pictures_by_class(folder)
     if not any(classes.values()):
         if places == [folder / "train"] and any(_pictures_by_class(places[0]).values()):
@@ -306,9 +306,14 @@ def _load_image_folders(folder: Path, channels: int, size: int) -> Dataset | Non
     return _from_pictures(folder, tuple(classes), parts, _left_out(folder, classes))
 
 
+def _places(folder: Path) -> list[Path]:
+    """The folders of that very name, in lower case, that train, val and test are."""
+    return [folder / name for name in SPLIT_FOLDERS if name in os.listdir(folder) and (folder / name).is_dir()]
+
+
 def _split_folders(folder: Path) -> list[Path]:
     """The folders in ``folder`` that are train, val and test, where they hold class folders; empty where they do not."""
-    places = [folder / name for name in SPLIT_FOLDERS if (folder / name).is_dir()]
+    places = _places(folder)
     has_splits = folder / "train" in places and len(places) > 1
     return places if has_splits and any(_pictures_by_class(folder / "train").values()) else []
 

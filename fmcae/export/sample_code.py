@@ -16,6 +16,7 @@ session = onnxruntime.InferenceSession(Path(__file__).with_name("picture.onnx").
 card = json.loads(session.get_modelmeta().custom_metadata_map["fmcae.card"])
 threshold = card.get("calibration", {}).get("threshold", 0)  # of the known score; a picture below it is unknown
 failed = False
+sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a name that the terminal cannot show
 for path in sys.argv[1:]:
     try:
         image = ImageOps.exif_transpose(Image.open(path))  # upright

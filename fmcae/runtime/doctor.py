@@ -34,12 +34,13 @@ EXTRAS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 # A convolution (by cuDNN), a matrix product (by cuBLAS) and a ReLU, opset 13, IR 7, made with onnx.helper:
-#     y = Relu(Flatten(Conv(x, k)) · m),  k = [[[[1, -1], [0.5, 2]]]],  m = [[1, -1], [0, 1], [2, 3], [-1, -2]]
+#     y = Relu(Reshape(Conv(x, k)) · m),  k = [[[[1, -1], [0.5, 2]]]],  m = [[1, -1], [0, 1], [2, 3], [-1, -2]]
 # Its numbers are exact in float32, so that any working provider gives PROBE_Y to the last bit.
 PROBE_MODEL = base64.b64decode(
-    "CAcSBWZtY2FlOswBCg8KAXgKAWsSAWMiBENvbnYKDwoBYxIBZiIHRmxhdHRlbgoRCgFmCgFtEgFwIgZNYXRNdWwKDAoBcBIBeSIE"
-    "UmVsdRIFcHJvYmUqHwgBCAEIAggCEAFCAWtKEAAAgD8AAIC/AAAAPwAAAEAqKwgECAIQAUIBbUogAACAPwAAgL8AAAAAAACAPwAA"
-    "AEAAAEBAAACAvwAAAMBaHAoBeBIXChUIARIRCgMSAU4KAggBCgIIAwoCCANiFAoBeRIPCg0IARIJCgMSAU4KAggCQgQKABAN"
+    "CAcSBWZtY2FlOuoBCg8KAXgKAWsSAWMiBENvbnYKEgoBYwoBcxIBZiIHUmVzaGFwZQoRCgFmCgFtEgFwIgZNYXRNdWwKDAoBcBIBeSIE"
+    "UmVsdRIFcHJvYmUqHwgBCAEIAggCEAFCAWtKEAAAgD8AAIC/AAAAPwAAAEAqKwgECAIQAUIBbUogAACAPwAAgL8AAAAAAACAPwAAAEAA"
+    "AEBAAACAvwAAAMAqGQgCEAdCAXNKEP//////////BAAAAAAAAABaHAoBeBIXChUIARIRCgMSAU4KAggBCgIIAwoCCANiFAoBeRIPCg0I"
+    "ARIJCgMSAU4KAggCQgQKABAN"
 )
 PROBE_X = [[[[0, 0.125, 0.25], [0.375, 0.5, 0.625], [0.75, 0.875, 1]]]]  # (1, 1, 3, 3)
 PROBE_Y = [[2.75, 1.6875]]  # (1, 2)

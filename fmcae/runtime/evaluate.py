@@ -254,7 +254,7 @@ def find_pictures(
             return _from_dataset(None, split, class_names, "data (=None)", channels, size)
         parameter = f"{ENVIRONMENT_VARIABLE} (={data})"
     folder = Path(os.path.expanduser(data))
-    if data == "" or not folder.is_dir():  # Path takes nothing for the current folder
+    if data == "" or not os.path.isdir(folder):  # Path takes nothing for the current folder
         raise UsageError(f"{parameter} must be an existing folder")
     try:
         if holds_idx(folder):

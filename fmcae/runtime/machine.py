@@ -105,7 +105,9 @@ def driver_obstacle() -> str | None:
     count = ctypes.c_int(0)
     status = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
     if status == 100 or (status == 0 and count.value == 0):  # CUDA_ERROR_NO_DEVICE
-        return "the NVIDIA driver finds no GPU"
+        listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+        among = "" if listed is None else f" among those that CUDA_VISIBLE_DEVICES (={listed}) lists"
+        return f"the NVIDIA driver finds no GPU{among}"
     return f"the NVIDIA driver does not start (CUDA error {status})" if status != 0 else None
 
 
@@ -129,6 +131,8 @@ def gpu_address() -> str | None:
 def gpu_facts(address: str | None = None) -> dict[str, Any] | None:
     """Return a GPU's name, driver and memory from nvidia-smi; None if they cannot be had.
 
+    The memory alone is None where nvidia-smi does not tell it, as of a GPU that shares the machine's.
+
     Args:
         address: its PCI address, or None for that of :func:`gpu_address`. nvidia-smi counts GPUs by it, and CUDA the fastest
             first, among those that CUDA_VISIBLE_DEVICES lists.
@@ -143,8 +147,16 @@ def gpu_facts(address: str | None = None) -> dict[str, Any] | None:
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
         name, driver, used, total = (field.strip() for field in answer.splitlines()[0].split(","))
-        return {"name": name, "driver": driver, "memory_used_mib": float(used), "memory_total_mib": float(total)}
+        memory = {"memory_used_mib": _number(used), "memory_total_mib": _number(total)}
+        return {"name": name, "driver": driver, **memory}
     except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return None
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:  # such as "[N/A]"
         return None
 
 

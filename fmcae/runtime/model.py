@@ -4,6 +4,7 @@ import json
 import os
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from numbers import Real
@@ -23,6 +24,7 @@ from fmcae.card import (
     Golden,
     GoldenPictures,
     Kind,
+    NetworkKind,
     check_seal,
     read_metadata,
 )
@@ -45,6 +47,7 @@ SHIPPED: dict[str, tuple[Precision, tuple[Kind, ...]]] = {
     "fashion-mnist-large": ("fp32", ("classifier",)),
     "fashion-mnist-paper": ("fp32", KINDS),
 }
+MAX_FILLED = 1_024  # images; planning anew takes little beside a larger batch
 MAX_ARTEFACT_BYTES = 2**31  # protobuf's own limit
 
 
@@ -67,17 +70,19 @@ class Prediction:
     known_score: float
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Prediction) and all(map(np.array_equal, vars(self).values(), vars(other).values()))
+        if not isinstance(other, Prediction):
+            return NotImplemented
+        return all(map(np.array_equal, vars(self).values(), vars(other).values()))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Artefact:
     """An exported file whose seal holds: its path, its bytes, its card and its golden vectors as text."""
 
     path: Path
-    content: bytes
+    content: bytes = field(repr=False)
     card: Card
-    golden_text: str
+    golden_text: str = field(repr=False)
 
     @cached_property
     def golden(self) -> Golden:
@@ -137,7 +142,7 @@ def shipped_folder(name: str = "fashion-mnist") -> Path:
 
 def is_run(folder: Path) -> bool:
     """Whether a folder is that of a run, which was perhaps not exported."""
-    return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
+    return os.path.isfile(folder / "config.json") and any(folder.glob("*.safetensors"))
 
 
 def _is_finished(run: Path) -> bool:
@@ -153,7 +158,7 @@ def _is_finished(run: Path) -> bool:
 def artefact_files(folder: PathName) -> dict[Kind, Path]:
     """Find the exported files in a folder, by the kind that their names say; raise ArtefactError if it has no network."""
     parent = resolve_path(folder)
-    files = {kind: parent / file_name(kind) for kind in FILE_KINDS if (parent / file_name(kind)).is_file()}
+    files = {kind: parent / file_name(kind) for kind in FILE_KINDS if os.path.isfile(parent / file_name(kind))}
     if not files and is_run(parent):
         if not _is_finished(parent):
             command = command_line("fmcae", "train", "--resume", "--out", folder)
@@ -186,17 +191,17 @@ def read_artefact(path: PathName) -> Artefact:
         is_name = is_plain and isinstance(error, FileNotFoundError)
         ships = f"; what ships is {', '.join(SHIPPED)}" if is_name else ""
         raise ArtefactError(f"{path}: cannot be read: {error.strerror}{ships}") from error
-    except ArtefactError as error:
+    except (ArtefactError, ValueError) as error:  # the latter by a null byte in the path
         raise ArtefactError(f"{path}: {error}") from error
 
 
-def read_artefacts(path: PathName | None = None, only: Kind | None = None) -> dict[Kind, Artefact]:
+def read_artefacts(path: PathName | None = None, only: NetworkKind | None = None) -> dict[Kind, Artefact]:
     """Read the artefacts in a file or folder, by kind; arguments and errors as for :func:`load`."""
     if only is not None and only not in KINDS:
         raise UsageError(f"only (={only}) must be one of {', '.join(KINDS)}")
     asked = shipped_folder() if path is None else path
     path = resolve_path(asked)
-    if not path.is_dir():
+    if not os.path.isdir(path):
         artefact = read_artefact(asked)
         if artefact.card.kind == "picture":
             raise ArtefactError(f"{path}: is for other programs; name classifier.onnx beside it, or their folder")
@@ -232,7 +237,10 @@ def resolve_path(path: PathName) -> Path:
     if isinstance(path, str) and path in SHIPPED and not os.path.exists(path):  # "./NAME" is no name
         return shipped_folder(path)
     exported = Path(path, "onnx")
-    return exported if exported.is_dir() and Path(path, "config.json").is_file() else Path(path)
+    is_exported = os.path.isdir(exported) and os.path.isfile(
+        Path(path, "config.json")
+    )  # Path's own raise on some paths
+    return exported if is_exported else Path(path)
 
 
 class Model:
@@ -251,6 +259,10 @@ class Model:
         self._threshold = check_threshold(threshold)
         self._sessions: dict[Kind, Session] = {}
         self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let other processes have the model, which start their own sessions."""
+        return Model, (self.artefacts, self._provider, self._threads, self._threshold)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -314,6 +326,8 @@ class Model:
         return self.decode(self.encode(x))
 
     @overload
+    def predict(self, images: NDArray[Any]) -> Any: ...
+    @overload
     def predict(self, images: ImageSource) -> Prediction: ...  # type: ignore[overload-overlap]
     @overload
     def predict(self, images: Sequence[ImageSource]) -> list[Prediction]: ...
@@ -322,11 +336,13 @@ class Model:
 
         Args:
             images: a path, encoded bytes, a PIL image or an array (uint8, (H, W) or (H, W, C)); or a list of them, or
-                arrays of many: float32 model inputs (N, C, S, S), or uint8 (N, S, S), or (N, S, S, 3) in colour.
+                arrays of many: float32 model inputs (N, C, S, S), or uint8 (N, S, S), or (N, S, S, 3) in colour. A float32
+                array (C, S, S) is one model input, in a list too.
 
         Raises:
             ImageError: an image cannot be read.
             UsageError: a float32 array is not a model input.
+            ArtefactError: the classifier gives logits that are not finite, as it does of inputs that are not.
         """
         if isinstance(images, np.ndarray):
             if images.dtype == np.float32 and images.ndim == 3:
@@ -337,8 +353,14 @@ class Model:
             if images.dtype == np.uint8 and images.shape[1:] == many and images.ndim == len(many) + 1:
                 return self.predict_inputs(scale(images))
         elif isinstance(images, Sequence) and not isinstance(images, str | bytes | bytearray | memoryview):
-            return self.predict_inputs(np.stack([self.preprocess(image) for image in images])) if images else []
+            return self.predict_inputs(np.stack([self._input(image) for image in images])) if images else []
         return self.predict_inputs(self.preprocess(images)[np.newaxis])[0]
+
+    def _input(self, image: ImageSource) -> FloatArray:
+        shape = (self.channels, self.size, self.size)
+        if isinstance(image, np.ndarray) and image.dtype == np.float32 and image.shape == shape:
+            return image
+        return self.preprocess(image)
 
     def preprocess(self, source: ImageSource, max_pixels: int = MAX_PIXELS) -> FloatArray:
         """The model's input (C, S, S) for one image, as :func:`fmcae.preprocess.preprocess` makes it; errors as there."""
@@ -377,19 +399,21 @@ class Model:
         if getattr(x, "ndim", None) == dimensions - 1:
             one: FloatArray = session.run(x[np.newaxis])[0]
             return one
-        if session.provider == "cuda" and getattr(x, "ndim", None) == dimensions:
-            return session.run(_filled_up(x))[: len(x)]
+        if session.provider != "cpu" and getattr(x, "ndim", None) == dimensions:
+            with suppress(UsageError):  # which is to name the shape that was given
+                return session.run(_filled_up(x, session.provider))[: len(x)]
         return session.run(x)
 
 
-def _filled_up(x: FloatArray) -> FloatArray:
-    """Fill a batch up with zeros to the next power of two.
+def _filled_up(x: FloatArray, provider: str) -> FloatArray:
+    """Fill a batch up with zeros: an empty one to one image, because OpenVINO answers it with the last one's numbers.
 
-    CUDA plans the convolutions anew at every change of the batch size, which takes ten times as long as a small batch, and
-    so the size changes less often.
+    On CUDA a small one has a power of two of images: CUDA plans the convolutions anew at every change of the batch size,
+    which takes ten times as long as a small batch, and so the size changes less often.
     """
-    missing = (1 << max(0, len(x) - 1).bit_length()) - len(x)
-    return np.concatenate([x, np.zeros((missing, *x.shape[1:]), x.dtype)]) if 0 < missing < len(x) else x
+    count = 1 << max(0, len(x) - 1).bit_length()
+    is_filled = count <= MAX_FILLED if provider == "cuda" else len(x) == 0
+    return np.concatenate([x, np.zeros((count - len(x), *x.shape[1:]), x.dtype)]) if is_filled and count > len(x) else x
 
 
 def check_threshold(threshold: float | None) -> float | None:
@@ -406,7 +430,7 @@ def load(
     *,
     provider: str = "cpu",
     threads: int | None = None,
-    only: Kind | None = None,
+    only: NetworkKind | None = None,
     threshold: float | None = None,
 ) -> Model:
     """Load exported networks.

@@ -82,6 +82,8 @@ def images_below(folder: str) -> list[Found]:
                     if entry.name.startswith("."):  # such as ._a.jpg, which macOS leaves beside a.jpg
                         continue
                     path = os.path.join(parent, entry.name) if parent != "." else entry.name
+                    if getattr(entry, "is_junction", bool)():  # Windows' other link to a folder
+                        continue
                     if entry.is_dir(follow_symlinks=False):
                         folders.append(path)
                         continue

@@ -54,8 +54,6 @@ from fmcae.runtime.model import SHIPPED, Model, shipped_folder
 from fmcae.runtime.predict import STDIN, Outcome, predict_content
 
 logging.getLogger("python_multipart").addHandler(logging.NullHandler())  # its warnings stand in the answer
-# A request that would upgrade is answered as any other; uvicorn's advice on WebSockets is not for whoever runs this.
-logging.getLogger("uvicorn.error").addFilter(lambda record: not re.search("(?i)upgrade|websocket", str(record.msg)))
 
 Picture = tuple[str, str, bytes]  # its path in the answer, its name in an error, and the encoded picture
 
@@ -117,8 +115,11 @@ class Limits:
             ("max_bytes", 1, 2**30),
             ("max_pixels", 1, MAX_PIXELS),
         ):
-            if not least <= (value := getattr(self, name)) <= most:
-                raise UsageError(f"{name} (={value}) must be from {least:,} to {most:,}")
+            value, is_real = getattr(self, name), name == "timeout_s"
+            if not isinstance(value, float | int if is_real else int) or not least <= value <= most:
+                raise UsageError(
+                    f"{name} (={value}) must be {'' if is_real else 'an integer '}from {least:,} to {most:,}"
+                )
 
 
 class _Refused(Exception):
@@ -404,12 +405,20 @@ def serve(model: Model, host: str = "127.0.0.1", port: int = 8000, limits: Limit
         timeout_graceful_shutdown=int(limits.timeout_s) + 5,
     )
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn repeats the signal once it has stopped
+    log = logging.getLogger("uvicorn.error")
+    log.addFilter(_is_no_advice)
     shown = f"[{host}]" if ":" in host else host
     try:
         _Server(config, f"serving on http://{shown}:{listener.getsockname()[1]}/").run(sockets=[listener])
     finally:
+        log.removeFilter(_is_no_advice)
         signal.signal(signal.SIGTERM, before)
         listener.close()
+
+
+def _is_no_advice(record: logging.LogRecord) -> bool:
+    """A request that would upgrade is answered as any other; uvicorn's advice on WebSockets helps nobody here."""
+    return not re.search("(?i)upgrade|websocket", str(record.msg))
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -16,7 +16,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from fmcae.errors import ArtefactError, FmcaeError, ProviderError, UsageError
+from fmcae.errors import ArtefactError, FmcaeError, ProviderError, UsageError, quoted
 from fmcae.files import is_utf8
 from fmcae.precision import PROVIDERS, Provider
 from fmcae.runtime.machine import available_cpus, driver_obstacle
@@ -29,18 +29,29 @@ ModelSource: TypeAlias = bytes | str | Path  # a file's bytes, or its path
 MAX_THREADS = 1_024  # far above what a graph of this size can use; ONNX Runtime itself starts any number
 
 # Another build goes over the CPU build, whose record stays: without it the next `pip install .` would bring its files back.
-INSTALL_CUDA = "pip uninstall -y onnxruntime-gpu && pip install 'onnxruntime-gpu[cuda,cudnn]'"
+INSTALL_CUDA = f"pip uninstall -y onnxruntime-gpu && pip install {quoted('onnxruntime-gpu[cuda,cudnn]')}"
 INSTALL_OPENVINO = "pip uninstall -y onnxruntime-openvino && pip install onnxruntime-openvino"
 INSTALL_DRIVER = "install NVIDIA's driver, or give the container the GPU (docker run --gpus all)"
 # From 1.27 on, the packages of ONNX Runtime are built for CUDA 13.
-INSTALL_CUDA_12 = "pip install 'onnxruntime-gpu[cuda,cudnn]<1.27'"
+INSTALL_CUDA_12 = f"pip install {quoted('onnxruntime-gpu[cuda,cudnn]<1.27')}"
 _NEWER_DRIVER = f"install a newer NVIDIA driver or, for a driver that has CUDA 12, run  {INSTALL_CUDA_12}"
+_OLD_GPU = f"on a GPU that is too old for CUDA 13, run  {INSTALL_CUDA_12}"
 _MORE_MEMORY = "end other programs that take the GPU's memory; nvidia-smi names them"
 _REMEDIES = {  # by a part of the reason
     "CUDA failure 35:": _NEWER_DRIVER,
     "CUDA failure 222:": _NEWER_DRIVER,  # it cannot compile the kernels' intermediate code
     "undefined symbol: cuTensorMap": _NEWER_DRIVER,  # a function of the driver since CUDA 12
-    "CUDA failure 209:": f"on a GPU that is too old for CUDA 13, run  {INSTALL_CUDA_12}",
+    "CUDA error cudaErrorInsufficientDriver:": _NEWER_DRIVER,
+    "CUDA error cudaErrorUnsupportedPtxVersion:": _NEWER_DRIVER,
+    "CUDA failure 209:": _OLD_GPU,
+    "no kernel image is available": _OLD_GPU,
+    "CUBLAS failure 8:": _OLD_GPU,  # of this architecture there are no kernels
+    "CUDA failure 46:": "end the program that has the GPU for itself; nvidia-smi names it",
+    "CUDA_VISIBLE_DEVICES": "let CUDA_VISIBLE_DEVICES name a GPU, or unset it",
+    "CUDA failure 101:": "let CUDA_VISIBLE_DEVICES name a GPU, or unset it",
+    "(CUDA error 802)": "start NVIDIA's fabric manager, which connects the GPUs of this machine",
+    "(CUDA error 803)": "restart the machine: the driver's parts are of two versions",
+    "(CUDA error 999)": "restart the machine, or see what nvidia-smi says",
     "out of memory": _MORE_MEMORY,
     "ALLOC_FAILED": _MORE_MEMORY,
     "CUBLAS failure 3:": _MORE_MEMORY,  # the same where cuBLAS does not name it
@@ -165,6 +176,8 @@ class Session:
             UsageError: ONNX Runtime does not take ``x``: its shape or dtype is not the graph's.
         """
         try:
+            if not x.dtype.isnative:  # whose bytes ONNX Runtime would take as they are
+                raise TypeError("another byte order")
             return self._run(self._output_names, {self.input_name: x}, None)[0]  # type: ignore[no-any-return]
         except Exception as error:
             raise self._explain(x, error) from error
@@ -178,7 +191,12 @@ class Session:
         expected = [size if isinstance(size, int) else found for size, found in zip(sizes, x.shape, strict=False)]
         if str(x.dtype) != "float32" or len(x.shape) != len(sizes) or list(x.shape) != expected:
             return UsageError(f"{wanted}, not {_shape(x.shape)} {x.dtype}")
-        return FmcaeError(f"ONNX Runtime failed on {self.provider}: {short_reason(error)}")
+        reason = short_reason(error)
+        remedy = _remedy_of(reason) if self.provider in NVIDIA else None
+        if remedy in (None, _MORE_MEMORY):
+            advice = f"; {remedy}" if remedy else ""
+            return FmcaeError(f"ONNX Runtime failed on {self.provider}: {reason}{advice}")
+        return _cannot_run(self.provider, reason)
 
 
 def _one_at_a_time(run: Callable[..., Any]) -> Callable[..., Any]:
@@ -249,12 +267,16 @@ def short_reason(error: BaseException, limit: int = 200) -> str:
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     text = lines[0] if lines else type(error).__name__
     # The causes stand behind C++ signatures of many hundred characters.
-    if cause := re.search(r"\w+ failure \d+: [^;\n]*|cuDNN is unavailable.*", message):
+    if cause := re.search(r"\w+ failure \d+: [^;\n]*|CUDA error \w+:[^;\n]*|cuDNN is unavailable.*", message):
         text = cause[0].strip()
     elif size := re.search(r"Failed to allocate memory for requested buffer of size (\d+)", message):
         text = f"out of memory, there is no room for {int(size[1]):,} bytes"
     elif text.startswith("[ONNXRuntimeError]"):
         text = text.split(" : ", 3)[-1]  # [ONNXRuntimeError] : 7 : INVALID_PROTOBUF : what happened
+        text = text.partition(" Status Message: ")[2] or text  # behind the node that was running
+        text = re.sub(r"^/\S+:\d+ .*\) (\[with [^]]*\] )?", "", text) or text  # behind a place in ONNX Runtime's source
+        if text.startswith("[OpenVINO-EP]"):
+            text = lines[-1]  # the innermost of OpenVINO's exceptions
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
@@ -302,9 +324,12 @@ def _create(wanted: Provider, ort: Any, model: ModelSource, options: Any) -> Any
         driver = driver_obstacle()
     if name not in ort.get_available_providers():
         build = f"the build of ONNX Runtime that is installed has no {name}"
-        raise _cannot_run(wanted, f"{build}, and {driver}" if driver else build)
+        there = [known for known in PROVIDERS if ORT_NAMES[known] in ort.get_available_providers()]
+        others = [PROVIDER_FACTS[known].title for known in there if known not in ("cpu", "coreml")]
+        apart = f"in an environment of its own (the build here brings {others[0]}), " if others else ""
+        raise _cannot_run(wanted, f"{build}, and {driver}" if driver else build, apart + PROVIDER_FACTS[wanted].remedy)
     if driver:
-        raise _cannot_run(wanted, driver, INSTALL_DRIVER)
+        raise _cannot_run(wanted, driver, _remedy_of(driver) or INSTALL_DRIVER)
     if wanted in NVIDIA and (obstacle := _cudnn_obstacle()):
         raise _cannot_run(wanted, obstacle)
 
@@ -322,7 +347,10 @@ def _create(wanted: Provider, ort: Any, model: ModelSource, options: Any) -> Any
         if "fallback to CPU" not in str(error):
             raise _cannot_run(wanted, _library_obstacle(wanted, ort) or short_reason(error)) from error
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-        session = create()
+        try:
+            session = create()
+        except Exception as second:
+            raise _cannot_run(wanted, short_reason(second)) from second
         if session.get_providers()[0] == name:
             reason = f"{title} has no kernel for {_cpu_operators(session)}, which would run on the CPU"
             raise ProviderError(f"{_name_of(model)} does not run on {wanted} alone: {reason}") from error
@@ -358,14 +386,27 @@ def _cpu_operators(session: Any) -> str:
 
 def _cannot_run(wanted: Provider, obstacle: str, remedy: str | None = None) -> ProviderError:
     facts = PROVIDER_FACTS[wanted]
-    fitting = (command for part, command in _REMEDIES.items() if part in obstacle)
-    remedy = remedy or next(fitting, facts.remedy)
+    remedy = remedy or _remedy_of(obstacle) or facts.remedy
     return ProviderError(f"{facts.title} cannot run here: {obstacle}; to get it, {remedy}")
+
+
+def _remedy_of(obstacle: str) -> str | None:
+    return next((command for part, command in _REMEDIES.items() if part in obstacle), None)
 
 
 def _cudnn_obstacle() -> str | None:
     """That cuDNN cannot be loaded, which newer versions of ONNX Runtime would only find at the first convolution."""
-    return _loader_obstacle("libcudnn.so.9") if sys.platform == "linux" else None
+    if sys.platform != "linux":
+        return None
+    if obstacle := _loader_obstacle("libcudnn.so.9"):
+        return obstacle
+    # NVIDIA's is a door to other libraries, beside it or where the loader looks, and ends the process without them
+    maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    door = next((Path(line.split(maxsplit=5)[5]) for line in maps if "/libcudnn.so.9" in line), None)
+    if door is None or b"libcudnn_graph.so" not in door.read_bytes():
+        return None
+    first = door.with_name("libcudnn_graph.so.9")
+    return _loader_obstacle(str(first) if first.exists() else first.name)
 
 
 def _library_obstacle(wanted: Provider, ort: Any) -> str | None:

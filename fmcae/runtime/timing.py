@@ -291,7 +291,8 @@ def _cold_child(task: str) -> None:
         session.run(x)
         first_run_ms = (time.perf_counter() - began) * 1e3
         gpu_now = gpu_facts(gpu) if gpu_before else None
-        rise = gpu_now["memory_used_mib"] - gpu_before["memory_used_mib"] if gpu_now and gpu_before else None
+        before, now = (facts["memory_used_mib"] if facts else None for facts in (gpu_before, gpu_now))
+        rise = now - before if now is not None and before is not None else None
         first_runs.append(asdict(FirstRun(size, first_run_ms, peak_memory_mib(), rise)))
     facts = {"import_ms": import_ms, "session_creation_ms": creation_ms, "base_memory_mib": base_memory}
     print(json.dumps({**facts, "first_runs": first_runs}))

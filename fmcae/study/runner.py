@@ -319,4 +319,7 @@ def _visible_gpus() -> list[str]:
     import torch
 
     count, listed = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
-    return [str(index) for index in range(count)] if listed is None else listed.split(",")[:count]
+    if listed is None:
+        return [str(index) for index in range(count)]
+    names = listed.split(",")
+    return names if names[0].startswith("MIG-") else names[:count]  # a process can use one slice, and counts no more

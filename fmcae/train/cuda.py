@@ -7,6 +7,7 @@ the same, and so are the results, bit for bit.
 Source: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
 """
 
+import gc
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TypeAlias
@@ -37,18 +38,20 @@ def _replayed(step: Step, state: Sequence[Tensor], batch_size: int, progress: Pr
     device = state[0].device
     indices = torch.zeros(batch_size, dtype=torch.int64, device=device)
     before = [tensor.clone() for tensor in state]
+    failure = None
     try:
         with torch.random.fork_rng(devices=[] if device.index is None else [device.index]):
             graph, loss = _capture(step, indices)
     except RuntimeError as error:
-        cause = error.__context__ or error  # a capture that failed ends with an error that does not say why
-        reason = (str(cause).splitlines() or [type(cause).__name__])[0]
-        progress.warn(f"training goes on without a CUDA graph, and slower: {reason}")
-        return step
+        failure = _reason(error)
     finally:
         with torch.no_grad():
             for tensor, value in zip(state, before, strict=True):
                 tensor.copy_(value)
+    if failure is not None:
+        _give_back_memory()
+        progress.warn(f"training goes on without a CUDA graph, and slower: {failure}")
+        return step
 
     def replay(batch: Tensor) -> Tensor:
         if len(batch) != batch_size:
@@ -60,8 +63,22 @@ def _replayed(step: Step, state: Sequence[Tensor], batch_size: int, progress: Pr
     return replay
 
 
+def _reason(error: RuntimeError) -> str:
+    cause = error.__context__ or error  # a capture that failed ends with an error that does not say why
+    return (str(cause).splitlines() or [type(cause).__name__])[0]
+
+
+def _give_back_memory() -> None:
+    """Free what the failed step still has on the GPU, which may have failed for want of memory."""
+    gc.collect()  # the error's traceback and its frames hold each other, and with them the step's tensors
+    torch._C._cuda_clearCublasWorkspaces()
+    torch.cuda.empty_cache()
+
+
 def _capture(step: Step, indices: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor]:
     graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+    # for the warm-up and the capture, and for this graph alone: with a graph PyTorch frees the 64 MiB that cuBLAS keeps for
+    # its stream, which another graph on that stream would go on to use
     stream = torch.cuda.Stream(indices.device)  # type: ignore[no-untyped-call]
     current = torch.cuda.current_stream(indices.device)
     stream.wait_stream(current)
@@ -71,7 +88,7 @@ def _capture(step: Step, indices: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor]
                 for _ in range(WARM_UP_STEPS):
                     step(indices)
             current.wait_stream(stream)
-            with torch.cuda.graph(graph, pool=pool):
+            with torch.cuda.graph(graph, pool=pool, stream=stream):
                 loss = step(indices)
     except RuntimeError:
         _clear_away(indices.device, pool)

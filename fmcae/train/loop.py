@@ -40,13 +40,16 @@ from fmcae.train.weights import checkpoint_stage, load_checkpoint, load_weights,
 # By stage: the metrics whose best epoch is the best, of which a later one decides where all before are equal; and whether
 # more of them is better (1) or less (-1).
 BEST = {"autoencoder": {"val_mse": -1}, "classifier": {"val_accuracy": 1, "val_cross_entropy": -1}}
+_NO_GPU, _NO_CUDA = "PyTorch finds no CUDA GPU", "this build of PyTorch has no CUDA"
 TrainStep: TypeAlias = Callable[[Tensor, NDArray[np.uint32]], Tensor]  # indices of a batch, dropout's keys -> the loss
 
 
-def resolve_device(device: str, note: Callable[[str], object] = lambda text: None) -> Device:
+def resolve_device(
+    device: str, note: Callable[[str], object] = lambda text: None, advice: str = "run on --device cpu"
+) -> Device:
     """The device, "cpu" or "cuda"; "auto" is cuda where PyTorch computes on a GPU.
 
-    ``note`` is told where there is a GPU that "auto" cannot take.
+    ``note`` is told where there is a GPU that "auto" cannot take, and an error ends with ``advice``.
 
     Raises:
         ProviderError: cuda was asked for, and PyTorch does not compute on a GPU.
@@ -54,20 +57,27 @@ def resolve_device(device: str, note: Callable[[str], object] = lambda text: Non
     """
     if device not in ("auto", "cpu", "cuda"):
         raise UsageError(f"device (={device}) must be one of auto, cpu, cuda")
-    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
+    if device == "cpu":
         return "cpu"
     if (obstacle := _cuda_obstacle()) is None:
         return "cuda"
     if device == "cuda":
-        raise ProviderError(f"device (=cuda) is not available: {obstacle}; run on --device cpu")
-    note(f"training on the CPU: {obstacle}")
+        raise ProviderError(f"device (=cuda) is not available: {obstacle}; {advice}")
+    if obstacle not in (_NO_GPU, _NO_CUDA):
+        note(f"training on the CPU: {obstacle}")
     return "cpu"
 
 
 def _cuda_obstacle() -> str | None:
     """What keeps PyTorch from computing on a GPU; None if it does. That it finds one does not say that it has kernels."""
-    if not torch.cuda.is_available():
-        return "PyTorch finds no CUDA GPU" if torch.version.cuda else "this build of PyTorch has no CUDA"
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        is_available = torch.cuda.is_available()
+    if not is_available and said:  # such as of a driver that is too old
+        reason = str(said[0].message).splitlines()[0].partition(". ")[0]
+        return f"PyTorch finds a GPU but cannot compute on it ({reason.removeprefix('CUDA initialization: ')})"
+    if not is_available:
+        return _NO_GPU if torch.version.cuda else _NO_CUDA
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PyTorch's own about an old GPU has many lines
@@ -86,7 +96,8 @@ def train(run: Run, dataset: Dataset, progress: Progress | None = None) -> None:
         ProviderError: the run's device is not available.
     """
     check_data(run, dataset)
-    device = torch.device(resolve_device(run.config.device))
+    elsewhere = f"{run.folder} was begun on one: go on where there is one, or train into another folder"
+    device = torch.device(resolve_device(run.config.device, advice=elsewhere))
     with _deterministic(device):
         splits = {name: DeviceSplit.from_split(getattr(dataset, name), device) for name in ("train", "val", "test")}
         under_way = checkpoint_stage(run.checkpoint)
@@ -141,7 +152,7 @@ def _train_stage(run: Run, stage: str, backend: Backend, splits: dict[str, Devic
     images = config.images_of_epoch(stage, len(splits["train"].labels))
     _check_records(run, stage, records, epochs_done)
     progress.stage(stage, config.epochs, epochs_done + 1, images)
-    step = step_for(backend, optimizer, splits["train"], config.batch_size, progress)
+    step = step_for(backend, optimizer, splits["train"], min(config.batch_size, images), progress)
     for epoch in range(epochs_done + 1, config.epochs + 1):
         if config.patience and epochs_done and epochs_done - best_epoch(records, stage) >= config.patience:
             break
@@ -303,6 +314,7 @@ def _deterministic(device: torch.device) -> Iterator[None]:
     ]
     before = [getattr(owner, name) for owner, name, _ in settings]
     was_deterministic = torch.are_deterministic_algorithms_enabled()
+    warned_only = torch.is_deterministic_algorithms_warn_only_enabled()
     with torch.random.fork_rng(devices=[torch.cuda.current_device()]):
         torch.use_deterministic_algorithms(True)
         for owner, name, value in settings:
@@ -310,6 +322,6 @@ def _deterministic(device: torch.device) -> Iterator[None]:
         try:
             yield
         finally:
-            torch.use_deterministic_algorithms(was_deterministic)
+            torch.use_deterministic_algorithms(was_deterministic, warn_only=warned_only)
             for (owner, name, _), value in zip(settings, before, strict=True):
                 setattr(owner, name, value)

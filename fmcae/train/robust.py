@@ -170,7 +170,8 @@ class _Stage:
         self.network.train()
         moments = (value for own in self.optimizer.state.values() for value in own.values())
         state = [*self.both.state_dict().values(), *moments]
-        return captured(self._step, state, self.settings.batch_size, progress)
+        batch_size = min(self.settings.batch_size, len(self.views.labels))
+        return captured(self._step, state, batch_size, progress)
 
     @torch.no_grad()
     def _make_views(self) -> None:

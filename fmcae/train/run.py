@@ -261,7 +261,7 @@ def open_run(folder: Path) -> Run:
         RunError: there is no run, or its ``config.json`` is damaged.
     """
     path = folder / CONFIG
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise RunError(f"{folder}: is not a run folder: it has no {CONFIG}")
     try:
         values = schema.parse(path.read_text(encoding="utf-8"), schema.Versioned)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import fmcae
-from fmcae.cli import VERBS
+from fmcae.cli import VERBS, _expanded
 from fmcae.cli.options import SHIPPED_NAMES, print_json
+from fmcae.errors import quoted
 from fmcae.precision import PROVIDERS
 from fmcae.study.grid import PARTS
 
@@ -193,3 +194,23 @@ def test_without_the_train_extra_the_command_to_run_is_named(cli: "Cli", monkeyp
         result = cli(*arguments)
         assert (result.exit_code, result.stdout) == (3, "")
         assert "pip install '.[train]'" in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_on_windows_a_pattern_stands_for_files_and_a_files_name_for_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("photo[1].png", "photo1.png", "photo2.png"):
+        (tmp_path / name).touch()
+    arguments = ["predict", "photo[1].png", "photo?.png", "none*.png", "$HOME"]
+    assert _expanded(arguments) == arguments  # where the shell has done it
+    with monkeypatch.context() as windows:
+        windows.setattr(os, "name", "nt")
+        expanded = _expanded(arguments)
+    assert expanded == ["predict", "photo[1].png", "photo1.png", "photo2.png", "none*.png", "$HOME"]
+
+
+def test_commands_have_quotes_that_cmd_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert quoted(".[train]") == "'.[train]'"
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert quoted(".[train]") == '".[train]"'

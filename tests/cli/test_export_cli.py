@@ -47,6 +47,11 @@ def test_an_export_leaves_nothing_on_stderr_and_its_sample_code_runs_without_fmc
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (1, expected[1] + "\n")
     assert result.stderr.startswith(f"{tmp_path / 'broken.png'}: ") and result.stderr.count("\n") == 1
+    (tmp_path / "日本.png").write_bytes(Path(pictures[0]).read_bytes())
+    command = [sys.executable, str(out / "predict.py"), str(tmp_path / "日本.png"), pictures[1]]
+    ascii_only = os.environ | {"PYTHONIOENCODING": "ascii"}
+    result = subprocess.run(command, env=ascii_only, capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[1] == expected[1] and r"\u65e5\u672c.png: " in result.stdout
 
 
 def test_where_and_how_is_checked_before_any_work(

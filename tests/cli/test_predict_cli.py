@@ -75,6 +75,14 @@ def test_json_lines_are_the_predictions_one_a_line(cli: "Cli", image: Path, tmp_
     ]
 
 
+def test_a_redirected_csv_is_utf_8_whatever_the_systems_encoding_is(image: Path, tmp_path: Path) -> None:
+    shutil.copy(image, tmp_path / "日本.png")
+    command = [sys.executable, "-m", "fmcae", "predict", "--csv", str(tmp_path / "日本.png")]
+    windows = os.environ | {"PYTHONIOENCODING": "cp1252"}
+    printed = subprocess.run(command, env=windows, stdout=subprocess.PIPE, check=True).stdout.decode("utf-8")
+    assert next(csv.DictReader(io.StringIO(printed)))["path"].endswith("日本.png")
+
+
 def test_csv(cli: "Cli", image: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_bytes(b"")
     result = cli("predict", "--csv", "--top-k", "2", image, tmp_path / "bad.png")
@@ -470,3 +478,6 @@ def test_a_job_goes_on_where_it_was_and_says_when_it_is_done(
     (tmp_path / "file").touch()
     result = cli("predict", image, "--ray", "auto", "--out", "file/x")
     assert (result.exit_code, result.stderr) == (2, "error: --out file/x must be a folder; file is a file\n")
+    monkeypatch.setattr(os.path, "exists", lambda path: False)
+    result = cli("predict", image, "--ray", "auto", "--out", "Z:/x")
+    assert (result.exit_code, result.stderr) == (2, "error: --out Z:/x must be a folder on a drive that exists\n")

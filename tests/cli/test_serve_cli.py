@@ -85,6 +85,16 @@ def test_ctrl_c_exits_130() -> None:
         assert process.communicate(timeout=30) == ("", "") and process.returncode == 130
 
 
+def test_a_request_that_would_upgrade_is_answered_without_advice() -> None:
+    with serving() as (process, port):
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=30)) as connection:
+            headers = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Key": "x"}
+            connection.request("GET", "/health", headers=headers)
+            assert connection.getresponse().status == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.communicate(timeout=30) == ("", "")
+
+
 def test_options_reach_the_server(picture: bytes) -> None:
     options = ("--model", "fashion-mnist-int8", "--threshold", "1", "--max-bytes", "1000", "--workers", "1")
     with serving(*options) as (process, port):

@@ -77,6 +77,12 @@ def test_a_file_that_fails_while_it_runs_does_not_stop_the_others(
     assert first.startswith("FAIL") and f"{files[0]}: ONNX Runtime failed" in first and second.startswith("pass")
 
 
+def test_a_name_that_no_file_can_have_does_not_stop_the_others(cli: "Cli", shipped: Path) -> None:
+    result = cli("verify", "a" * 300, shipped / "encoder.onnx")
+    assert result.exit_code == 5 and result.stderr.startswith("error: 1 of 2 files failed; the first: aaa")
+    assert result.stdout.splitlines()[1].startswith("pass")
+
+
 @pytest.mark.train
 def test_a_swapped_label_list_and_a_model_of_others_are_named(cli: "Cli", shipped: Path, tmp_path: Path) -> None:
     import onnx

@@ -3,6 +3,8 @@
    which is success.
 
    STUB_SET_DEVICE=N    the error of the first call that needs the driver, such as 35: it is too old
+   STUB_INIT=N          the driver's error when it starts
+   STUB_LAUNCH=N        the error of every kernel, such as 209: there is none for this GPU
    STUB_MEMORY=BYTES    the device's memory
    STUB_TENSOR_CORES=1  cuDNN has only plans that need tensor cores
    STUB_LOG=FILE        gets "copy BYTES" for each copy to the device and "plan" for each convolution that is planned
@@ -13,7 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { OUT_OF_MEMORY = 2, DRIVER_TOO_OLD = 35 };
+enum { OUT_OF_MEMORY = 2, DRIVER_TOO_OLD = 35, NO_KERNEL_IMAGE = 209 };
 enum { HOST_TO_DEVICE = 1, DEVICE_TO_HOST = 2 };
 
 static size_t setting(const char *name, size_t otherwise) {
@@ -29,6 +31,7 @@ static void note(const char *what, size_t size) {
 
 /* the device */
 
+int cuInit(unsigned flags) { return setting("STUB_INIT", 0); }
 int cuDeviceGetCount(int *count) { return *count = 1, 0; }
 int cudaGetDeviceCount(int *count) { return *count = 1, 0; }
 int cudaGetDevice(int *device) { return *device = 0; }
@@ -54,9 +57,23 @@ int cudaGetDeviceProperties(void *properties, int device) {
     return 0;
 }
 
-const char *cudaGetErrorName(int error) { return "cudaError"; }
+const char *cudaGetErrorName(int error) { return error == NO_KERNEL_IMAGE ? "cudaErrorNoKernelImageForDevice" : "cudaError"; }
 const char *cudaGetErrorString(int error) {
+    if (error == NO_KERNEL_IMAGE) return "no kernel image is available for execution on the device";
     return error == DRIVER_TOO_OLD ? "CUDA driver version is insufficient for CUDA runtime version" : "an error";
+}
+
+/* kernels */
+
+static int last_error;
+
+int cudaLaunchKernel(void) { return last_error = setting("STUB_LAUNCH", 0); }
+int cudaLaunchKernelExC(void) { return cudaLaunchKernel(); }
+int __cudaLaunchKernel(void) { return cudaLaunchKernel(); }
+int cudaPeekAtLastError(void) { return last_error; }
+int cudaGetLastError(void) {
+    int error = last_error;
+    return last_error = 0, error;
 }
 
 /* memory */

@@ -29,6 +29,7 @@ REPOSITORY = Path(__file__).parents[2]
 GPU_BUILD = "onnxruntime-gpu==1.31.*"  # for CUDA 13, of which the stubs are
 SAMPLE = "tests/data/fashion-mnist-sample"
 CUDNN = "libcudnn.so.9"  # which is not linked
+MORE_MEMORY = "end other programs that take the GPU's memory; nvidia-smi names them"
 
 OnCuda: TypeAlias = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -177,8 +178,15 @@ def test_int8_is_refused_with_its_operators(on_cuda: OnCuda) -> None:
             r"out of memory, there is no room for [\d,]+ bytes",
             "nvidia-smi names them",
         ),
+        (
+            {"launch": 209},
+            ["verify"],
+            "CUDA error cudaErrorNoKernelImageForDevice:no kernel image is available for execution on the device",
+            INSTALL_CUDA_12,
+        ),
+        ({"init": 803}, ["bench"], r"the NVIDIA driver does not start \(CUDA error 803\)", "of two versions"),
     ],
-    ids=["no driver", "no cuDNN", "no cuBLAS", "an old driver", "no memory"],
+    ids=["no driver", "no cuDNN", "no cuBLAS", "an old driver", "no memory", "an old GPU", "a driver of two versions"],
 )
 def test_what_keeps_cuda_from_starting_is_one_line_with_its_remedy(
     on_cuda: OnCuda, settings: dict[str, object], verb: Sequence[str], reason: str, remedy: str
@@ -188,11 +196,32 @@ def test_what_keeps_cuda_from_starting_is_one_line_with_its_remedy(
     assert re.fullmatch(rf"error: CUDA cannot run here: {reason}; to get it, .*{re.escape(remedy)}\n", result.stderr)
 
 
+def test_cudnn_without_what_it_opens_is_missing(on_cuda: OnCuda, stubs: Path, tmp_path: Path) -> None:
+    """NVIDIA's own ends the process where its first call finds none of the libraries to which it is the door."""
+    (tmp_path / "door.c").write_text('const char *opens = "libcudnn_graph.so";')
+    door = tmp_path / "door" / CUDNN
+    door.parent.mkdir()
+    output_of("gcc", "-shared", "-fPIC", f"-Wl,-soname,{CUDNN}", "-o", door, tmp_path / "door.c", stubs / "stubs.so")
+    program = f"""
+import ctypes
+ctypes.CDLL({str(door)!r})  # as ONNX Runtime loads what pip installed
+import fmcae
+fmcae.load(provider="cuda").predict("exports/samples/bag.png")
+"""
+    result = on_cuda("-c", program, without=CUDNN)
+    assert result.stderr.splitlines()[-1].startswith(
+        "fmcae.errors.ProviderError: CUDA cannot run here: libraries are missing (libcudnn_graph.so.9: cannot open shared"
+    )
+
+
 def test_memory_that_ends_in_a_run_is_one_line(on_cuda: OnCuda) -> None:
     result = on_cuda("-m", "fmcae", "bench", "--provider", "cuda", "--batch", "1024", memory=4_000_000)
     said = r"error: encoder\.onnx: ONNX Runtime failed on cuda: out of memory, there is no room for [\d,]+ bytes"
     assert (result.returncode, result.stdout) == (1, "")
-    assert re.fullmatch(rf"encoder, cold start\n{said}\n", result.stderr)
+    assert re.fullmatch(rf"encoder, cold start\n{said}; {MORE_MEMORY}\n", result.stderr)
+    result = on_cuda("-m", "fmcae", "verify", "fashion-mnist-large", "--provider", "cuda", memory=5_000_000)
+    said = r"error: ONNX Runtime failed on cuda: out of memory, there is no room for [\d,]+ bytes"  # no gate's error
+    assert (result.returncode, result.stdout) == (1, "") and re.fullmatch(f"{said}; {MORE_MEMORY}\n", result.stderr)
 
 
 def test_float32_leaves_tensor_cores_out_and_half_precision_does_not(on_cuda: OnCuda) -> None:

@@ -52,13 +52,15 @@ def test_the_probe_is_made_as_its_comment_says() -> None:
     from onnx import TensorProto, helper, numpy_helper
 
     weights = {"k": [[[[1, -1], [0.5, 2]]]], "m": [[1, -1], [0, 1], [2, 3], [-1, -2]]}
-    nodes = [("Conv", "x k", "c"), ("Flatten", "c", "f"), ("MatMul", "f m", "p"), ("Relu", "p", "y")]
+    # as in the graphs that are exported; Core ML's ML programs have no Flatten
+    nodes = [("Conv", "x k", "c"), ("Reshape", "c s", "f"), ("MatMul", "f m", "p"), ("Relu", "p", "y")]
     graph = helper.make_graph(
         [helper.make_node(operator, inputs.split(), [output]) for operator, inputs, output in nodes],
         "probe",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 1, 3, 3])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 2])],
-        [numpy_helper.from_array(np.array(values, np.float32), name) for name, values in weights.items()],
+        [numpy_helper.from_array(np.array(values, np.float32), name) for name, values in weights.items()]
+        + [numpy_helper.from_array(np.array([-1, 4]), "s")],
     )
     opset = [helper.make_opsetid("", 13)]
     model = helper.make_model(graph, ir_version=7, opset_imports=opset, producer_name="fmcae")

@@ -122,6 +122,13 @@ def test_the_gpu_is_described_by_nvidia_smi(tmp_path: Path, monkeypatch: pytest.
     assert gpu_facts() == expected
     assert gpu_facts(address) == expected
     assert gpu_facts("0000:01:00.0") is None
+    script.write_text('#!/bin/sh\necho "NVIDIA GB10, 580.95.05, [N/A], [N/A]"\n')
+    assert gpu_facts() == {
+        "name": "NVIDIA GB10",
+        "driver": "580.95.05",
+        "memory_used_mib": None,
+        "memory_total_mib": None,
+    }
     monkeypatch.setattr(machine, "gpu_address", lambda: None)
     assert gpu_facts() is None
     script.write_text("#!/bin/sh\necho No devices were found\n")

@@ -1,5 +1,6 @@
 import json
 import math
+import pickle
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args, get_type_hints
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -146,6 +148,7 @@ def test_a_temperature_softens_the_probabilities(model: Model, test_images: NDAr
     ("value", "message"),
     [
         (np.zeros((1, 1, 28, 28)), r"x must be an array \(N, 1, 28, 28\) float32, not \(1, 1, 28, 28\) float64"),
+        (np.zeros((1, 1, 28, 28), ">f4"), r"x must be an array \(N, 1, 28, 28\) float32, not \(1, 1, 28, 28\) >f4"),
         ([[0.0]], r"x must be an array \(N, 1, 28, 28\) float32, not list"),
         (np.zeros((28, 28), np.float32), r"x must be an array \(N, 1, 28, 28\) float32, not \(28, 28\) float32"),
         (np.zeros((2, 3, 28, 28), np.float32), r"x must be an array \(N, 1, 28, 28\) float32, not \(2, 3, 28, 28\)"),
@@ -218,11 +221,33 @@ def test_one_of_a_folder_runs_whatever_the_others_are(shipped: Path, x: NDArray[
         fmcae.load(only="head")  # type: ignore[arg-type]
 
 
+def test_a_list_may_hold_model_inputs_and_pictures(model: Model, x: NDArray[np.float32], test_images: Any) -> None:
+    assert model.predict([x[0], test_images[1]]) == model.predict_inputs(x[:2])
+
+
+def test_other_processes_can_have_the_model(model: Model, x: NDArray[np.float32]) -> None:
+    copied = pickle.loads(pickle.dumps(fmcae.load(threshold=0.5)))
+    assert copied.threshold == 0.5 and np.array_equal(copied.classify(x), model.classify(x))
+
+
+def test_what_a_model_looks_like_has_no_bytes_of_its_files(model: Model) -> None:
+    assert len(repr(model.artefacts)) < 100_000
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a\0b"])
+def test_a_name_that_no_file_can_have_is_an_artefact_error(name: str, tmp_path: Path) -> None:
+    for path in (tmp_path / name, tmp_path / name / "classifier.onnx"):
+        for read in (fmcae.load, fmcae.read_artefact, fmcae.verify):
+            with pytest.raises(ArtefactError):
+                read(path)
+
+
 def test_predictions_are_equal_by_all_that_they_say(model: Model, x: NDArray[np.float32]) -> None:
     first, second = model.predict_inputs(x)[:2]
     other = replace(first, probabilities=second.probabilities)
     assert first == model.predict_inputs(x)[0] and first not in (second, other, "Bag")
     assert len({first, model.predict_inputs(x)[0], second}) == 2
+    assert first == mock.ANY
 
 
 @pytest.mark.parametrize("name", ["./fashion-mnist", "fashion-mnist/"])
@@ -363,7 +388,9 @@ def test_on_cuda_batches_are_filled_up_so_that_their_size_changes_less_often(cou
     expected = model.classify(x)
     model._sessions["classifier"] = SimpleNamespace(provider="cuda", run=run)  # type: ignore[assignment]
     np.testing.assert_allclose(model.classify(x), expected, rtol=1e-4, atol=1e-4)
-    assert sizes == [0 if count == 0 else 2 ** math.ceil(math.log2(count))]
+    assert sizes == [2 ** math.ceil(math.log2(max(1, count)))]
+    model._sessions["classifier"] = SimpleNamespace(provider="openvino", run=run)  # type: ignore[assignment]
+    assert len(model.classify(x)) == count and sizes[1] == max(1, count)  # which answers none with the last ones
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

@@ -77,6 +77,18 @@ NO_MEMORY_LATER = (
     "[ONNXRuntimeError] : 1 : FAIL : Non-zero status code returned while running Conv node. Name:'node_conv2d' "
     "Status Message: " + ARENA.format(size=1105920000)
 )
+OLD_GPU_LATER = (
+    "[ONNXRuntimeError] : 1 : FAIL : Non-zero status code returned while running Relu node. Name:'node_relu' "
+    "Status Message: CUDA error cudaErrorNoKernelImageForDevice:no kernel image is available for execution on the device"
+)
+NO_BATCH = (  # of onnxruntime-openvino 1.24.1
+    "[ONNXRuntimeError] : 1 : FAIL : Non-zero status code returned while running OpenVINO-EP-subgraph_1 node. "
+    "Name:'OpenVINOExecutionProvider_OpenVINO-EP-subgraph_1_0' Status Message: /onnxruntime/onnxruntime/core/providers/"
+    "openvino/ov_interface.cc:28 auto onnxruntime::openvino_ep::OvExceptionBoundary(Func&&, std::format_string<Args ...>&&, "
+    "Args&& ...) [with bool typed = false; Func = OVInferRequest::Infer()::<lambda()>; Args = {}; std::format_string<Args "
+    "...> = std::basic_format_string<char>] [OpenVINO-EP] In Error Couldn't start Inference: Exception from src/inference/"
+    "src/cpp/infer_request.cpp:224:\nException from src/plugins/intel_cpu/src/node.cpp:792:\nBatch size is zero.\n\n\n\n"
+)
 
 
 def part(number: int, content: bytes) -> bytes:
@@ -508,8 +520,13 @@ def test_reasons_are_one_short_line() -> None:
             "libcudnn.so: cannot open shared object file: No such file or directory",
         ),
         (NO_MEMORY_LATER, "out of memory, there is no room for 1,105,920,000 bytes"),
+        (
+            OLD_GPU_LATER,
+            "CUDA error cudaErrorNoKernelImageForDevice:no kernel image is available for execution on the device",
+        ),
+        (NO_BATCH, "Batch size is zero."),
     ],
-    ids=["an old driver", "cuBLAS", "cuDNN", "memory"],
+    ids=["an old driver", "cuBLAS", "cuDNN", "memory", "an old GPU", "OpenVINO"],
 )
 def test_reasons_behind_signatures_are_found(message: str, reason: str) -> None:
     assert len(message) > 200 and short_reason(RuntimeError(message)) == reason

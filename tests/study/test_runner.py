@@ -291,9 +291,17 @@ def test_the_device_on_a_cluster_is_not_this_machines(
         runner.cluster_device("auto", "cuda")
 
 
+SLICES = "MIG-a,MIG-b,MIG-c,MIG-d"  # of which a process sees one
+
+
 @pytest.mark.parametrize(
     ("visible", "expected"),
-    [(None, ["0", "1", "2"]), ("5,GPU-1a,3", ["5", "GPU-1a", "3"]), ("4,5,6,-1,7", ["4", "5", "6"])],
+    [
+        (None, ["0", "1", "2"]),
+        ("5,GPU-1a,3", ["5", "GPU-1a", "3"]),
+        ("4,5,6,-1,7", ["4", "5", "6"]),
+        (SLICES, SLICES.split(",")),
+    ],
 )
 def test_workers_spread_over_all_gpus_of_this_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str | None, expected: list[str]

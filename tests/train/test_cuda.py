@@ -1,5 +1,7 @@
 """What surrounds a capture; the capture itself needs a GPU, where ``bench/cuda.py`` compares both ways bit for bit."""
 
+import gc
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -96,6 +98,7 @@ class FakeCuda:
         }
         for name, fake in fakes.items():
             monkeypatch.setattr(torch.cuda, name, fake)
+        monkeypatch.setattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None)
         monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", self.end_pool)
         monkeypatch.setattr(torch._C, "_cuda_releasePool", lambda index, pool: None)
 
@@ -108,7 +111,7 @@ class FakeCuda:
             self.stream = before
 
     @contextmanager
-    def capture(self, graph: str, pool: tuple[int, int]) -> Iterator[None]:
+    def capture(self, graph: str, pool: tuple[int, int], stream: SimpleNamespace) -> Iterator[None]:
         self.stream, self.capturing, self.pools = "capture", True, [pool]
         try:
             yield
@@ -148,3 +151,21 @@ def test_a_capture_that_fails_leaves_pytorch_as_it_was_and_says_why(
     assert (fake.stream, fake.capturing, fake.pools, fake.waits) == ("main", False, [], failing is not None)
     reason = "training goes on without a CUDA graph, and slower: operation not permitted when stream is capturing"
     assert (result == step, warnings.texts) == ((True, [reason]) if failing else (False, []))
+
+
+def test_a_capture_that_fails_leaves_no_tensor_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For want of memory, perhaps: the error, its traceback and its frames would keep them."""
+    FakeCuda(monkeypatch)
+    left: list[weakref.ref[Tensor]] = []
+
+    def step(batch: Tensor) -> Tensor:
+        activations = torch.zeros(1000)
+        left.append(weakref.ref(activations))
+        raise RuntimeError("CUDA out of memory")
+
+    gc.disable()
+    try:
+        cuda._replayed(step, [torch.zeros(1)], 4, Progress())
+        assert [tensor() for tensor in left] == [None]
+    finally:
+        gc.enable()

@@ -1,5 +1,6 @@
 import re
 import tracemalloc
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -378,6 +379,19 @@ def test_a_gpu_without_kernels_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> 
     notes: list[str] = []
     ones = torch.ones
 
+    cause = "The NVIDIA driver on your system is too old (found version 12040)"
+
+    def old_driver() -> bool:
+        warnings.warn(f"CUDA initialization: {cause}. Please update", stacklevel=1)
+        return False
+
+    monkeypatch.setattr(torch.cuda, "is_available", old_driver)
+    reason = f"PyTorch finds a GPU but cannot compute on it ({cause})"
+    assert resolve_device("auto", notes.append) == "cpu" and notes == [f"training on the CPU: {reason}"]
+    with pytest.raises(ProviderError, match=re.escape(reason)):
+        resolve_device("cuda")
+    notes.clear()
+
     def refuse(size: int, device: str) -> Tensor:
         raise torch.AcceleratorError("CUDA error: no kernel image is available for execution on the device\nand more")
 
@@ -391,6 +405,16 @@ def test_a_gpu_without_kernels_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> 
         resolve_device("cuda")
     monkeypatch.setattr(torch, "ones", lambda size, device: ones(size))
     assert resolve_device("auto") == resolve_device("cuda") == "cuda"
+
+
+def test_a_run_that_was_begun_on_a_gpu_says_where_it_goes_on(dataset: Dataset, tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has one")
+    run = create_run(tmp_path / "run", TrainConfig(network=NETWORK, device="cuda"), dataset)
+    with pytest.raises(
+        ProviderError, match=r"run was begun on one: go on where there is one, or train into another folder"
+    ):
+        train(run, dataset)
 
 
 def test_a_run_on_the_cpu_wakes_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
