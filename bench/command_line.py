@@ -21,13 +21,13 @@ import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from bars import Bar, draw
 from PIL import Image
+from reports import write_report
 
 from fmcae.data import load_dataset
 from fmcae.runtime.machine import describe_machine
@@ -177,8 +177,6 @@ def main() -> None:
     parser.add_argument("--from", dest="source", type=Path, help="draw this result, and measure nothing")
     options = parser.parse_args()
     report = json.loads(options.source.read_text()) if options.source else measure(options)
-    if options.out:
-        options.out.write_text(json.dumps(report, indent=2) + "\n")
     if options.plot:
         panels = {
             title: {
@@ -244,17 +242,15 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         python = str(light / "python")
         memory = {f"{count:,} PNG files": peak_memory_mib(python, folders[count]) for count in FOLDER_SIZES}
         print(f"peak memory of fmcae predict, in MiB: {memory}")
-    return {
-        "schema_version": 1,
-        "what": "wall time of whole processes, and ratios to the first command within each round",
-        "rounds": options.rounds,
-        "disk": disk,
-        "comparisons": results,
-        "predict_peak_memory_mib": memory,
-        "machine": describe_machine(),
-        "date": datetime.now(timezone.utc).date().isoformat(),
-        "command": shlex.join(["python", *sys.argv]),
-    }
+    return write_report(
+        options.out,
+        "wall time of whole processes, and ratios to the first command within each round",
+        rounds=options.rounds,
+        disk=disk,
+        comparisons=results,
+        predict_peak_memory_mib=memory,
+        machine=describe_machine(),
+    )
 
 
 if __name__ == "__main__":

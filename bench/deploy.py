@@ -9,15 +9,15 @@ Then each dependency is asked for on the package index, for each version of Pyth
 
 import argparse
 import json
-import shlex
 import subprocess
 import sys
 import tarfile
 import tempfile
 import zipfile
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
+
+from reports import write_report
 
 from fmcae import __version__
 
@@ -100,21 +100,17 @@ def main() -> None:
         pip("wheel", "--no-deps", "-w", work, ROOT)
         (wheel,) = work.glob("*.whl")
         installs = {processor: measure_install(wheel, processor, work) for processor in PROCESSORS[:2]}
-        report = {
-            "schema_version": 1,
-            "what": "the light install's size by processor, and the wheels of what it needs on the package index",
-            "fmcae": __version__,
-            "wheel_mb": wheel.stat().st_size / 1e6,
-            "python": PYTHON,
-            "glibc": list(GLIBC),
-            "installs": installs,
-            "wheels": find_wheels(requirements(wheel), work),
-            "date": datetime.now(timezone.utc).date().isoformat(),
-            "command": shlex.join(["python", *sys.argv]),
-        }
+        report = write_report(
+            options.out,
+            "the light install's size by processor, and the wheels of what it needs on the package index",
+            fmcae=__version__,
+            wheel_mb=wheel.stat().st_size / 1e6,
+            python=PYTHON,
+            glibc=list(GLIBC),
+            installs=installs,
+            wheels=find_wheels(requirements(wheel), work),
+        )
     print(json.dumps(report["installs"], indent=2))
-    if options.out:
-        options.out.write_text(json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -17,14 +17,12 @@ reported as the median and the range over the rounds.
 import argparse
 import json
 import os
-import shlex
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import datetime, timezone
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -33,6 +31,7 @@ from typing import Any
 import numpy as np
 from bars import Bar, draw
 from numpy.typing import NDArray
+from reports import write_report
 
 import fmcae
 from fmcae.data import load_dataset
@@ -435,22 +434,18 @@ def compare_all(options: argparse.Namespace) -> None:
         files = {name: work / file for name, (_, file) in WAYS.items() if file}
         files |= {way: shipped_folder(name) / "classifier.onnx" for way, name in SHIPPED_WAYS.items()}
         sizes = {name: path.stat().st_size for name, path in files.items() if path.is_file()}
-    report = {
-        "schema_version": 1,
-        "what": "latency of one call of the shipped classifier, array in, logits out; ratios within each round",
-        "rounds": options.rounds,
-        "seconds_a_timing": options.seconds,
-        "cases": cases,
-        "classify_adds_us": measure_call(options.rounds),
-        "size_bytes": sizes,
-        "packages": {name: installed(name) for name in PACKAGES},
-        "machine": describe_machine(),
-        "date": datetime.now(timezone.utc).date().isoformat(),
-        "command": shlex.join(["python", *sys.argv]),
-    }
+    report = write_report(
+        options.out,
+        "latency of one call of the shipped classifier, array in, logits out; ratios within each round",
+        rounds=options.rounds,
+        seconds_a_timing=options.seconds,
+        cases=cases,
+        classify_adds_us=measure_call(options.rounds),
+        size_bytes=sizes,
+        packages={name: installed(name) for name in PACKAGES},
+        machine=describe_machine(),
+    )
     print(f"Model.classify adds, in us, by batch size: {report['classify_adds_us']}")
-    if options.out:
-        options.out.write_text(json.dumps(report, indent=2) + "\n")
     if options.plot:
         draw_report(report, options.plot)
 

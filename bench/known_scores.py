@@ -16,17 +16,14 @@ uses, and the other pictures in DIR. It needs matplotlib, which brings the negat
 """
 
 import argparse
-import json
-import shlex
-import sys
 from collections.abc import Callable
-from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from pictures import name_of, read_pictures, without_places
+from pictures import name_of, read_pictures
 from preprocess_roundtrip import versions
+from reports import write_report
 
 import fmcae
 from fmcae.data import UNKNOWN, Split, load_dataset
@@ -83,17 +80,13 @@ def main() -> None:
                 pair: round(auroc(*(score(scale(side)) for side in sides)), 4) for pair, sides in pairs.items()
             }
             print(f"{name_of(path):22}{name:22}" + "".join(f"{value:8.4f}" for value in rows[name].values()))
-    if options.out:
-        report = {
-            "schema_version": 1,
-            "what": "area under the ROC curve, known from unknown, by score",
-            "n": {pair: [len(side) for side in sides] for pair, sides in pairs.items()},
-            "models": results,
-            "versions": {"fmcae": fmcae.__version__, **versions()},
-            "date": datetime.now(timezone.utc).date().isoformat(),
-            "command": shlex.join(["python", *map(without_places, sys.argv)]),
-        }
-        options.out.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    write_report(
+        options.out,
+        "area under the ROC curve, known from unknown, by score",
+        n={pair: [len(side) for side in sides] for pair, sides in pairs.items()},
+        models=results,
+        versions={"fmcae": fmcae.__version__, **versions()},
+    )
 
 
 if __name__ == "__main__":

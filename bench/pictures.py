@@ -16,13 +16,10 @@ AUROC is the chance that a known picture scores higher than an unknown one. It n
 """
 
 import argparse
-import json
-import shlex
 import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from string import ascii_lowercase
 from typing import Any
@@ -30,6 +27,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from preprocess_roundtrip import BLACK, WAYS, WHITE, Bytes, Way, enlarged, inked, padded, some_size, versions
+from reports import write_report
 
 import fmcae
 from fmcae.data import FASHION_MNIST_CLASSES, UNKNOWN, Split, load_dataset
@@ -281,11 +279,6 @@ def name_of(model: str) -> str:
     return path.parent.name if path.suffix == ".onnx" else path.name
 
 
-def without_places(argument: str) -> str:
-    """An argument of the command without this machine's folders."""
-    return Path(argument).name if Path(argument).is_absolute() else argument
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--pictures", type=Path, required=True, help="folder with pictures and truth.csv")
@@ -327,18 +320,14 @@ def main() -> None:
         if options.page:
             page = options.page if len(models) == 1 else options.page.with_stem(f"{options.page.stem}-{name}")
             draw_page(pictures, predictions[name], page)
-    if options.out:
-        report = {
-            "schema_version": 1,
-            "what": "labels of pictures, of changed images of a split and of pictures that show nothing, by true label",
-            "split": options.split,
-            "n": {"pictures": len(pictures), "changes": len(part), "split": len(split), "synthetic": SYNTHETIC_COUNT},
-            "models": results,
-            "versions": {"fmcae": fmcae.__version__, **versions()},
-            "date": datetime.now(timezone.utc).date().isoformat(),
-            "command": shlex.join(["python", *map(without_places, sys.argv)]),
-        }
-        options.out.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    write_report(
+        options.out,
+        "labels of pictures, of changed images of a split and of pictures that show nothing, by true label",
+        split=options.split,
+        n={"pictures": len(pictures), "changes": len(part), "split": len(split), "synthetic": SYNTHETIC_COUNT},
+        models=results,
+        versions={"fmcae": fmcae.__version__, **versions()},
+    )
 
 
 if __name__ == "__main__":

@@ -15,16 +15,12 @@ It needs numpy, Pillow and ONNX Runtime. Every image has its own seed, so a way'
 """
 
 import argparse
-import gzip
 import io
-import json
 import platform
-import shlex
 import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 
@@ -33,7 +29,9 @@ import onnxruntime
 import PIL
 from numpy.typing import NDArray
 from PIL import Image
+from reports import write_report
 
+from fmcae.data import load_dataset
 from fmcae.images import ImageSource
 from fmcae.preprocess import scale, to_uint8
 
@@ -206,11 +204,6 @@ def restored(job: tuple[str, int, Bytes]) -> Bytes:
     return to_uint8(WAYS[way](raw, np.random.default_rng([list(WAYS).index(way), index])))
 
 
-def read_test_images(folder: Path, limit: int) -> Bytes:
-    with gzip.open(folder / "t10k-images-idx3-ubyte.gz") as file:
-        return np.frombuffer(file.read(), np.uint8, offset=16).reshape(-1, 28, 28)[:limit]
-
-
 def predicted_labels(session: onnxruntime.InferenceSession, images: Bytes) -> NDArray[np.int64]:
     name = session.get_inputs()[0].name
     batches = [images[start : start + 1000] for start in range(0, len(images), 1000)]
@@ -248,32 +241,26 @@ def versions() -> dict[str, str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", type=Path, default=ROOT / "exports/fashion-mnist/classifier.onnx")
-    parser.add_argument(
-        "--data", type=Path, default=Path("/usr/share/datasets/fashion-mnist"), help="gzipped IDX files"
-    )
+    parser.add_argument("--data", type=Path, help="gzipped IDX files of Fashion-MNIST")
     parser.add_argument("--limit", type=int, default=10_000, help="number of test images to use")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), metavar="WAY")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--out", type=Path, help="write the result here as JSON")
     options = parser.parse_args()
-    images = read_test_images(options.data, options.limit)
+    images = load_dataset(options.data).test.images[: options.limit]
     print(f"{'way':34}{'agreement':>9}{'difference':>12}   (mean absolute, of 255)")
     results = measure(options.model, images, options.ways, options.jobs)
     worst = min(results, key=lambda way: results[way]["agreement"])
     print(f"lowest: {worst}, {results[worst]['agreement']:.2%} of {len(images)}; target {TARGET:.0%} for each way")
-    if options.out:
-        report = {
-            "schema_version": 1,
-            "what": "share of test images whose label after undoing and redoing the preprocessing is the raw image's",
-            "target": TARGET,
-            "n": len(images),
-            "ways": results,
-            "model": options.model.name if options.model.is_absolute() else str(options.model),
-            "versions": versions(),
-            "date": datetime.now(timezone.utc).date().isoformat(),
-            "command": shlex.join(["python", *sys.argv]),
-        }
-        options.out.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    write_report(
+        options.out,
+        "share of test images whose label after undoing and redoing the preprocessing is the raw image's",
+        target=TARGET,
+        n=len(images),
+        ways=results,
+        model=options.model.name if options.model.is_absolute() else str(options.model),
+        versions=versions(),
+    )
     return 0 if results[worst]["agreement"] >= TARGET else 1
 
 

@@ -9,17 +9,14 @@ metric's mean and standard deviation, and the mean of the paired differences wit
 """
 
 import argparse
-import json
-import shlex
-import sys
 import tempfile
 from contextlib import AbstractContextManager, nullcontext
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+from reports import write_report
 from scipy import stats
 
 from fmcae.data import Dataset, load_dataset
@@ -90,19 +87,15 @@ def main() -> None:
         means = "  ".join(f"{step} {row[step]['mean']:.4f} ± {row[step]['std']:.4f}" for step in STEPS)
         low, high = row["fused_minus_plain"]["interval_95"]
         print(f"{key:32}{means}  difference {row['fused_minus_plain']['mean']:+.4f} ({low:+.4f} to {high:+.4f})")
-    if options.out:
-        report = {
-            "schema_version": 1,
-            "what": "test metrics of the fused and the plain training step, the default configuration",
-            "epochs": options.epochs,
-            "threads": options.threads,
-            "summary": summary,
-            "runs": runs,
-            "machine": describe_machine(),
-            "date": datetime.now(timezone.utc).date().isoformat(),
-            "command": shlex.join(["python", *sys.argv]),
-        }
-        options.out.write_text(json.dumps(report, indent=2) + "\n")
+    write_report(
+        options.out,
+        "test metrics of the fused and the plain training step, the default configuration",
+        epochs=options.epochs,
+        threads=options.threads,
+        summary=summary,
+        runs=runs,
+        machine=describe_machine(),
+    )
 
 
 if __name__ == "__main__":

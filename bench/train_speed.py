@@ -14,14 +14,10 @@ recipe has PyTorch's defaults.
 
 import argparse
 import gzip
-import json
 import os
-import shlex
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from datetime import datetime, timezone
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
@@ -32,6 +28,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 import torch
 from bars import Bar, draw
+from reports import write_report
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset
 from torchvision.datasets import FashionMNIST
@@ -204,20 +201,16 @@ def main() -> None:
         print_rows(rows)
     if options.plot:
         plot(results, options.plot)
-    if options.out:
-        gpu = gpu_facts() if device.type == "cuda" else None
-        report = {
-            "schema_version": 1,
-            "what": "seconds of one epoch of training (50,000 images, batches of 100), and ratios within each round",
-            "threads": options.threads,
-            "rounds": options.rounds,
-            "batches_a_timing": options.batches,
-            "results": results,
-            "machine": describe_machine() | {"device": options.device, "gpu": gpu},
-            "date": datetime.now(timezone.utc).date().isoformat(),
-            "command": shlex.join(["python", *sys.argv]),
-        }
-        options.out.write_text(json.dumps(report, indent=2) + "\n")
+    gpu = gpu_facts() if device.type == "cuda" else None
+    write_report(
+        options.out,
+        "seconds of one epoch of training (50,000 images, batches of 100), and ratios within each round",
+        threads=options.threads,
+        rounds=options.rounds,
+        batches_a_timing=options.batches,
+        results=results,
+        machine=describe_machine() | {"device": options.device, "gpu": gpu},
+    )
 
 
 def print_rows(rows: dict[str, dict[str, Any]]) -> None:

@@ -10,7 +10,7 @@ def quoted(word: str) -> str:
 
 
 INSTALL = f"pip install {quoted('.[{extra}]')}  in fmcae's checkout"
-_EXPORT_PACKAGES = ("torch", "onnx", "onnxscript", "safetensors", "numba", "filelock", "jinja2", "matplotlib", "scipy")
+EXPORT_PACKAGES = ("torch", "onnx", "onnxscript", "safetensors", "numba", "filelock", "jinja2", "scipy")
 INSTALL_TRAIN = INSTALL.format(extra="train")
 
 
@@ -66,11 +66,6 @@ def command_line(*words: object) -> str:
 
     texts = [str(word) for word in words]
     return subprocess.list2cmdline(texts) if sys.platform == "win32" else shlex.join(texts)
-
-
-def require_train_extra(*modules: str) -> None:
-    """Call :func:`require_extra` for the ``train`` extra; by default, for the packages that an export needs."""
-    require_extra("train", *(modules or _EXPORT_PACKAGES))
 
 
 def require_extra(extra: str, *modules: str) -> None:

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -25,6 +25,7 @@ from PIL import Image
 
 import fmcae
 from fmcae.cli import main
+from fmcae.data import Dataset, load_dataset
 
 HAS_TORCH = find_spec("torch") is not None
 collect_ignore = [] if HAS_TORCH else ["train", "export", "study"]
@@ -70,11 +71,15 @@ def model() -> fmcae.Model:
 
 
 @pytest.fixture(scope="session")
-def test_images() -> NDArray[np.uint8]:
-    """The sample's 400 test images, (400, 28, 28) uint8."""
-    from fmcae.data import load_dataset
+def dataset(sample: Path) -> Dataset:
+    """The sample, loaded."""
+    return load_dataset(sample)
 
-    return load_dataset(SAMPLE).test.images
+
+@pytest.fixture(scope="session")
+def test_images(dataset: Dataset) -> NDArray[np.uint8]:
+    """The sample's 400 test images, (400, 28, 28) uint8."""
+    return dataset.test.images
 
 
 @pytest.fixture(scope="session")
@@ -190,14 +195,12 @@ def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> C
 
 
 @pytest.fixture(scope="session")
-def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained_run(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder: four epochs of both stages on the sample."""
-    from fmcae.data import load_dataset
     from fmcae.train.config import NetworkConfig, TrainConfig
     from fmcae.train.loop import train
     from fmcae.train.run import create_run
 
-    dataset = load_dataset(SAMPLE)
     config = TrainConfig(NetworkConfig(latent_dim=32), learning_rate=0.003, batch_size=20, epochs=4, data=str(SAMPLE))
     run = create_run(tmp_path_factory.mktemp("runs") / "small", config, dataset)
     train(run, dataset)
@@ -230,7 +233,6 @@ def graphs_are_kept(to_onnx_once: Callable[..., bytes], monkeypatch: pytest.Monk
 @pytest.fixture(scope="session")
 def exported(trained_run: Path, to_onnx_once: Callable[..., bytes], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The export of ``trained_run``: encoder.onnx, decoder.onnx, classifier.onnx and their companions."""
-    from fmcae.data import load_dataset
     from fmcae.export.artefacts import export_run
     from fmcae.train.run import open_run
 
@@ -239,6 +241,18 @@ def exported(trained_run: Path, to_onnx_once: Callable[..., bytes], tmp_path_fac
         patch.setattr("fmcae.export.artefacts.to_onnx", to_onnx_once)
         export_run(open_run(trained_run), load_dataset(SAMPLE), folder)
     return folder
+
+
+@pytest.fixture
+def resealed() -> Callable[..., bytes]:
+    """An artefact's bytes with another card, sealed again: ``resealed(path, name="other")``."""
+    from fmcae.export.sealing import seal_graph
+
+    def seal(path: Path, **changes: Any) -> bytes:
+        artefact = fmcae.read_artefact(path)
+        return seal_graph(path, artefact.content, replace(artefact.card, **changes), artefact.golden).content
+
+    return seal
 
 
 @pytest.fixture

@@ -184,10 +184,7 @@ def select(answers: Answers, wanted: list[bool]) -> Answers:
 
 
 def test_openvino_says_the_same_in_full_float32(
-    answers: Callable[..., Answers],
-    expected: dict[str, Answers],
-    environment: Callable[..., Path],
-    tmp_path: Path,
+    answers: Callable[..., Answers], expected: dict[str, Answers], environment: Callable[..., Path], tmp_path: Path
 ) -> None:
     python = sys.executable if find_spec("openvino") else environment("openvino", "openvino", "pillow")
     command = [str(python), str(CLIENTS / "classify_openvino.py")]

@@ -25,13 +25,6 @@ def test_accuracy_and_confusion_by_hand() -> None:
     assert metrics.confusion(logits, labels).tolist() == [[1, 0], [1, 1]]
 
 
-def test_class_scores_by_hand() -> None:
-    scores = metrics.class_scores(np.array([[3, 1, 0], [2, 2, 0], [0, 0, 0]]))
-    assert scores.recall[:2].tolist() == [0.75, 0.5] and scores.precision[:2] == pytest.approx([3 / 5, 2 / 3])
-    assert scores.f1[:2] == pytest.approx([2 / 3, 4 / 7])
-    assert np.isnan([scores.recall[2], scores.precision[2], scores.f1[2]]).all()
-
-
 @given(LOGITS, LABELS)
 def test_class_scores_are_what_counting_gives(logits: NDArray[np.float32], labels: NDArray[np.uint8]) -> None:
     scores = metrics.class_scores(metrics.confusion(logits, labels))

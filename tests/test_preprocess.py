@@ -21,24 +21,8 @@ from fmcae.shape import SHAPES
 SAMPLE = Path(__file__).parent / "data" / "fashion-mnist-sample" / "t10k-images-idx3-ubyte.gz"
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 MODES = (
-    "1",
-    "L",
-    "LA",
-    "La",
-    "P",
-    "PA",
-    "RGB",
-    "RGBA",
-    "RGBa",
-    "CMYK",
-    "YCbCr",
-    "LAB",
-    "HSV",
-    "I",
-    "I;16",
-    "I;16B",
-    "F",
-)
+    "1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "CMYK", "YCbCr", "LAB", "HSV", "I", "I;16", "I;16B", "F",
+)  # fmt: skip
 
 
 def check_form(result: NDArray[np.float32]) -> None:
@@ -50,7 +34,7 @@ def check_form(result: NDArray[np.float32]) -> None:
 # --- any picture -------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.sampled_from(FORMATS), st.integers(1, 70), st.integers(1, 70), st.integers(0, 2**32 - 1))
 def test_any_format_and_size(
     encoded: Callable[..., bytes], file_format: Any, width: Any, height: Any, seed: Any
@@ -59,7 +43,7 @@ def test_any_format_and_size(
     check_form(preprocess(encoded(Image.fromarray(pixels), file_format)))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.sampled_from(MODES), st.integers(1, 70), st.integers(1, 70), st.integers(0, 2**32 - 1))
 def test_any_mode(mode: str, width: int, height: int, seed: int) -> None:
     source = np.random.default_rng(seed).integers(0, 256, (height, width), dtype=np.uint8)
@@ -94,7 +78,7 @@ def test_an_item_is_centred_and_its_longest_edge_is_28(background: tuple[int, ..
     assert result.max() == 255
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(29, 300), st.integers(1, 60), st.integers(0, 9), st.integers(0, 2**32 - 1))
 def test_noise_is_no_obstacle(size: int, sigma: float, index: int, seed: int) -> None:
     with gzip.open(SAMPLE) as file:
@@ -112,7 +96,7 @@ def test_thin_items(height: int, width: int) -> None:
     assert max(result.max(axis=0).astype(bool).sum(), result.max(axis=1).astype(bool).sum()) == 28
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(60, 1500), st.floats(0.01, 0.08), *[st.floats(0.05, 0.35)] * 2, *[st.floats(0.65, 0.95)] * 2)
 def test_an_outline_keeps_all_of_its_sides(
     size: int, width: float, left: float, top: float, right: float, bottom: float
@@ -184,7 +168,7 @@ def test_a_picture_on_which_the_graph_fails_is_named(monkeypatch: pytest.MonkeyP
 INK = st.tuples(*[st.integers(0, 255)] * 3)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     st.sampled_from(SHAPES), st.integers(1, 90), st.integers(1, 90), st.sampled_from([0, 1, 3, 4]), st.integers(0, 999)
 )
@@ -202,7 +186,7 @@ def test_any_pixels_have_the_form_that_is_asked_for(
         assert all(np.array_equal(plane, x[0]) for plane in x)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.sampled_from(SHAPES[1:]), INK, st.booleans(), st.data())
 def test_a_mirrored_picture_gives_mirrored_pixels(
     shape: tuple[int, int], ink: tuple[int, int, int], is_dark: bool, data: st.DataObject
@@ -287,7 +271,6 @@ def test_another_shape_is_refused(channels: Any, size: Any) -> None:
 # --- what is read how --------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1), st.sampled_from(["array", "L", "RGB", "RGBA", "PNG", "WEBP", "GIF", "16-bit"]))
 def test_28x28_grey_is_taken_exactly_as_it_is(encoded: Callable[..., bytes], seed: int, kind: str) -> None:
     pixels = np.random.default_rng(seed).integers(0, 256, (28, 28), dtype=np.uint8)

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 import fmcae
-from fmcae.runtime.model import SHIPPED
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
@@ -27,13 +26,6 @@ def test_the_version_is_the_same_everywhere() -> None:
     released = re.search(rf"^## {version} \((\d{{4}}-\d\d-\d\d)\)$", changelog, re.MULTILINE)
     assert released is not None and f"date-released: {released[1]}" in (ROOT / "CITATION.cff").read_text()
     assert set(re.findall(r"fmcae-([\d.]+)-py3-none-any", DEPLOY)) == {fmcae.__version__}
-
-
-@pytest.mark.parametrize("name", SHIPPED)
-def test_a_file_of_an_older_version_still_loads(name: str) -> None:
-    """What ships says of itself which version exported it; that need not be this one."""
-    card = fmcae.load(name).artefacts["classifier"].card
-    assert re.fullmatch(r"0\.\d+\.\d+", card.fmcae_version)
 
 
 def test_the_sizes_on_the_page_are_those_that_were_measured() -> None:

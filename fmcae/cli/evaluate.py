@@ -1,7 +1,6 @@
 """``fmcae evaluate``: how often a model is right on labelled pictures, how sure it is, and what it refuses."""
 
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,15 +11,16 @@ from fmcae.cli.options import (
     JsonOption,
     ProviderOption,
     ThreadsOption,
+    ThresholdOption,
     check_out_folder,
     complete_model,
+    counting,
     echo,
     error_line,
     note,
     print_json,
     printable,
 )
-from fmcae.cli.predict import THRESHOLD_HELP
 from fmcae.errors import UsageError
 from fmcae.runtime.as_json import JSON_SCHEMA_VERSION, json_text
 
@@ -45,7 +45,7 @@ def evaluate(
     split: Annotated[Literal["train", "val", "test"] | None, typer.Option(help=SPLIT_HELP)] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help=OUT_HELP)] = None,
     as_json: JsonOption = False,
-    threshold: Annotated[float | None, typer.Option(metavar="T", help=THRESHOLD_HELP)] = None,
+    threshold: ThresholdOption = None,
     provider: ProviderOption = "cpu",
     threads: ThreadsOption = None,
 ) -> None:
@@ -69,8 +69,14 @@ def evaluate(
         note(printable(text))
     if _seems_trained_on(pictures, loaded.artefacts["classifier"].card):
         note("by name and number, these are the pictures that the model was trained on: new ones may do worse")
-    with _Watch(len(pictures)) as watch:
-        evaluation = evaluate_pictures(loaded, pictures, watch.see)
+    with counting(len(pictures)) as count:
+
+        def see(outcome: "Outcome") -> None:
+            if outcome.error is not None:
+                error_line(str(outcome.error))
+            count()
+
+        evaluation = evaluate_pictures(loaded, pictures, see)
     facts: dict[str, Any] = {
         "model": str(loaded.artefacts["classifier"].path),
         "provider": session.provider,
@@ -113,47 +119,20 @@ def _check_out(out: Path, data: str | None) -> None:
         raise UsageError(f"out (={out}) must not be in DATA, where its pictures would be evaluated next time")
 
 
-class _Watch:
-    """A line on stderr for each picture that cannot be read, and on a terminal a bar that goes at the end."""
-
-    def __init__(self, count: int) -> None:
-        self.bar: Any = None
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import Progress
-
-            self.bar = Progress(console=Console(stderr=True), transient=True)
-            self.bar.add_task("pictures", total=count)
-
-    def __enter__(self) -> "_Watch":
-        if self.bar is not None:
-            self.bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.bar is not None:
-            self.bar.stop()
-
-    def see(self, outcome: "Outcome") -> None:
-        if outcome.error is not None:
-            error_line(str(outcome.error))
-        if self.bar is not None:
-            self.bar.advance(self.bar.task_ids[0])
-
-
 def _write(
     out: Path, facts: dict[str, Any], pictures: "LabelledPictures", evaluation: "Evaluation", shape: tuple[int, int]
 ) -> None:
     from fmcae.files import write_all_atomic
     from fmcae.runtime.charts import confusion_png, mistakes_png, reliability_png
 
+    scores = evaluation.scores
     out.mkdir(parents=True, exist_ok=True)
     result = {"schema_version": JSON_SCHEMA_VERSION, **facts, **evaluation.to_json()}
     write_all_atomic(
         {
             out / "evaluation.json": json_text(result, indent=2) + "\n",
-            out / "confusion.png": confusion_png(evaluation.scores),
-            out / "reliability.png": reliability_png(evaluation.scores),
+            out / "confusion.png": confusion_png(scores),
+            out / "reliability.png": reliability_png(scores.reliability, scores.expected_calibration_error),
             out / "errors.png": mistakes_png(pictures, evaluation, *shape),
         }
     )

@@ -17,7 +17,7 @@ from fmcae.cli.options import (
     echo_verdict,
     status,
 )
-from fmcae.errors import RunError, UsageError, command_line, require_train_extra
+from fmcae.errors import EXPORT_PACKAGES, RunError, UsageError, command_line, require_extra
 from fmcae.precision import Precision
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def export(
         raise UsageError(f"budget (={budget}) must be from 0 to 100")
     if out is not None:
         check_out_folder(out)
-    require_train_extra()
+    require_extra("train", *EXPORT_PACKAGES)
     from fmcae.data import check_outside, load_dataset
     from fmcae.export.artefacts import export_run, export_smaller
     from fmcae.train.run import data_of, open_run

@@ -3,8 +3,8 @@
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,6 +27,8 @@ MaxPixelsOption = Annotated[
 ]
 THREADS_HELP = "CPU threads. [default: all that this process may use]"
 ThreadsOption = Annotated[int | None, typer.Option(metavar="N", min=1, max=MAX_THREADS, help=THREADS_HELP)]
+THRESHOLD_HELP = "Known score, 0 to 1, below which an image is unknown; 0 turns it off. [default: the model's own]"
+ThresholdOption = Annotated[float | None, typer.Option(metavar="T", help=THRESHOLD_HELP)]
 SHIPPED_NAMES = ["fashion-mnist", "fashion-mnist-int8", "fashion-mnist-large", "fashion-mnist-paper"]  # without numpy
 MODEL_HELP = f"""An exported file, a folder of them, a run that is exported, or what ships: {", ".join(SHIPPED_NAMES[1:])}.
 [default: fashion-mnist, which ships too]"""
@@ -97,6 +99,30 @@ def status(text: str) -> AbstractContextManager[object]:
     from rich.console import Console
 
     return Console(stderr=True, markup=False).status(printable(text))
+
+
+@contextmanager
+def counting(total: int | None = None) -> Iterator[Callable[..., object]]:
+    """Show on a terminal how many pictures are done; call what it gives for each, or with how many more are done.
+
+    Without a total the predictions themselves go to stdout, and nothing is shown where that is the terminal.
+    """
+    if not sys.stderr.isatty() or (total is None and sys.stdout.isatty()):
+        yield lambda count=1: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    done = "{task.completed:,}"
+    columns = (
+        (SpinnerColumn(), f"{done} pictures", TimeElapsedColumn())
+        if total is None
+        else (BarColumn(), f"{done} of {total:,} pictures", TimeRemainingColumn())
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, redirect_stdout=False) as progress:
+        task = progress.add_task("", total=total)
+        yield lambda count=1: progress.advance(task, count)
 
 
 def error_line(text: str) -> None:

@@ -16,7 +16,7 @@ from fmcae.cli.options import (
     print_json,
     status,
 )
-from fmcae.errors import GateError, UsageError, require_train_extra
+from fmcae.errors import EXPORT_PACKAGES, GateError, UsageError, require_extra
 
 RUN_HELP = "The run folder with PyTorch's weights."
 EXPORT_HELP = "An exported file, a folder of them, or a run that is exported."
@@ -34,7 +34,7 @@ def parity(
 
     Labels must agree on every image and every difference be within the tolerance, or the exit code is 5.
     """
-    require_train_extra()
+    require_extra("train", *EXPORT_PACKAGES)
     from fmcae.data import load_dataset
     from fmcae.export.artefacts import trained_networks
     from fmcae.export.parity import measure_parity

@@ -2,8 +2,7 @@
 
 import io
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
@@ -17,9 +16,11 @@ from fmcae.cli.options import (
     ModelOption,
     ProviderOption,
     ThreadsOption,
+    ThresholdOption,
     check_is_no_input,
     check_out,
     check_out_folder,
+    counting,
     echo,
     error_line,
     note,
@@ -49,7 +50,6 @@ if TYPE_CHECKING:
 
 PATHS_HELP = "Image files, folders, globs, or - for an image on stdin"
 PathsArgument = Annotated[list[str], typer.Argument(metavar="PATH", help=f"{PATHS_HELP}.")]
-THRESHOLD_HELP = "Known score, 0 to 1, below which an image is unknown; 0 turns it off. [default: the model's own]"
 JOBS_HELP = "Pictures read at once, with --ray by each worker. [default: one on each CPU]"
 OUT_HELP = "With --ray: the folder or URI of the Parquet files, new or of a job to go on with."
 RAY_HELP = "Predict on this Ray cluster (local, auto, HOST:PORT or ray://HOST:PORT), into --out."
@@ -64,7 +64,7 @@ def predict(
     model: ModelOption = None,
     top_k: Annotated[int, typer.Option(metavar="K", min=1, help="Print the K most probable labels.")] = 1,
     as_json: JsonOption = False,
-    threshold: Annotated[float | None, typer.Option(metavar="T", help=THRESHOLD_HELP)] = None,
+    threshold: ThresholdOption = None,
     show: Annotated[Path | None, typer.Option(metavar="OUT.png", help=SHOW_HELP)] = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV with a header.")] = False,
     as_jsonl: Annotated[
@@ -107,7 +107,7 @@ def predict(
     sheet = _Sheet(stdin)
 
     def rows() -> "Iterator[Row]":
-        with _counting() as count:
+        with counting() as count:
             for outcome in predict_images(loaded, paths, stdin, jobs, max_pixels):
                 count()
                 if outcome.error is not None:
@@ -126,26 +126,6 @@ def predict(
         sheet.write(show)
     if failed:
         raise typer.Exit(1)
-
-
-@contextmanager
-def _counting(total: int | None = None) -> "Iterator[Callable[..., object]]":
-    """Show on a terminal how many pictures are done; call what it gives for each, or with how many more are done.
-
-    Without a total the predictions themselves go to stdout, and nothing is shown where that is the terminal.
-    """
-    if not sys.stderr.isatty() or (total is None and sys.stdout.isatty()):
-        yield lambda count=1: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TimeElapsedColumn
-
-    of_all = "" if total is None else f" of {total:,}"
-    columns = SpinnerColumn(), f"{{task.completed:,}}{of_all} pictures", TimeElapsedColumn()
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, redirect_stdout=False) as progress:
-        task = progress.add_task("", total=None)
-        yield lambda count=1: progress.advance(task, count)
 
 
 def _check_ray(ray: str | None, out: str | None, formats: list[str], paths: list[str], provider: str) -> None:
@@ -187,7 +167,7 @@ def _predict_on_ray(
         note(f"{job.shards - len(job.missing):,} of {job.shards:,} files are there already")
     unreadable, failed = job.unreadable_before, 0
     try:
-        with _counting(job.images) as count:
+        with counting(job.images) as count:
             count(job.images_before)
             for result in run_job(job, ray):
                 for error in result.errors:

@@ -4,8 +4,7 @@ from typing import Annotated
 
 import typer
 
-from fmcae.cli.options import MAX_PIXELS, MaxPixelsOption, ModelOption, ProviderOption
-from fmcae.cli.predict import THRESHOLD_HELP
+from fmcae.cli.options import MAX_PIXELS, MaxPixelsOption, ModelOption, ProviderOption, ThresholdOption
 from fmcae.errors import require_extra
 
 PORT_HELP = "Port to listen on; 0 takes a free one."
@@ -17,7 +16,7 @@ TIMEOUT_HELP = "Seconds that a request may take, upload included; else 503."
 
 def serve(
     model: ModelOption = None,
-    threshold: Annotated[float | None, typer.Option(metavar="T", help=THRESHOLD_HELP)] = None,
+    threshold: ThresholdOption = None,
     host: Annotated[str, typer.Option(metavar="ADDRESS", help=HOST_HELP)] = "127.0.0.1",
     port: Annotated[int, typer.Option(metavar="N", min=0, max=65535, help=PORT_HELP)] = 8000,
     provider: ProviderOption = "cpu",

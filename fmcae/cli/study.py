@@ -11,7 +11,7 @@ import typer
 
 from fmcae.cli.help import Verb, Verbs
 from fmcae.cli.options import RUNS_FOLDER, DataOption, check_out_folder, echo, error_line, note, printable
-from fmcae.errors import command_line, require_extra, require_train_extra
+from fmcae.errors import command_line, require_extra
 from fmcae.study.grid import EPOCHS, PARTS, SEEDS, TRAIN_IMAGES, work
 from fmcae.study.grid import plan as plan_tasks
 from fmcae.train.config import Device, DeviceChoice
@@ -53,7 +53,7 @@ def plan(
 
     The time is estimated from a second of training on one thread.
     """
-    require_train_extra(*NEEDED)
+    require_extra("train", *NEEDED)
     check_out_folder(out, writes=False)
     from fmcae.study.results import read
     from fmcae.study.runner import measure_rate, to_do
@@ -101,7 +101,7 @@ def run(  # long for its options
     Stop it any way you like: the same command goes on where it was. A run that fails is named at the end, and the others
     go on.
     """
-    require_train_extra(*NEEDED)
+    require_extra("train", *NEEDED)
     if ray is not None:
         require_extra("ray", "ray")
     check_out_folder(out)
@@ -160,7 +160,7 @@ def report(
     from fmcae.study.results import read
 
     results = read(folder)  # a folder without any is said to be that whatever is installed
-    require_train_extra("matplotlib", "scipy", "jinja2")
+    require_extra("train", "matplotlib", "scipy", "jinja2")
     from fmcae.study.report import write_report
 
     for path in write_report(folder, results, epochs):

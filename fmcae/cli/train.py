@@ -23,7 +23,7 @@ from fmcae.cli.options import (
     printable,
 )
 from fmcae.cli.progress import watch_training
-from fmcae.errors import RunError, UsageError, command_line, require_extra, require_train_extra
+from fmcae.errors import RunError, UsageError, command_line, require_extra
 from fmcae.shape import Channels, Size
 from fmcae.train.config import (
     LIMITS,
@@ -133,7 +133,7 @@ def train(
     """
     if out is not None:
         check_out_folder(out)
-    require_train_extra("torch", "safetensors", "numba", "matplotlib", "filelock")
+    require_extra("train", "torch", "safetensors", "numba", "matplotlib", "filelock")
     if tensorboard:
         require_extra("tensorboard", "tensorboard")
     run: Run | None = None

@@ -70,8 +70,9 @@ def export_run(
     parity = measure_parity(networks, sessions, dataset.test, TOLERANCE)
     if not parity.passed:
         raise GateError(f"parity does not hold, nothing was written: {parity.failure}")
-    calibration = calibrate(sessions["classifier"], dataset) if "classifier" in sessions else {}
-    if calibration:
+    calibration = {}
+    if "classifier" in sessions:
+        calibration = calibrate(sessions["classifier"], dataset)
         golden["classifier"] = calibrated(golden["classifier"], calibration["temperature"])
     artefacts: dict[Kind, Artefact] = {}
     for kind, graph in graphs.items():
@@ -125,9 +126,8 @@ def export_smaller(
     if tradeoff.failure:
         raise GateError(f"{precision} is not worth keeping, nothing was written: {tradeoff.failure}")
     session = Session(graph, provider=provider, threads=1)
-    golden, calibration = _with_labels(x, session.run(x), dataset.class_names), calibrate(session, dataset)
-    if calibration:
-        golden = calibrated(golden, calibration["temperature"])
+    calibration = calibrate(session, dataset)
+    golden = calibrated(_with_labels(x, session.run(x), dataset.class_names), calibration["temperature"])
     facts["tradeoff"], test = asdict(tradeoff), {"test_accuracy": tradeoff.accuracy}
     tolerance = SMALLER_TOLERANCE[precision]
     card = make_card(run, "classifier", golden, tolerance, precision=facts, metrics=test, calibration=calibration)

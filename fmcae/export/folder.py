@@ -5,9 +5,10 @@ from pathlib import Path
 
 from fmcae.card import Kind
 from fmcae.errors import ArtefactError, GateError, UsageError
-from fmcae.export.figures import reliability_png
 from fmcae.export.model_card import model_card
 from fmcae.files import is_leftover, replace_folder
+from fmcae.metrics import ReliabilityBin
+from fmcae.runtime.charts import reliability_png
 from fmcae.runtime.graph_rules import check_graph
 from fmcae.runtime.model import Artefact, file_name
 from fmcae.runtime.verify import verify
@@ -68,8 +69,10 @@ def write_export(
             raise GateError(f"{artefact.path.name}: {failure}; nothing was written")
     files: dict[str, bytes | str] = {artefact.path.name: artefact.content for artefact in artefacts.values()}
     files[MODEL_CARD] = model_card(artefacts)
-    if "classifier" in artefacts and (calibration := artefacts["classifier"].card.calibration):
-        files[RELIABILITY] = reliability_png(calibration)
+    if "classifier" in artefacts:
+        calibration = artefacts["classifier"].card.calibration
+        groups = [ReliabilityBin(**group) for group in calibration["reliability"]]
+        files[RELIABILITY] = reliability_png(groups, calibration["ece_after"])
     if sample_code:
         files[PREDICT] = SAMPLE_CODE.read_text(encoding="utf-8")
     elif (folder / PREDICT).is_file():  # which somebody may have changed

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from fmcae.data import UNKNOWN
 from fmcae.errors import ImageError
-from fmcae.metrics import CALIBRATION_BINS, wilson_interval
+from fmcae.metrics import CALIBRATION_BINS, ReliabilityBin, wilson_interval
 from fmcae.preprocess import to_uint8
 from fmcae.runtime.contact_sheet import (
     CHECKER,
@@ -20,6 +20,7 @@ from fmcae.runtime.contact_sheet import (
     INK,
     LINE,
     PAPER,
+    VERMILION,
     Font,
     contact_sheet,
     font_of,
@@ -30,8 +31,7 @@ from fmcae.runtime.contact_sheet import (
 )
 from fmcae.runtime.evaluate import SHOWN_MISTAKES, Evaluation, LabelledPictures, Scores
 
-Colour = tuple[int, int, int]
-BLUE, VERMILION = (0, 114, 178), (213, 94, 0)
+BLUE = 0, 114, 178
 MARGIN = 20  # pixels
 TITLE_SIZE, TEXT_SIZE, NUMBER_SIZE = 16, 13, 12  # of the fonts, in pixels
 MATRIX = 920  # pixels of an edge that a matrix of many classes has
@@ -79,13 +79,13 @@ def confusion_png(scores: Scores) -> bytes:
     return png(drawn)
 
 
-def reliability_png(scores: Scores) -> bytes:
+def reliability_png(groups: Sequence[ReliabilityBin], error: float | None) -> bytes:
     """Draw the reliability diagram: how often the label is right over how probable the model calls it.
 
     Source: Guo et al. 2017, arXiv:1706.04599, Figure 1; the intervals are Wilson's.
     """
-    error = scores.expected_calibration_error
-    number = "no picture of a class" if error is None else f"{scores.images_known:,} pictures"
+    count = sum(group.count for group in groups)
+    number = "no picture of a class" if error is None else f"{count:,} pictures"
     text = [
         f"Expected calibration error {'undefined' if error is None else f'{error:.4f}'} ({number})",
         "A dot is a group of like confidence, with its 95% interval.",
@@ -109,9 +109,9 @@ def reliability_png(scores: Scores) -> bytes:
     for dash in range(0, 50, 2):
         draw.line((*at(dash / 50, dash / 50), *at((dash + 1) / 50, (dash + 1) / 50)), FAINT, 1)
     draw.rectangle((left, top, left + PLOT, top + PLOT), outline=FAINT)
-    dots = [at(group.confidence, group.accuracy) for group in scores.reliability]
-    most = max((group.count for group in scores.reliability), default=1)
-    for group, (x, y) in zip(scores.reliability, dots, strict=True):
+    dots = [at(group.confidence, group.accuracy) for group in groups]
+    most = max((group.count for group in groups), default=1)
+    for group, (x, y) in zip(groups, dots, strict=True):
         ends = wilson_interval(round(group.accuracy * group.count), group.count)
         draw.line([at(group.confidence, end) for end in ends], BLUE, 1)
         draw.ellipse((x - 4, y - 4, x + 4, y + 4), BLUE)
@@ -176,7 +176,7 @@ def _draw_text(draw: ImageDraw.ImageDraw, lines: Sequence[str]) -> None:
 
 
 def _draw_cell(
-    draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], count: int, total: int, colour: Colour
+    draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], count: int, total: int, colour: tuple[int, int, int]
 ) -> None:
     """A cell of a matrix (left, top, width, height), the darker the more of its row is in it."""
     x, y, width, height = box

@@ -33,7 +33,7 @@ TITLE = 30  # pixels of height
 TILE_SIZE = 2 * EDGE + GAP, EDGE + 2 * LINE
 SYSTEM_FONTS = ("LiberationSans-Regular.ttf", "Arial.ttf", "arial.ttf", "DejaVuSans.ttf")
 PAPER, GROUND, CHECKER = (255, 255, 255), (236, 236, 236), (204, 204, 204)
-INK, FAINT, UNKNOWN = (20, 20, 20), (110, 110, 110), (213, 94, 0)  # the last is Okabe and Ito's vermilion
+INK, FAINT, VERMILION = (20, 20, 20), (110, 110, 110), (213, 94, 0)  # the last is Okabe and Ito's
 
 
 def caption(prediction: Prediction, pixels: NDArray[np.uint8] | None = None) -> str:
@@ -61,7 +61,7 @@ def tile(source: ImageSource, pixels: NDArray[np.uint8], prediction: Prediction,
     draw = ImageDraw.Draw(drawn)
     for left in (0, EDGE + GAP):  # a white picture must not merge with the paper
         draw.rectangle((left, 0, left + EDGE - 1, EDGE - 1), outline=CHECKER)
-    lines = ((caption(prediction, pixels), 14, INK if prediction.known else UNKNOWN), (name, 12, FAINT))
+    lines = ((caption(prediction, pixels), 14, INK if prediction.known else VERMILION), (name, 12, FAINT))
     for row, (text, size, colour) in enumerate(lines):
         font = font_of(size)
         draw.text((0, EDGE + 2 + row * LINE), shortened(legible(text), font, TILE_SIZE[0]), colour, font)

@@ -242,7 +242,7 @@ def test_busy_cpus_are_a_note(contended_graph: GraphTiming, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("value", "text"), [(0.04132, "0.041"), (1.0714, "1.07"), (25.84, "25.8"), (247.3, "247"), (12345.6, "12,346")]
 )
-def test_times_have_threedigits(value: float, text: str) -> None:
+def test_times_have_three_digits(value: float, text: str) -> None:
     from fmcae.cli.bench_tables import digits
 
     assert digits(value) == text

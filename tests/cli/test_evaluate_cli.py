@@ -175,12 +175,7 @@ def test_without_mistakes_the_sheet_says_so(cli: "Cli", pictures: Path, tmp_path
     ],
 )
 def test_bad_options_are_named_in_one_line(
-    cli: "Cli",
-    pictures: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    arguments: list[str],
-    exit_code: int,
-    message: str,
+    cli: "Cli", pictures: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], exit_code: int, message: str
 ) -> None:
     monkeypatch.chdir(pictures.parent)
     Path("file").touch()

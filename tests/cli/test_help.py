@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import typer
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fmcae.cli import VERBS, app_for
@@ -94,7 +94,6 @@ def test_an_error_of_the_library_names_the_flags(
     assert in_flags(error, command_of(verb).make_context(verb, arguments)) == shown
 
 
-@settings(deadline=None)
 @given(st.text().filter(lambda text: ")" not in text))
 @example("False")
 def test_any_value_stands_in_an_error_as_a_shell_takes_it(value: str) -> None:

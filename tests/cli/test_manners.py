@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -269,21 +268,3 @@ def test_a_pipe_that_nobody_writes_is_not_waited_for(cli: "Cli", shipped: Path, 
         result = cli(*arguments)
         assert result.exit_code == 1 and "it is a pipe that nothing is written to" in result.stderr, arguments
     assert cli("predict", image.parent / "*.png").stdout.count("\n") == 1
-
-
-@pytest.mark.train
-def test_a_stopped_training_says_how_to_go_on(
-    cli: "Cli", sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def stop(*_: object) -> None:
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("fmcae.train.loop.train", stop)
-    before = signal.signal(signal.SIGINT, lambda *_: None)  # the command's own, which ends at once during an import
-    try:
-        result = cli("train", "--data", sample, "--out", tmp_path / "run")
-    finally:
-        signal.signal(signal.SIGINT, before)
-    assert result.exit_code == 130
-    assert result.stderr.splitlines()[-1] == f"stopped; go on with:  fmcae train --resume --out {tmp_path / 'run'}"

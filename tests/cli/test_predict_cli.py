@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from fmcae import Artefact, Model, Prediction
 from fmcae.metrics import known_score
@@ -40,14 +40,15 @@ def test_a_line_per_image(cli: "Cli", image: Path, model: Model) -> None:
     assert result.stdout == f"{image}: {prediction.label} {prediction.probability:.4f}\n"
 
 
-def test_the_shipped_samples_get_their_names(cli: "Cli", shipped: Path) -> None:
-    folder = shipped.parent / "samples"
-    paths = sorted(folder.glob("*.png"))
-    assert len(paths) == 10
-    result = cli("predict", "--json", folder)
-    for item in json.loads(result.stdout)["predictions"]:
+def test_the_shipped_samples_get_their_names_and_so_do_mirrored_ones(cli: "Cli", shipped: Path, tmp_path: Path) -> None:
+    samples = shipped.parent / "samples"
+    for path in samples.glob("*.png"):
+        ImageOps.mirror(Image.open(path)).save(tmp_path / path.name)
+    predictions = json.loads(cli("predict", "--json", samples, tmp_path).stdout)["predictions"]
+    assert len(predictions) == 20
+    for item in predictions:
         stem = os.path.basename(item["path"]).removesuffix(".png")
-        assert item["label"].lower().replace("/", "-").replace(" ", "-") == stem
+        assert item["known"] and item["label"].lower().replace("/", "-").replace(" ", "-") == stem
 
 
 def test_json_has_the_promised_keys(cli: "Cli", image: Path, shipped: Path) -> None:
@@ -330,20 +331,6 @@ def test_encode_writes_latents(cli: "Cli", image: Path, tmp_path: Path, model: M
     assert cli("encode", image, "-o", tmp_path / "z.txt").exit_code == 2
 
 
-def test_a_mirrored_sample_gets_its_own_label_and_nothing_is_unknown(cli: "Cli", shipped: Path, tmp_path: Path) -> None:
-    from PIL import ImageOps
-
-    samples = sorted((shipped.parent / "samples").glob("*.png"))
-    for sample in samples:
-        ImageOps.mirror(Image.open(sample)).save(tmp_path / sample.name)
-    rows = {
-        folder: json.loads(cli("predict", "--json", folder).stdout)["predictions"]
-        for folder in (shipped.parent / "samples", tmp_path)
-    }
-    labels = [[row["label"] for row in found] for found in rows.values()]
-    assert labels[0] == labels[1] and len(set(labels[0])) == 10
-
-
 def test_noise_a_blank_picture_and_a_page_of_text_are_unknown(cli: "Cli", tmp_path: Path) -> None:
     from PIL import ImageDraw, ImageFont
 
@@ -359,23 +346,16 @@ def test_noise_a_blank_picture_and_a_page_of_text_are_unknown(cli: "Cli", tmp_pa
 
 
 @pytest.mark.train
-def test_foreign_text_does_not_steer_the_terminal(cli: "Cli", shipped: Path, tmp_path: Path, image: Path) -> None:
-    import onnx
-
-    from fmcae.card import CARD_KEY, GOLDEN_KEY, SEAL_KEY, seal
-
+def test_foreign_text_does_not_steer_the_terminal(
+    cli: "Cli", shipped: Path, tmp_path: Path, image: Path, resealed: Callable[..., bytes]
+) -> None:
     hostile = "\x1b]52;c;cm0=\x07\nerror: forged\u202e\x9b2J"
-    model = onnx.load(shipped / "classifier.onnx")
-    entries = {entry.key: entry.value for entry in model.metadata_props}
-    card = json.loads(entries[CARD_KEY])
-    card |= {"name": hostile, "class_names": [f"{hostile}{index}" for index in range(10)]}
-    card["metrics"][hostile] = hostile
-    entries[CARD_KEY] = json.dumps(card)
-    entries[SEAL_KEY] = seal(model.SerializeToString(), entries[CARD_KEY], entries[GOLDEN_KEY])
-    onnx.helper.set_model_props(model, entries)
+    names = tuple(f"{hostile}{index}" for index in range(10))
     folder = tmp_path / hostile.replace("/", "")
     folder.mkdir()
-    onnx.save(model, folder / "classifier.onnx")
+    content = resealed(shipped / "classifier.onnx", name=hostile, class_names=names, metrics={hostile: 0.5})
+    (folder / "classifier.onnx").write_bytes(content)
+    assert cli("predict", image, "--model", folder).exit_code == 0
     shutil.copy(image, folder / f"{hostile}.png")
     (folder / f"{hostile}2.png").write_bytes(b"x")
     shutil.copytree(folder, tmp_path / "data" / f"{hostile}0")

@@ -67,11 +67,6 @@ def test_interior_trains_again_what_lacks_its_error(cli: Callable[..., Any], sam
         (("plan", "--only", "table-9"), 2, "--only table-9 must be one of table-1, "),
         (("run", "--only", "table-9"), 2, "--only table-9 must be one of table-1, "),
         (("run", "--data", "missing"), 2, "missing must be an existing folder"),
-        (
-            ("report", "missing"),
-            1,
-            "missing: has no results.json; make it with  fmcae study run --out missing",
-        ),
     ],
 )
 def test_what_is_wrong_is_named_in_one_line_and_leaves_nothing(
@@ -176,13 +171,6 @@ def test_ctrl_c_stops_it_and_the_same_command_goes_on(cli: Callable[..., Any], s
     assert "Traceback" not in stderr
     result = cli(*part)
     assert result.exit_code == 0 and "2 of 2 runs" in result.stdout
-
-
-def test_a_file_is_no_folder_for_a_study(cli: Callable[..., Any], sample: Path) -> None:
-    Path("file").write_text("mine")
-    result = cli("study", "run", "--only", "table-1", "--data", sample, "--out", "file")
-    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
-    assert "--out file must be a folder; it is a file" in result.stderr and Path("file").read_text() == "mine"
 
 
 @pytest.mark.usefixtures("in_this_process")

@@ -191,11 +191,7 @@ def test_what_ships_is_as_an_export_writes_it(name: str) -> None:
 
 
 def test_without_parity_nothing_is_written(
-    trained_run: Path,
-    sample: Path,
-    tmp_path: Path,
-    to_onnx_once: Callable[..., bytes],
-    monkeypatch: pytest.MonkeyPatch,
+    trained_run: Path, sample: Path, tmp_path: Path, to_onnx_once: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def wrong(network: nn.Module, kind: Kind, example: NDArray[np.float32]) -> bytes:
         model = onnx.load_from_string(to_onnx_once(network, kind, example))
@@ -270,11 +266,7 @@ def test_damaged_weights_are_not_exported(trained_run: Path, sample: Path, tmp_p
 
 
 @pytest.mark.parametrize(
-    "settings",
-    [
-        {"pooling": False},
-        {"decoder_padding": False, "latent_activation": False, "decoder_relu": False},
-    ],
+    "settings", [{"pooling": False}, {"decoder_padding": False, "latent_activation": False, "decoder_relu": False}]
 )
 def test_an_export_of_other_layers_and_with_other_classes(tmp_path: Path, settings: dict[str, Any]) -> None:
     generator = np.random.default_rng(0)

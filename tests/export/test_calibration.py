@@ -1,5 +1,3 @@
-import io
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +13,6 @@ from fmcae.card import Card, Golden
 from fmcae.data import Dataset, Split, load_dataset
 from fmcae.export.artefacts import export_smaller
 from fmcae.export.calibration import KEPT, TEMPERATURES, calibrate, calibrated, fit_temperature, fit_threshold
-from fmcae.export.figures import reliability_png
 from fmcae.metrics import cross_entropy, expected_calibration_error, known_score, softmax
 from fmcae.preprocess import scale
 from fmcae.runtime.model import read_artefact, read_artefacts
@@ -121,21 +118,6 @@ def test_a_smaller_precision_has_its_own_calibration(
     assert artefact.golden.probabilities is not None and verify(artefact).passed
 
 
-def test_verify_replays_the_calibration_of_an_export(exported: Path) -> None:
-    artefact = read_artefact(exported / "classifier.onnx")
-    assert artefact.golden.probabilities is not None and artefact.golden.known_scores is not None
-    calibration = {**artefact.card.calibration, "temperature": 3 * artefact.card.temperature}
-    other = replace(artefact, card=replace(artefact.card, calibration=calibration))
-    assert "probabilities differ from the golden ones" in str(verify(other).failure)
-
-
-def test_without_validation_images_nothing_is_calibrated(exported: Path, sample: Path) -> None:
-    dataset = load_dataset(sample)
-    nothing = Split(dataset.val.images[:0], dataset.val.labels[:0])
-    session = read_artefact(exported / "classifier.onnx").session()
-    assert calibrate(session, Dataset("x", dataset.class_names, dataset.train, nothing, dataset.test)) == {}
-
-
 @pytest.mark.parametrize("count", [3, 49, 60])
 def test_the_card_has_the_share_that_the_threshold_keeps(exported: Path, sample: Path, count: int) -> None:
     dataset = load_dataset(sample)
@@ -154,9 +136,3 @@ def test_the_card_for_people_says_what_is_unknown(exported: Path) -> None:
     assert f"from {card.calibration['ece_before']:.4f} to {card.calibration['ece_after']:.4f}" in text
     with Image.open(exported / "reliability.png") as picture:
         assert picture.format == "PNG"
-
-
-def test_a_diagram_of_one_bin_can_be_drawn() -> None:
-    calibration = {"ece_after": 0.0, "reliability": [{"confidence": 1.0, "accuracy": 1.0, "count": 1}]}
-    with Image.open(io.BytesIO(reliability_png(calibration))) as picture:
-        assert min(picture.size) > 300

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import nn
 
-from fmcae.data import Dataset, load_dataset
-from fmcae.errors import GateError, ProviderError, RunError
+from fmcae.data import Dataset
+from fmcae.errors import GateError, RunError
 from fmcae.export import precision
 from fmcae.export.artefacts import export_smaller
 from fmcae.export.model_card import model_card
@@ -28,11 +28,6 @@ from fmcae.train.networks import Classifier
 from fmcae.train.run import open_run
 
 pytestmark = pytest.mark.usefixtures("graphs_are_kept")
-
-
-@pytest.fixture(scope="module")
-def dataset(sample: Path) -> Dataset:
-    return load_dataset(sample)
 
 
 @pytest.fixture(scope="module")
@@ -220,9 +215,3 @@ def test_the_command_line(
     ):
         result = cli("export", trained_run, *wrong, "--data", sample)
         assert (result.exit_code, result.stdout) == (code, "") and message in result.stderr
-
-
-def test_int8_is_refused_on_cuda(trained_run: Path, dataset: Dataset, tmp_path: Path) -> None:
-    with pytest.raises(ProviderError, match=r"provider \(=cuda\) must be cpu, which int8 is made for"):
-        export_smaller(open_run(trained_run), dataset, tmp_path / "out", "int8", provider="cuda")
-    assert not (tmp_path / "out").exists()

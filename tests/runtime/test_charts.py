@@ -8,8 +8,8 @@ from PIL import Image
 
 from fmcae import Model, Prediction
 from fmcae.runtime import charts
-from fmcae.runtime.charts import BLUE, VERMILION, confusion_png, mistakes_png, reliability_png, short_count
-from fmcae.runtime.contact_sheet import LINE, MARGIN, TILE_SIZE, TITLE
+from fmcae.runtime.charts import BLUE, confusion_png, mistakes_png, reliability_png, short_count
+from fmcae.runtime.contact_sheet import LINE, MARGIN, TILE_SIZE, TITLE, VERMILION
 from fmcae.runtime.evaluate import NO_CLASS, SHOWN_MISTAKES, Scores, evaluate, find_pictures, measure
 
 
@@ -53,7 +53,7 @@ def test_odd_names_fit(name: str) -> None:
 
 
 def test_a_dot_lies_where_confidence_and_accuracy_say() -> None:
-    picture = drawn(reliability_png(scores_of(["a", "b"], [0, 1, 0, 1])))
+    picture = drawn(reliability_png(scores_of(["a", "b"], [0, 1, 0, 1]).reliability, 0.25))
     left, top = charts.MARGIN + 60, picture.height - charts.PLOT - charts.HISTOGRAM - 5 * LINE
     x, y = left + round(0.75 * charts.PLOT), top + round(0.5 * charts.PLOT)
     assert picture.getpixel((x, y)) == picture.getpixel((x + 2, y)) == BLUE
@@ -63,7 +63,8 @@ def test_a_dot_lies_where_confidence_and_accuracy_say() -> None:
 @pytest.mark.parametrize("truth", [[NO_CLASS], [0], [0] * 20_000])
 def test_none_one_and_many_pictures_are_drawn(truth: list[int]) -> None:
     scores = scores_of(["a", "b"], truth)
-    assert (count_of(drawn(reliability_png(scores)), BLUE) > 100) == (truth != [NO_CLASS])
+    picture = drawn(reliability_png(scores.reliability, scores.expected_calibration_error))
+    assert (count_of(picture, BLUE) > 100) == (truth != [NO_CLASS])
     drawn(confusion_png(scores))
 
 

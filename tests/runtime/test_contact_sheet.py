@@ -18,7 +18,7 @@ from fmcae.runtime.contact_sheet import (
     GAP,
     SYSTEM_FONTS,
     TILE_SIZE,
-    UNKNOWN,
+    VERMILION,
     caption,
     contact_sheet,
     font_of,
@@ -63,8 +63,8 @@ def test_a_tile_has_the_picture_and_what_the_model_sees(test_images: NDArray[np.
 
 def test_what_is_unknown_has_another_colour() -> None:
     picture = Image.new("L", (28, 28))
-    assert has_colour(tile(picture, BLANK, prediction(known=False), "a.png"), UNKNOWN)
-    assert not has_colour(tile(picture, BLANK, prediction(), "a.png"), UNKNOWN)
+    assert has_colour(tile(picture, BLANK, prediction(known=False), "a.png"), VERMILION)
+    assert not has_colour(tile(picture, BLANK, prediction(), "a.png"), VERMILION)
 
 
 def test_transparent_parts_show_a_checkerboard() -> None:

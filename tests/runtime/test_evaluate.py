@@ -15,15 +15,7 @@ from fmcae import Model, Prediction, metrics
 from fmcae.data import ENVIRONMENT_VARIABLE, FASHION_MNIST_CLASSES, UNKNOWN, idx, load_dataset
 from fmcae.errors import DataError, FmcaeError, UsageError
 from fmcae.preprocess import scale
-from fmcae.runtime.evaluate import (
-    NO_CLASS,
-    Scores,
-    class_index,
-    evaluate,
-    find_pictures,
-    measure,
-    read_truth,
-)
+from fmcae.runtime.evaluate import NO_CLASS, Scores, class_index, evaluate, find_pictures, measure, read_truth
 from fmcae.runtime.predict import Outcome
 
 CLASSES = FASHION_MNIST_CLASSES

@@ -1,9 +1,9 @@
-import json
 import math
 import pickle
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -20,10 +20,9 @@ from PIL import Image
 
 import fmcae
 from fmcae import Artefact, Model
-from fmcae.card import CARD_KEY, GOLDEN_KEY, SEAL_KEY, seal
 from fmcae.cli import options
 from fmcae.cli.options import SHIPPED_NAMES
-from fmcae.errors import ArtefactError, ImageError, ProviderError, UsageError
+from fmcae.errors import ArtefactError, ProviderError, UsageError
 from fmcae.images import MAX_PIXELS
 from fmcae.metrics import known_score, softmax
 from fmcae.preprocess import scale
@@ -49,13 +48,6 @@ def test_the_shipped_models_have_the_papers_graph(name: str) -> None:
     assert card.training["config"]["epochs"] == 30
     assert card.metrics["test_accuracy"] >= 0.9
     assert (shipped / "config.json").is_file() and (shipped / "metrics.jsonl").is_file()
-
-
-def test_the_shipped_model_recognizes_real_images(model: Model, sample: Path) -> None:
-    from fmcae.data import load_dataset
-
-    test = load_dataset(sample).test
-    assert (model.classify(scale(test.images)).argmax(axis=1) == test.labels).mean() > 0.85
 
 
 def test_shapes_and_one_image_without_a_batch_axis(model: Model, x: NDArray[np.float32]) -> None:
@@ -171,11 +163,6 @@ def test_a_wrong_latent_is_named(model: Model) -> None:
         model.decode(np.zeros((2, 64), np.float32))
 
 
-def test_an_unreadable_image_is_named(model: Model) -> None:
-    with pytest.raises(ImageError):
-        model.predict(b"nothing")
-
-
 def test_one_file_runs_alone_and_says_what_it_lacks(shipped: Path, x: NDArray[np.float32]) -> None:
     model = fmcae.load(shipped / "classifier.onnx")
     assert model.classify(x).shape == (8, 10)
@@ -277,33 +264,25 @@ def test_missing_and_foreign_and_misnamed_models_are_named(shipped: Path, tmp_pa
         fmcae.load(tmp_path)
 
 
-def change_training(source: Path, target: Path, **changes: Any) -> None:
-    """Copy an artefact with other training facts in its card, sealed again."""
-    import onnx
-
-    model = onnx.load(source)
-    entries = {entry.key: entry.value for entry in model.metadata_props}
-    card = json.loads(entries[CARD_KEY])
-    card["training"] = {**card["training"], **changes}
-    entries[CARD_KEY] = json.dumps(card)
-    entries[SEAL_KEY] = seal(model.SerializeToString(), entries[CARD_KEY], entries[GOLDEN_KEY])
-    onnx.helper.set_model_props(model, entries)
-    onnx.save(model, target)
-
-
 @pytest.mark.train
-def test_artefacts_fit_together_if_their_autoencoder_is_the_same(shipped: Path, tmp_path: Path) -> None:
+def test_artefacts_fit_together_if_their_autoencoder_is_the_same(
+    shipped: Path, tmp_path: Path, resealed: Callable[..., bytes]
+) -> None:
     """A classifier that started from another run's autoencoder names that run; encoder and decoder are that run's."""
+
+    def change(name: str, **changes: Any) -> None:
+        training = {**read_artefact(shipped / name).card.training, "started": "later", **changes}
+        (tmp_path / name).write_bytes(resealed(shipped / name, training=training))
+
     autoencoder = read_artefact(shipped / "encoder.onnx").card.training
     for kind in ("encoder", "decoder"):
         shutil.copy(shipped / f"{kind}.onnx", tmp_path)
-    change_training(shipped / "classifier.onnx", tmp_path / "classifier.onnx", started="later", autoencoder=autoencoder)
+    change("classifier.onnx", autoencoder=autoencoder)
     assert set(fmcae.load(tmp_path).artefacts) == {"encoder", "decoder", "classifier"}
-    other = {**autoencoder, "started": "another"}
-    change_training(shipped / "classifier.onnx", tmp_path / "classifier.onnx", started="later", autoencoder=other)
+    change("classifier.onnx", autoencoder={**autoencoder, "started": "another"})
     with pytest.raises(ArtefactError, match=r"classifier\.onnx and encoder\.onnx come from different runs"):
         fmcae.load(tmp_path)
-    change_training(shipped / "decoder.onnx", tmp_path / "decoder.onnx", started="later")
+    change("decoder.onnx")
     (tmp_path / "classifier.onnx").unlink()
     with pytest.raises(ArtefactError, match=r"decoder\.onnx and encoder\.onnx come from different runs"):
         fmcae.load(tmp_path)

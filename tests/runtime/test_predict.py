@@ -137,6 +137,8 @@ def test_many_pictures_keep_their_order_on_any_number_of_threads(
     assert [Path(outcome.path).name for outcome in outcomes] == [f"{index:03}.png" for index in range(100)]
     seen = [outcome.pixels for outcome in outcomes if outcome.pixels is not None]
     assert np.array_equal(seen, np.delete(pixels, 50, 0)) and str(outcomes[50].error).endswith("is empty")
+    found = [outcome.prediction.index for outcome in outcomes if outcome.prediction]
+    assert found == model.classify(scale(np.array(seen))).argmax(axis=1).tolist()
     assert set(threading.enumerate()) <= threads
     first = predict_images(model, [str(tmp_path)], jobs=jobs)
     next(first)
@@ -201,23 +203,3 @@ def test_stdin_is_named(model: Model) -> None:
         read_input(model, "-", b"")
     with pytest.raises(ImageError, match="^stdin: is not an image"):
         read_input(model, "-", b"hello")
-
-
-def test_stdin(model: Model, folder: Path) -> None:
-    content = (folder / "b.png").read_bytes()
-    (from_stdin,), (from_file,) = (
-        list(predict_images(model, [name], content)) for name in ("-", str(folder / "b.png"))
-    )
-    assert from_stdin.prediction and from_file.prediction
-    assert from_stdin.prediction.label == from_file.prediction.label
-    assert from_stdin.path == "-"
-
-
-def test_more_images_than_one_batch(model: Model, tmp_path: Path, test_images: NDArray[np.uint8]) -> None:
-    for number in range(150):
-        Image.fromarray(test_images[number]).save(tmp_path / f"{number:03}.png")
-    outcomes = list(predict_images(model, [str(tmp_path)]))
-    assert [outcome.path for outcome in outcomes] == sorted(str(path) for path in tmp_path.iterdir())
-    logits = model.classify(scale(test_images[:150]))
-    found = [outcome.prediction.index for outcome in outcomes if outcome.prediction]
-    assert found == logits.argmax(axis=1).tolist()

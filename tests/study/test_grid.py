@@ -7,17 +7,7 @@ from typing import Any
 import pytest
 
 from fmcae.errors import UsageError
-from fmcae.study.grid import (
-    EPOCHS,
-    PARTS,
-    Task,
-    autoencoder,
-    cells_of_runs,
-    classifier,
-    multiply_adds,
-    plan,
-    work,
-)
+from fmcae.study.grid import EPOCHS, PARTS, Task, autoencoder, cells_of_runs, classifier, multiply_adds, plan, work
 from fmcae.train import run as run_module
 from fmcae.train.config import NetworkConfig, TrainConfig
 
@@ -132,11 +122,6 @@ def test_a_run_belongs_to_cells() -> None:
 def test_cells_with_more_labels_than_images_are_left_out() -> None:
     counts = [task.config.labels for task in plan(["labels"], [0], train_images=1_000)]
     assert sorted(count for count in counts if count) == [100, 100, 300, 300]
-
-
-def test_an_unknown_part_is_named() -> None:
-    with pytest.raises(UsageError, match=r"only \(=table-9\) must be one of table-1, "):
-        plan(["table-9"], [0])
 
 
 @pytest.mark.parametrize(

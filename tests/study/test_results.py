@@ -184,9 +184,7 @@ def changed_run(study_results: Results) -> Callable[..., Results]:
     return change
 
 
-def test_a_run_from_before_a_default_changed_is_not_taken_for_one_of_today(
-    changed_run: Callable[..., Results],
-) -> None:
+def test_a_run_from_before_a_default_changed_is_not_taken_for_one_of_today(changed_run: Callable[..., Results]) -> None:
     task = classifier(0)
     assert task.needs
     with pytest.raises(RunError, match=r"was trained with batch_size \(=50\), not 100, which it is today"):

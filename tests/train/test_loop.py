@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fmcae import metrics
-from fmcae.data import Dataset, load_dataset
+from fmcae.data import Dataset
 from fmcae.errors import ProviderError, RunError, UsageError
 from fmcae.preprocess import scale as scale_numpy
 from fmcae.train.backend import PlainBackend, backend_for, training_loss
@@ -29,11 +29,6 @@ from fmcae.train.weights import save_checkpoint
 
 NETWORK = NetworkConfig(latent_dim=8)
 Weights = dict[str, dict[str, Tensor]]
-
-
-@pytest.fixture(scope="module")
-def dataset(sample: Path) -> Dataset:
-    return load_dataset(sample)
 
 
 def _weights(run: Run) -> Weights:

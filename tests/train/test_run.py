@@ -11,7 +11,7 @@ import torch
 
 import fmcae
 import fmcae.train.run as run_module
-from fmcae.data import Dataset, load_dataset
+from fmcae.data import Dataset
 from fmcae.errors import RunError, UsageError
 from fmcae.files import write_atomic
 from fmcae.train.config import NetworkConfig, TrainConfig
@@ -19,11 +19,6 @@ from fmcae.train.loop import train
 from fmcae.train.run import Run, changes_since, check_data, create_run, find_runs, locked, open_run
 
 REPOSITORY = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def dataset(sample: Path) -> Dataset:
-    return load_dataset(sample)
 
 
 @pytest.fixture
@@ -159,14 +154,13 @@ def test_damaged_metrics_are_named(run_copy: Path, line: str) -> None:
         run.metrics()
 
 
-def test_an_export_beside_runs_is_none(trained_run: Path, tmp_path: Path) -> None:
-    run = shutil.copytree(trained_run, tmp_path / "run")
+def test_an_export_beside_runs_is_none(run_copy: Path, tmp_path: Path) -> None:
     export = tmp_path / "export"
     export.mkdir()
-    shutil.copy(run / "config.json", export)
+    shutil.copy(run_copy / "config.json", export)
     (export / "classifier.onnx").touch()
-    (run / "other.onnx").touch()  # somebody's own
-    assert [found.folder for found in find_runs(tmp_path)] == [run]
+    (run_copy / "other.onnx").touch()  # somebody's own
+    assert [found.folder for found in find_runs(tmp_path)] == [run_copy]
 
 
 def test_runs_are_found_newest_last_by_when_they_started(dataset: Dataset, tmp_path: Path) -> None:

@@ -1,4 +1,3 @@
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -100,4 +99,3 @@ def test_a_run_goes_on_where_tensorboard_is_not_installed(
         f"warning: tensorboard is not installed, so {run.folder}/tensorboard is left as it is: "
         "run  pip install '.[tensorboard]'  in fmcae's checkout"
     ]
-    shutil.rmtree(run.folder)
