@@ -3,6 +3,7 @@
     pip install opencv-python
     python examples/webcam.py            # the first camera
     python examples/webcam.py film.mp4   # or a file
+    python examples/webcam.py 0 MODEL    # with a model of your own, such as runs/first
 
 Hold one item before a plain, light background: the model knows nothing else.
 """
@@ -17,9 +18,9 @@ except ImportError:
     sys.exit("this example needs OpenCV: run  pip install opencv-python")
 
 
-def main(source: str = "0") -> None:
+def main(source: str = "0", name: str = "fashion-mnist") -> None:
     """Read frames until the source ends or q is pressed."""
-    model = fmcae.load()
+    model = fmcae.load(name)
     camera = cv2.VideoCapture(int(source) if source.isdecimal() else source)
     if not camera.isOpened():
         sys.exit(f"{source}: no camera or video that OpenCV can open")
@@ -38,4 +39,4 @@ def main(source: str = "0") -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:2])
+    main(*sys.argv[1:3])

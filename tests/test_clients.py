@@ -102,7 +102,7 @@ def check_manners(command: Command, folder: Path, of_damage: str) -> None:
     assert bag == f"{shown[0]}: Bag, probability 0.9999, known score 0.9999"
     assert blank.startswith(f"{shown[1]}: unknown, nearest ")
     (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    result = run(command, model(NAMES[0]), *shown, folder / "broken.png")
+    result = run(command, model(NAMES[0]), folder / "broken.png", *shown)
     assert (result.returncode, len(result.stdout.splitlines())) == (1, 3)
     error = result.stderr.splitlines()[1]
     assert error.startswith(f"error: {folder / 'broken.png'}: ")

@@ -103,10 +103,18 @@ int run(int argc, char** argv) {
   std::fprintf(stderr, "%zu golden pictures agree\n", golden["pictures"].size());
 
   const bool as_json = std::any_of(argv + 2, argv + argc, [](char* word) { return !std::strcmp(word, "--json"); });
+  int status = 0;
   for (int i = 2; i < argc; ++i) {
     const std::string path = argv[i];
     if (path == "--json") continue;
-    const Result result = classify(session, read_file(path), path);
+    Result result;
+    try {
+      result = classify(session, read_file(path), path);
+    } catch (const std::exception& error) {
+      std::fprintf(stderr, "error: %s\n", error.what());
+      status = 1;
+      continue;
+    }
     const auto best = std::max_element(result.probabilities.begin(), result.probabilities.end());
     const std::string label = class_names[best - result.probabilities.begin()];
     const bool known = result.known_score >= threshold;
@@ -119,7 +127,7 @@ int run(int argc, char** argv) {
                   label.c_str(), *best, result.known_score);
     }
   }
-  return 0;
+  return status;
 }
 
 int main(int argc, char** argv) {

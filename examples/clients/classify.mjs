@@ -43,8 +43,10 @@ console.error(`${golden.pictures.length} golden pictures agree`);
 
 for (const picture of rest.filter((argument) => argument !== '--json')) {
   const image = await decode(picture).catch((error) => {
-    throw new Error(`${picture}: ${error.message}`);
+    console.error(`error: ${picture}: ${error.message}`);
+    process.exitCode = 1;
   });
+  if (!image) continue;
   const outputs = await session.run({ image });
   const probabilities = Array.from(outputs.probabilities.data);
   const score = outputs.known_score.data[0];

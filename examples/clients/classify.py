@@ -38,11 +38,14 @@ def classify(run: Run, card: dict[str, Any], golden: dict[str, Any], arguments: 
         np.testing.assert_allclose(probabilities, expected, **card["tolerance"])
     print(f"{len(golden['pictures'])} golden pictures agree", file=sys.stderr)
 
+    failed = False
     for path in (argument for argument in arguments if argument != "--json"):
         try:
             pixels = decode(path)
         except Exception as error:  # Pillow raises anything on damaged data
-            sys.exit(f"error: {path}: {error}")
+            print(f"error: {path}: {error}", file=sys.stderr)
+            failed = True
+            continue
         probabilities, score = run(pixels)
         index = int(probabilities.argmax())
         label, known = card["class_names"][index], score >= card["calibration"]["threshold"]
@@ -52,6 +55,7 @@ def classify(run: Run, card: dict[str, Any], golden: dict[str, Any], arguments: 
         else:
             text = label if known else f"unknown, nearest {label}"
             print(f"{path}: {text}, probability {probabilities[index]:.4f}, known score {score:.4f}")
+    sys.exit(failed)
 
 
 if __name__ == "__main__":

@@ -49,6 +49,7 @@ let model = null; // what is loaded: its names, threshold and so on
 async function loadModel() {
   const name = byId('model').value;
   model = null;
+  complain('');
   byId('verify').disabled = true;
   byId('about').textContent = byId('verdict').textContent = '';
   byId('golden').replaceChildren();
@@ -120,6 +121,7 @@ let newest = 0;
 async function nameIt(blob, title) {
   const turn = ++newest;
   current = { blob, title };
+  if (!model) return; // it is named when a model is loaded
   complain('');
   try {
     const result = await ask('predict', blob);

@@ -100,11 +100,15 @@ def _is_model(name: str) -> bool:
 
 
 def _seems_trained_on(pictures: "LabelledPictures", card: "Card") -> bool:
-    """Whether the folder has the name and the number of pictures of the one that was split for the training."""
-    trained_on = card.training["data"]
-    is_whole_folder = pictures.images is None and pictures.split is None
+    """Whether the folder has the name and the number of pictures of the one that was trained on, or its split.
+
+    No picture of ``test`` is trained on, and those of ``val`` set temperature and threshold.
+    """
+    trained_on, split = card.training["data"], pictures.split
+    counts = trained_on["counts"]
     same_name = Path(pictures.data).resolve().name == trained_on["name"]
-    return is_whole_folder and same_name and len(pictures) == sum(trained_on["counts"].values())
+    count = sum(counts.values()) if split is None else counts["train" if split == "train" else "val"]
+    return same_name and pictures.images is None and split != "test" and len(pictures) == count
 
 
 def _check_out(out: Path, data: str | None) -> None:
@@ -116,7 +120,7 @@ def _check_out(out: Path, data: str | None) -> None:
         raise UsageError(f"out (={out}) must not be a run or an export, whose pictures would be replaced")
     data = data or os.environ.get(ENVIRONMENT_VARIABLE)
     if data and out.resolve().is_relative_to(Path(os.path.expanduser(data)).resolve()):
-        raise UsageError(f"out (={out}) must not be in DATA, where its pictures would be evaluated next time")
+        raise UsageError(f"out (={out}) must not be in DATA ({data}), where its pictures would be evaluated next time")
 
 
 def _write(

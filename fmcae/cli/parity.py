@@ -47,6 +47,12 @@ def parity(
     networks = trained_networks(opened, is_teacher)
     if missing := [kind for kind in model.artefacts if kind not in networks]:
         raise UsageError(f"export (={export}) must hold only what the run {run} trained; it has no {missing[0]}")
+    smaller = [
+        item.card.precision["name"] for item in model.artefacts.values() if item.card.precision["name"] != "fp32"
+    ]
+    if smaller:
+        rule = "must be in float32; what it loses was measured by its export, and fmcae verify replays it"
+        raise UsageError(f"export (={export}) {rule}: it is in {smaller[0]}")
     if list(model.artefacts) == ["decoder"]:
         raise UsageError(f"export (={export}) must come with its encoder: name the folder that holds both")
     # A provider that is missing is found before the data are read.

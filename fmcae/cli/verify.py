@@ -27,6 +27,7 @@ def verify(
     """
     from fmcae.precision import PRECISION_PROVIDERS
     from fmcae.runtime.model import SHIPPED, artefact_files, resolve_path
+    from fmcae.runtime.verify import check_one_export
 
     made_for_provider = [name for name, (precision, _) in SHIPPED.items() if provider in PRECISION_PROVIDERS[precision]]
     results: list[dict[str, Any]] = []
@@ -40,6 +41,11 @@ def verify(
             results.append(_failed(name, error))
         else:
             results += [_replayed(path, provider, threads) for path in paths]
+            if len(paths) > 1 and all(result["passed"] for result in results[-len(paths) :]):
+                try:
+                    check_one_export(paths)
+                except ArtefactError as error:
+                    results.append(_failed(name, error))
     if as_json:
         print_json({"results": results})
     else:

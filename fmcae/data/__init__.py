@@ -23,7 +23,7 @@ from PIL import Image
 from fmcae.data import idx
 from fmcae.data.download import download as download_fashion_mnist
 from fmcae.data.split import split_by_class, split_val
-from fmcae.errors import INSTALL_TRAIN, DataError, UsageError
+from fmcae.errors import INSTALL_TRAIN, DataError, ImageError, UsageError
 from fmcae.files import is_utf8
 from fmcae.images import HEIC_SUFFIXES, IMAGE_SUFFIXES, heic_not_read, read_image
 from fmcae.preprocess import SIZE, to_uint8
@@ -34,6 +34,7 @@ DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 CLASS_NAMES_FILE = "class_names.txt"
 UNKNOWN = "unknown"  # what pictures of no class are called where a model is evaluated
 SPLIT_FOLDERS = ("train", "val", "test")
+LEAST_COLOUR = 2  # of 255, by which mean colours must differ to be told apart by eye
 TELLING = 0.25  # the share of images by which colours must do better than the largest class, to be said to tell classes
 
 FASHION_MNIST_CLASSES: tuple[str, ...] = (
@@ -150,7 +151,7 @@ def _load_folder(named: str | os.PathLike[str], name: str, channels: int, size: 
 
 
 def check_outside(out: Path, data: str | os.PathLike[str] | None) -> None:
-    """Check that ``out`` would not make a class of its own in the folders of images that :func:`load_dataset` took.
+    """Check that ``out`` is not among the folders of images that :func:`load_dataset` took, to be read as they are.
 
     Args:
         out: a folder that is to be made.
@@ -166,8 +167,8 @@ def check_outside(out: Path, data: str | os.PathLike[str] | None) -> None:
     for place in [folder / name for name in SPLIT_FOLDERS] if is_split else [folder]:
         if out.resolve().is_relative_to(place):
             first = next(iter(out.resolve().relative_to(place).parts), "")
-            if not _is_ignored(first) and not (first and (place / first).is_dir()):  # within a class it is left out
-                raise UsageError(f"out (={out}) must not be in {named}, where it would be taken for a class next time")
+            if not _is_ignored(first):
+                raise UsageError(f"out (={out}) must not be in {named}, where its pictures would be read next time")
 
 
 def holds_idx(folder: Path) -> bool:
@@ -327,6 +328,10 @@ def _load_split_folders(folder: Path, places: list[Path], channels: int, size: i
             raise DataError(f"{folder / name / strange[0]}: must be a class of {folder / 'train'}: {', '.join(names)}")
     splits = {name: _read(classes, names, channels, size) for name, classes in found.items()}
     notes = [note for name, classes in found.items() for note in _left_out(folder / name, classes)]
+    beside = [
+        place for place in class_folders(folder) if place.name not in found and any(map(_is_picture, place.iterdir()))
+    ]
+    notes += [f"{place}: is beside train, and is left out" for place in beside]
     if "val" not in splits:
         splits["train"], splits["val"] = (splits["train"].part(i) for i in split_by_class(splits["train"].labels, 6, 1))
         notes.append(f"{folder}: has no val: a sixth of train is taken for it")
@@ -386,8 +391,16 @@ def _is_hidden(path: Path) -> bool:
 
 
 def _left_out(folder: Path, class_names: Iterable[str]) -> tuple[str, ...]:
-    """Notes on pictures that are not read: those in folders within the class folders, and HEIC files."""
+    """Notes on pictures that are not read: beside or within the class folders, or by the names of files."""
     notes = []
+    if count := sum(map(_is_picture, folder.iterdir())):
+        notes.append(f"{folder}: what lies beside the class folders is left out: {count:,} of the pictures")
+    files = [path for name in class_names for path in (folder / name).iterdir() if path.is_file()]
+    others = sorted(path for path in files if not _is_picture(path) and _may_be_picture(path.name))
+    if others:
+        notes.append(
+            f"{folder}: files whose names do not end as a picture's are left out: {len(others):,}, such as {others[0].name}"
+        )
     within = [inner for name in class_names for inner in class_folders(folder / name)]
     found = (path for inner in within for path in inner.rglob("*") if not _is_hidden(path.relative_to(inner)))
     if count := sum(map(_is_picture, found)):
@@ -395,6 +408,13 @@ def _left_out(folder: Path, class_names: Iterable[str]) -> tuple[str, ...]:
     if count := _count_heic(folder, class_names):
         notes.append(heic_not_read(folder, count))
     return tuple(notes)
+
+
+def _may_be_picture(name: str) -> bool:
+    """Whether a file that no suffix says to be a picture may be one: not what systems leave beside pictures."""
+    return not name.startswith(".") and not name.lower().endswith(
+        (*HEIC_SUFFIXES, ".db", ".ini", ".txt", ".csv", ".json")
+    )
 
 
 def _count_heic(folder: Path, class_names: Iterable[str]) -> int:
@@ -418,13 +438,21 @@ def _check_classes(folder: Path, classes: dict[str, list[Path]], fewest: int = 2
 
 def _read(classes: dict[str, list[Path]], names: tuple[str, ...], channels: int, size: int) -> _Pictures:
     images, labels, colours, lit = [], [], [], []
+    unreadable: list[str] = []
     for name, paths in classes.items():
         for path in paths:
-            picture = read_image(path)
+            try:
+                picture = read_image(path)
+            except ImageError as error:  # all are named at once, of a data set that may take long to read
+                unreadable.append(str(error))
+                continue
             images.append(to_uint8(picture, channels, size))
             lit.append(picture.size == (size, size) and images[-1][[0, 0, -1, -1], [0, -1, 0, -1]].min() > 127)
             labels.append(names.index(name))
             colours.append(np.asarray(picture.convert("RGB").resize((1, 1), Image.Resampling.BOX), np.float64)[0, 0])
+    if unreadable:
+        more = f"; and {len(unreadable) - 5:,} more" if len(unreadable) > 5 else ""
+        raise ImageError("; ".join(unreadable[:5]) + more)
     return _Pictures(np.stack(images), np.array(labels, np.uint8), np.stack(colours), np.array(lit))
 
 
@@ -482,8 +510,11 @@ def _colours_that_tell(colours: NDArray[np.float64], labels: NDArray[np.uint8]) 
     colours, labels, counts = colours[chosen], labels[chosen], counts[present]
     if not len(labels):
         return ()
+    means = np.stack([colours[labels == label].mean(0) for label in present])
+    if np.ptp(means, axis=0).max() < LEAST_COLOUR:  # the tint of a grey picture, by how much an item covers of it
+        return ()
     own = labels[:, np.newaxis] == present
-    distances = np.stack([((colours - colours[labels == label].mean(0)) ** 2).sum(1) for label in present], axis=1)
+    distances = np.stack([((colours - mean) ** 2).sum(1) for mean in means], axis=1)
     distances[own] *= np.square(counts / (counts - 1))[own.argmax(1)]  # from the mean without the image itself
     told, chance = float(own[np.arange(len(labels)), distances.argmin(1)].mean()), float(counts.max() / len(labels))
     if told < chance + max(TELLING, 1.5 / np.sqrt(len(labels))):  # three standard deviations of a share, at most

@@ -5,6 +5,7 @@ python predict.py PICTURE...
 """
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -31,5 +32,6 @@ for path in sys.argv[1:]:
     probabilities, known_score = session.run(["probabilities", "known_score"], {"image": pixels})
     nearest = card["class_names"][probabilities.argmax()]
     label = nearest if known_score >= threshold else f"unknown, nearest {nearest}"
+    path, label = (re.sub(r"[\x00-\x1f\x7f-\x9f]", "?", text) for text in (path, label))  # not to steer the terminal
     print(f"{path}: {label}, probability {probabilities.max():.4f}")
 sys.exit(failed)

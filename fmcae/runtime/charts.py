@@ -47,7 +47,7 @@ def confusion_png(scores: Scores) -> bytes:
     refused = [row.images_refused for row in scores.classes]
     if scores.unknown_refused is not None:
         refused.append(round(scores.unknown_refused * scores.images_unknown))
-    cell = max(LINE, min(LARGEST_CELL, MATRIX // len(names)))
+    cell = max(round(LINE * math.sqrt(2)), min(LARGEST_CELL, MATRIX // len(names)))
     text = [
         _accuracy_text(scores),
         "A row is what pictures show, a column the label that they got, whatever the threshold; darker is more of the row.",

@@ -3,7 +3,7 @@
 import json
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -210,15 +210,21 @@ def read_artefacts(path: PathName | None = None, only: NetworkKind | None = None
     files.pop("picture", None)
     wanted = {only: files[only]} if only in files else files
     artefacts = {kind: read_artefact(file) for kind, file in wanted.items()}
-    first, first_run = next((artefact.path.name, _run_of(artefact.card)) for artefact in artefacts.values())
     for kind, artefact in artefacts.items():
         if artefact.card.kind != kind:
             raise ArtefactError(f"{artefact.path}: is named {kind} but is a {artefact.card.kind}")
-        if _run_of(artefact.card) != first_run:
-            raise ArtefactError(f"{path}: {artefact.path.name} and {first} come from different runs")
+    check_one_run(artefacts)
     if len({artefact.card.x_shape for artefact in artefacts.values()}) > 1:
         raise ArtefactError(f"{path}: its files are for images of different shapes")
     return artefacts
+
+
+def check_one_run(artefacts: Mapping[Kind, Artefact]) -> None:
+    """Raise ArtefactError if artefacts of one folder are not of one run."""
+    first, first_run = next((artefact.path.name, _run_of(artefact.card)) for artefact in artefacts.values())
+    for artefact in artefacts.values():
+        if _run_of(artefact.card) != first_run:
+            raise ArtefactError(f"{artefact.path.parent}: {artefact.path.name} and {first} come from different runs")
 
 
 def _run_of(card: Card) -> dict[str, Any]:

@@ -46,6 +46,8 @@ def draw_run(folder: Path, records: list[dict[str, Any]], stage: str, class_name
         axes.plot(kept, value, "kD", markersize=5, label=f"test after epoch {kept}: {value:.4f}")
         axes.set(xlabel="epoch", ylabel=METRIC_NAMES[name])
         axes.xaxis.get_major_locator().set_params(integer=True)
+        if len(x) == 1:
+            axes.set_xticks(x)
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
     figure.suptitle(f"{stage.capitalize()}, {METRIC_NAMES[names[-1]] if len(names) == 1 else 'loss and accuracy'}")
@@ -86,7 +88,7 @@ def draw_reconstructions(
         picture = tiles.reshape(2 * edge, edge * columns, channels)
         axes.imshow(picture if channels == 3 else picture[..., 0], cmap="gray", vmin=0, vmax=1)
         # so much of a name as fits above its picture
-        names = [textwrap.fill(name if len(name) <= 36 else f"{name[:35]}…", 12) for name in captions[part]]
+        names = [textwrap.fill(_shortened(name, 36), 12) for name in captions[part]]
         axes.xaxis.tick_top()
         axes.set_xticks(edge / 2 + edge * np.arange(count), names, fontsize=9, **AS_TEXT)
         axes.set_yticks([edge / 2, edge * 3 / 2], ["input", "output"])
@@ -94,6 +96,12 @@ def draw_reconstructions(
         axes.spines[:].set_visible(False)
     figure.suptitle("Validation images by class, and their reconstructions")
     _save(figure, folder / "reconstructions.png")
+
+
+def _shortened(name: str, length: int) -> str:
+    """A class's name on one line, or so much of its beginning and end."""
+    name = " ".join(name.split())
+    return name if len(name) <= length else f"{name[: length * 2 // 3]}…{name[-(length // 3) + 1 :]}"
 
 
 def confusion_figure(counts: NDArray[np.int64], class_names: list[str], off_diagonal: bool = False) -> Figure:
@@ -113,7 +121,7 @@ def confusion_figure(counts: NDArray[np.int64], class_names: list[str], off_diag
     image = axes.imshow(colours, cmap="Blues", vmin=0, vmax=highest)
     figure.colorbar(image, label=f"share of the true class{', mistakes' if off_diagonal else ''}", shrink=0.8)
     ticks = range(0, len(class_names), -(-len(class_names) // MOST_NAMES))
-    names = [class_names[tick] for tick in ticks]
+    names = [_shortened(class_names[tick], 24) for tick in ticks]
     axes.set_xticks(ticks, names, rotation=45, ha="right", rotation_mode="anchor", **AS_TEXT)
     axes.set_yticks(ticks, names, **AS_TEXT)
     diagonal = np.diag(shares)[counts.sum(axis=1) > 0]  # of the classes that test has images of

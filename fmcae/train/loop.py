@@ -292,6 +292,10 @@ def _build_network(run: Run, stage: str) -> Autoencoder | Classifier:
     if config.encoder_init == "pretrained":
         autoencoder = Autoencoder(config.network)
         load_weights(autoencoder, run.weights("autoencoder"))
+        if not any(record["stage"] == "autoencoder" and "split" in record for record in run.metrics()):
+            raise RunError(
+                f"{run.folder / METRICS}: lacks the records of the autoencoder that the classifier starts from"
+            )
         classifier.encoder.load_state_dict(autoencoder.encoder.state_dict())
     if config.encoder_training == "frozen":
         classifier.encoder.requires_grad_(False)

@@ -217,7 +217,7 @@ def create_run(folder: Path, config: TrainConfig, dataset: Dataset, autoencoder_
         "data": {
             "name": dataset.name,
             "class_names": list(dataset.class_names),
-            "counts": {"train": len(dataset.train), "val": len(dataset.val), "test": len(dataset.test)},
+            "counts": _counts(dataset),
             "split_seed": SPLIT_SEED,
             "fingerprint": dataset.fingerprint,
         },
@@ -303,12 +303,21 @@ def data_of(run: Run, named: str | None) -> str | None:
     return named or run.config.data
 
 
+def _counts(dataset: Dataset) -> dict[str, int]:
+    return {"train": len(dataset.train), "val": len(dataset.val), "test": len(dataset.test)}
+
+
+def _counted(counts: dict[str, int]) -> str:
+    return " + ".join(f"{count:,}" for count in counts.values()) + " images"
+
+
 def check_data(run: Run, dataset: Dataset) -> None:
     """Raise RunError if ``dataset`` is not what the run was trained on."""
     if dataset.fingerprint != run.data["fingerprint"]:
         raise RunError(
-            f"{run.folder}: was trained on {run.data['name']} with fingerprint {run.data['fingerprint'][:12]}…; "
-            f"the data found now are {dataset.name} with {dataset.fingerprint[:12]}…: name the run's data with --data"
+            f"{run.folder}: was trained on {run.data['name']}, {_counted(run.data['counts'])}, with fingerprint "
+            f"{run.data['fingerprint'][:12]}…; the data found now are {dataset.name}, {_counted(_counts(dataset))}, with "
+            f"{dataset.fingerprint[:12]}…: name the run's data with --data"
         )
     if run.data["class_names"] != list(dataset.class_names):
         raise RunError(f"{run.folder / CONFIG}: is damaged: its class_names are not those of {dataset.name}")

@@ -139,6 +139,12 @@ def test_the_folder_that_was_trained_on_is_noticed(
     assert "the pictures that the model was trained on" in cli("evaluate", pictures).stderr
     (pictures / "coat" / "b.png").unlink()
     assert cli("evaluate", pictures).stderr == ""
+    for split in ("train", "val", "test"):
+        shutil.copytree(pictures, pictures.with_name("copy") / split)
+    copy = pictures.with_name("copy")
+    data |= {"name": "copy", "counts": {"train": 12, "val": 12, "test": 12}}
+    noticed = {split: bool(cli("evaluate", copy, "--split", split).stderr) for split in ("train", "val", "test")}
+    assert noticed == {"train": True, "val": True, "test": False}
 
 
 def test_without_mistakes_the_sheet_says_so(cli: "Cli", pictures: Path, tmp_path: Path) -> None:
@@ -165,7 +171,7 @@ def test_without_mistakes_the_sheet_says_so(cli: "Cli", pictures: Path, tmp_path
         (
             ["pictures", "--out", "pictures/out"],
             2,
-            "must not be in DATA, where its pictures would be evaluated next time",
+            "must not be in DATA (pictures), where its pictures would be evaluated next",
         ),
         (
             ["fashion-mnist-int8", "pictures", "--provider", "cuda"],

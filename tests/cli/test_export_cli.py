@@ -90,7 +90,7 @@ def test_an_export_goes_where_it_takes_nothing_away(
         for index in range(8):
             Image.new("L", (28, 28), index).save(folders / name / f"{index}.png")
     result = cli("export", trained_run, "--data", folders, "--out", folders / "model")
-    assert result.exit_code == 2 and "where it would be taken for a class" in result.stderr
+    assert result.exit_code == 2 and "where its pictures would be read next time" in result.stderr
 
 
 def test_sample_code_needs_a_picture_to_run(cli: Callable[..., Any], sample: Path, tmp_path: Path) -> None:

@@ -145,6 +145,11 @@ def test_parity_of_another_run_exits_5(
     assert cli("parity", trained_run, exported / "classifier.onnx").exit_code == 0
     result = cli("parity", trained_run, exported / "decoder.onnx")
     assert result.exit_code == 2 and "must come with its encoder" in result.stderr
+    result = cli("parity", trained_run, "fashion-mnist-int8")
+    assert result.exit_code == 2 and "must be in float32; what it loses was measured by its export" in result.stderr
+    for arguments in (("parity", "", exported), ("export", ""), ("study", "report", "")):
+        result = cli(*arguments)
+        assert result.exit_code == 2 and result.stderr.endswith(" '' must not be empty\n"), arguments
 
 
 def test_a_killed_run_resumes_to_the_same_bits(cli: Callable[..., Any], sample: Path) -> None:
@@ -244,6 +249,12 @@ def test_a_run_on_another_autoencoder_is_resumed_with_its_own_options(
     arguments = ("--data", sample, "--latent-dim", "32", "--epochs", "1", "--threads", "1")
     assert cli("train", *arguments, "--from", trained_run, "--out", "run").exit_code == 0
     Path("run/classifier.safetensors").unlink()
+    metrics = Path("run/metrics.jsonl").read_text()
+    Path("run/metrics.jsonl").unlink()
+    result = cli("train", "--resume", "--out", "run")
+    said = "error: run/metrics.jsonl: lacks the records of the autoencoder that the classifier starts from\n"
+    assert result.exit_code == 1 and result.stderr.endswith(said)
+    Path("run/metrics.jsonl").write_text(metrics)
     for options in (["--stage", "autoencoder"], ["--from", "elsewhere"], ["--encoder", "random"], ["--labels", "9"]):
         result = cli("train", "--resume", "--out", "run", *options)
         assert result.exit_code == 2 and f"{options[0]} " in result.stderr and "the run's own" in result.stderr
@@ -324,7 +335,7 @@ def test_a_run_lies_where_it_is_no_class_and_remembers_where_its_data_were(
     cli: Callable[..., Any], discs_and_squares: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     result = cli("train", "--data", discs_and_squares, "--epochs", "1", "--out", discs_and_squares / "run")
-    assert result.exit_code == 2 and "where it would be taken for a class next time" in result.stderr
+    assert result.exit_code == 2 and "where its pictures would be read next time" in result.stderr
     assert not (discs_and_squares / "run").exists()
     monkeypatch.setenv("FMCAE_DATA", str(discs_and_squares))
     assert cli("train", "--stage", "autoencoder", "--epochs", "1", "--out", "run").exit_code == 0

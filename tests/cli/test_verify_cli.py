@@ -84,6 +84,20 @@ def test_a_name_that_no_file_can_have_does_not_stop_the_others(cli: "Cli", shipp
     assert result.stdout.splitlines()[1].startswith("pass")
 
 
+def test_a_folder_of_two_exports_is_named(cli: "Cli", shipped: Path, tmp_path: Path) -> None:
+    for name in ("encoder", "decoder", "classifier"):
+        shutil.copy(shipped / f"{name}.onnx", tmp_path)
+    shutil.copy(shipped.parent / "fashion-mnist-int8" / "picture.onnx", tmp_path)
+    result = cli("verify", tmp_path)
+    assert result.exit_code == 5 and result.stdout.count("pass") == 4
+    assert result.stderr.endswith("classifier.onnx and picture.onnx come from different exports\n")
+    shutil.copy(shipped / "picture.onnx", tmp_path)
+    assert cli("verify", tmp_path).exit_code == 0
+    shutil.copy(shipped.parent / "fashion-mnist-paper" / "encoder.onnx", tmp_path)
+    result = cli("verify", tmp_path)
+    assert result.exit_code == 5 and "decoder.onnx and encoder.onnx come from different runs" in result.stderr
+
+
 @pytest.mark.train
 def test_a_swapped_label_list_and_a_model_of_others_are_named(cli: "Cli", shipped: Path, tmp_path: Path) -> None:
     import onnx

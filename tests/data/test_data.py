@@ -165,10 +165,8 @@ def test_nothing_is_written_where_it_would_be_a_class(
     sample: Path, image_folders: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     elsewhere = tmp_path_factory.mktemp("elsewhere")
-    for out in (image_folders / "run", image_folders, image_folders / "runs" / "1"):
-        with pytest.raises(
-            UsageError, match=r"out \(=.*\) must not be in .*, where it would be taken for a class next"
-        ):
+    for out in (image_folders / "run", image_folders, image_folders / "runs" / "1", image_folders / "coat" / "run"):
+        with pytest.raises(UsageError, match=r"out \(=.*\) must not be in .*, where its pictures would be read next"):
             check_outside(out, image_folders)
     monkeypatch.chdir(image_folders)
     with pytest.raises(UsageError, match=r"out \(=runs\) must not be in \., "):
@@ -185,7 +183,6 @@ def test_nothing_is_written_where_it_would_be_a_class(
     check_outside(splits / "runs", splits)
     check_outside(elsewhere / "run", image_folders)
     check_outside(image_folders / ".runs" / "1", image_folders)
-    check_outside(image_folders / "coat" / "run", image_folders)  # what lies within a class folder is left out
     check_outside(sample / "run", sample)
 
 
@@ -227,11 +224,16 @@ def test_what_is_no_picture_of_a_class_is_left_out(image_folders: Path) -> None:
     (image_folders / "bag" / "folder.png").mkdir()
     shutil.copy(image_folders / "bag" / "0.png", image_folders / "bag" / "folder.png")
     (image_folders / "bag" / "IMG_1.HEIC").write_bytes(b"of a phone")
+    shutil.copy(image_folders / "bag" / "0.png", image_folders / "beside.png")
+    shutil.copy(image_folders / "bag" / "0.png", image_folders / "bag" / "0.png.bak")
+    (image_folders / "bag" / "Thumbs.db").touch()
     dataset = load_dataset(image_folders)
     assert dataset.fingerprint == expected.fingerprint
+    beside = f"{image_folders}: what lies beside the class folders is left out: 1 of the pictures"
+    named = f"{image_folders}: files whose names do not end as a picture's are left out: 1, such as 0.png.bak"
     left_out = f"{image_folders}: what lies in folders within the class folders is left out: 1 of the pictures"
     not_read = f"{image_folders}: its HEIC files (1) are not read: save them as JPEG"
-    assert dataset.notes == (left_out, not_read, *expected.notes)
+    assert dataset.notes == (beside, named, left_out, not_read, *expected.notes)
 
 
 def test_classes_of_nothing_but_a_phones_pictures_are_said_to_be_that(image_folders: Path) -> None:

@@ -216,7 +216,9 @@ def test_a_damaged_checkpoint_is_named_not_used(dataset: Dataset, tmp_path: Path
 
 def test_other_data_are_refused(dataset: Dataset, tmp_path: Path) -> None:
     run = create_run(tmp_path / "run", TrainConfig(NETWORK, epochs=1), dataset)
-    with pytest.raises(RunError, match="was trained on fashion-mnist-sample with fingerprint"):
+    with pytest.raises(
+        RunError, match=r"was trained on fashion-mnist-sample, 1,000 \+ 200 \+ 400 images, with fingerprint"
+    ):
         train(run, replace(dataset, test=dataset.val))
 
 
