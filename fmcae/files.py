@@ -219,6 +219,8 @@ def _exchange(new: Path, old: Path) -> None:
         if code not in (errno.EINVAL, errno.ENOSYS):  # which a file system without it gives
             raise OSError(code, os.strerror(code), str(old))
     aside = old.with_name(_beside(old.name))
+    with suppress(OSError):
+        os.utime(old)  # another process may take it for a leftover if it is older than an hour
     _rename(old, aside)
     try:
         _rename(new, old)
@@ -249,7 +251,9 @@ def _force_to_disk(folder: Path) -> None:
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:
-            with suppress(OSError):  # some file systems of networks and virtual machines cannot
-                os.fsync(descriptor)
+            os.fsync(descriptor)
+        except OSError as error:  # some file systems of networks and virtual machines cannot
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+                raise
         finally:
             os.close(descriptor)

@@ -61,6 +61,7 @@ async function loadModel() {
     if (name !== byId('model').value) return; // another one has been chosen since
     model = loaded;
   } catch (error) {
+    if (name !== byId('model').value) return;
     tell('No model', '');
     complain(error.message);
     return;

@@ -66,6 +66,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what an ASCII terminal or log cannot show must not end the run
             stream.reconfigure(errors="backslashreplace")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a GPU without memory is said once, by the error
     arguments = sys.argv[1:]
     options = arguments[: arguments.index("--")] if "--" in arguments else arguments
     debug = "--debug" in options  # accepted before and after the verb
@@ -87,8 +88,12 @@ def _expanded(arguments: list[str]) -> list[str]:
         return arguments
     import glob
 
-    words = [(word, glob.has_magic(word) and not os.path.lexists(word)) for word in arguments]
-    return [path for word, is_pattern in words for path in (sorted(glob.glob(word)) if is_pattern else ()) or [word]]
+    found: list[str] = []
+    for word in arguments:
+        path = word if os.path.lexists(word) else os.path.expanduser(word)
+        is_pattern = glob.has_magic(path) and "**" not in path and not os.path.lexists(path)  # predict itself knows **
+        found += (sorted(glob.glob(path)) if is_pattern else []) or [path]
+    return found
 
 
 def _reason(error: Exception) -> str:

@@ -107,8 +107,10 @@ def _seems_trained_on(pictures: "LabelledPictures", card: "Card") -> bool:
     trained_on, split = card.training["data"], pictures.split
     counts = trained_on["counts"]
     same_name = Path(pictures.data).resolve().name == trained_on["name"]
-    count = sum(counts.values()) if split is None else counts["train" if split == "train" else "val"]
-    return same_name and pictures.images is None and split != "test" and len(pictures) == count
+    train, val, test = (counts[name] for name in ("train", "val", "test"))
+    # a folder's own split, or what the missing one was drawn from
+    sizes = {"train": (train, train + val), "val": (val, val + test)}.get(split or "", (train + val + test,))
+    return same_name and pictures.images is None and split != "test" and len(pictures) in sizes
 
 
 def _check_out(out: Path, data: str | None) -> None:

@@ -75,7 +75,8 @@ def export(
     if folder.exists() and Path.cwd().is_relative_to(folder.resolve()):
         raise UsageError(f"out (={folder}) must not hold the current folder: an export replaces its folder as a whole")
     dataset = load_dataset(data_of(opened, data), network.channels, network.size)
-    check_outside(folder, data_of(opened, data))
+    if out is not None:  # a run's own folder is where it is
+        check_outside(folder, data_of(opened, data))
     if precision == "fp32":
         with status(f"exporting {opened.folder}, with parity on all of test ..."):
             files, evidence = export_run(opened, dataset, folder, teacher, sample_code)

@@ -172,11 +172,11 @@ class Verb(_Help, TyperCommand):
             is_empty = (flag in flags and not value) or (flag.endswith("=") and flag[:-1] in flags)
             if is_empty and not ctx.resilient_parsing:  # the shell completes lines that are not whole yet
                 raise UsageError(f"{flag.rstrip('=')} '' must not be empty")
-        paths = [
-            item for item in self.get_params(ctx) if item.param_type_name == "argument" and item.type.name == "path"
-        ]
-        if "" in args and paths and not ctx.resilient_parsing:  # which would stand for the current folder
-            raise UsageError(f"{paths[0].metavar} '' must not be empty")
+        if "" in args and not ctx.resilient_parsing:
+            values = self.make_parser(ctx).parse_args(args=list(args))[0]
+            for item in self.get_params(ctx):  # an empty path would stand for the current folder
+                if item.param_type_name == "argument" and item.type.name == "path" and values.get(str(item.name)) == "":
+                    raise UsageError(f"{str(item.metavar).strip('[]')} '' must not be empty")
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:

@@ -11,6 +11,7 @@
 
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -328,10 +329,10 @@ def _load_split_folders(folder: Path, places: list[Path], channels: int, size: i
             raise DataError(f"{folder / name / strange[0]}: must be a class of {folder / 'train'}: {', '.join(names)}")
     splits = {name: _read(classes, names, channels, size) for name, classes in found.items()}
     notes = [note for name, classes in found.items() for note in _left_out(folder / name, classes)]
-    beside = [
-        place for place in class_folders(folder) if place.name not in found and any(map(_is_picture, place.iterdir()))
-    ]
-    notes += [f"{place}: is beside train, and is left out" for place in beside]
+    for place in class_folders(folder):
+        with suppress(OSError):  # it may be anything, such as a volume's lost+found
+            if place.name not in found and any(map(_is_picture, place.iterdir())):
+                notes.append(f"{place}: is beside train, and is left out")
     if "val" not in splits:
         splits["train"], splits["val"] = (splits["train"].part(i) for i in split_by_class(splits["train"].labels, 6, 1))
         notes.append(f"{folder}: has no val: a sixth of train is taken for it")
@@ -395,9 +396,8 @@ def _left_out(folder: Path, class_names: Iterable[str]) -> tuple[str, ...]:
     notes = []
     if count := sum(map(_is_picture, folder.iterdir())):
         notes.append(f"{folder}: what lies beside the class folders is left out: {count:,} of the pictures")
-    files = [path for name in class_names for path in (folder / name).iterdir() if path.is_file()]
-    others = sorted(path for path in files if not _is_picture(path) and _may_be_picture(path.name))
-    if others:
+    files = [path for name in class_names for path in (folder / name).iterdir() if _may_be_picture(path.name)]
+    if others := sorted(path for path in files if path.is_file()):
         notes.append(
             f"{folder}: files whose names do not end as a picture's are left out: {len(others):,}, such as {others[0].name}"
         )
@@ -412,9 +412,8 @@ def _left_out(folder: Path, class_names: Iterable[str]) -> tuple[str, ...]:
 
 def _may_be_picture(name: str) -> bool:
     """Whether a file that no suffix says to be a picture may be one: not what systems leave beside pictures."""
-    return not name.startswith(".") and not name.lower().endswith(
-        (*HEIC_SUFFIXES, ".db", ".ini", ".txt", ".csv", ".json")
-    )
+    others = (*IMAGE_SUFFIXES, *HEIC_SUFFIXES, ".db", ".ini", ".txt", ".csv", ".json")
+    return not name.startswith(".") and not name.lower().endswith(others)
 
 
 def _count_heic(folder: Path, class_names: Iterable[str]) -> int:

@@ -3,6 +3,7 @@
 import glob
 import os
 import re
+import stat
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -82,7 +83,7 @@ def images_below(folder: str) -> list[Found]:
                     if entry.name.startswith("."):  # such as ._a.jpg, which macOS leaves beside a.jpg
                         continue
                     path = os.path.join(parent, entry.name) if parent != "." else entry.name
-                    if getattr(entry, "is_junction", bool)():  # Windows' other link to a folder
+                    if os.name == "nt" and _is_junction(entry):
                         continue
                     if entry.is_dir(follow_symlinks=False):
                         folders.append(path)
@@ -95,6 +96,12 @@ def images_below(folder: str) -> list[Found]:
     if not_read:
         found.append((folder, ImageError(heic_not_read(folder, not_read))))
     return sorted(found, key=itemgetter(0))
+
+
+def _is_junction(entry: "os.DirEntry[str]") -> bool:
+    """Whether it is Windows' other link to a folder."""
+    mount_point = getattr(stat, "IO_REPARSE_TAG_MOUNT_POINT", None)
+    return getattr(entry.stat(follow_symlinks=False), "st_reparse_tag", 0) == mount_point
 
 
 def _matches(pattern: str, onerror: Callable[[OSError], None]) -> Iterator[str]:

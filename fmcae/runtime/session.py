@@ -274,8 +274,7 @@ def short_reason(error: BaseException, limit: int = 200) -> str:
     elif text.startswith("[ONNXRuntimeError]"):
         text = text.split(" : ", 3)[-1]  # [ONNXRuntimeError] : 7 : INVALID_PROTOBUF : what happened
         text = text.partition(" Status Message: ")[2] or text  # behind the node that was running
-        text = re.sub(r"^/\S+:\d+ .*\) (\[with [^]]*\] )?", "", text) or text  # behind a place in ONNX Runtime's source
-        if text.startswith("[OpenVINO-EP]"):
+        if "[OpenVINO-EP]" in text:
             text = lines[-1]  # the innermost of OpenVINO's exceptions
     return text if len(text) <= limit else text[: limit - 1] + "…"
 

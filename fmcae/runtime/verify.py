@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmcae.card import Card, Golden
-from fmcae.errors import ArtefactError, FmcaeError, ImageError
+from fmcae.errors import ArtefactError, FmcaeError, ImageError, ProviderError
 from fmcae.images import pixels_of, read_image
 from fmcae.metrics import known_score, softmax
 from fmcae.preprocess import image_session
@@ -71,6 +71,7 @@ def verify(
     Raises:
         ProviderError: the file is not made for ``provider``, or ``provider`` is not the one that would run.
         ArtefactError: the file cannot be read, has changed since its export, or does not load or run in ONNX Runtime.
+        FmcaeError: memory has no room for it.
     """
     check_threads(threads)
     if not isinstance(artefact, Artefact):
@@ -82,9 +83,8 @@ def verify(
     try:
         outputs = session.run(golden.inputs)
     except FmcaeError as error:
-        if provider != "cpu":  # where the device may be what fails, and no gate
-            raise
-        raise ArtefactError(f"{artefact.path}: {error}") from error
+        is_devices = isinstance(error, ProviderError) or "out of memory" in str(error)  # and says nothing of the file
+        raise (type(error) if is_devices else ArtefactError)(f"{artefact.path}: {error}") from error
     difference, failure = Difference(float("inf"), float("inf"), False), None
     if outputs.shape != golden.outputs.shape:
         failure = f"gives outputs of shape {outputs.shape} where {golden.outputs.shape} is expected"

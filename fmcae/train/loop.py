@@ -12,6 +12,7 @@ and instruction set of the CPU.
 
 import copy
 import os
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -74,8 +75,9 @@ def _cuda_obstacle() -> str | None:
         warnings.simplefilter("always")
         is_available = torch.cuda.is_available()
     if not is_available and said:  # such as of a driver that is too old
-        reason = str(said[0].message).splitlines()[0].partition(". ")[0]
-        return f"PyTorch finds a GPU but cannot compute on it ({reason.removeprefix('CUDA initialization: ')})"
+        text = str(said[0].message).splitlines()[0].partition(" (Triggered")[0].removeprefix("CUDA initialization: ")
+        code = re.search(r"Error \d+: .*", text)  # behind questions that PyTorch asks
+        return f"PyTorch finds a GPU but cannot compute on it ({code[0] if code else text.partition('. ')[0]})"
     if not is_available:
         return _NO_GPU if torch.version.cuda else _NO_CUDA
     try:
@@ -96,8 +98,10 @@ def train(run: Run, dataset: Dataset, progress: Progress | None = None) -> None:
         ProviderError: the run's device is not available.
     """
     check_data(run, dataset)
-    elsewhere = f"{run.folder} was begun on one: go on where there is one, or train into another folder"
-    device = torch.device(resolve_device(run.config.device, advice=elsewhere))
+    is_begun = run.checkpoint.exists() or any(run.weights(stage).exists() for stage in run.config.stages)
+    elsewhere = f"{run.folder} was begun on a GPU: go on where there is one, or train into another folder"
+    advice = elsewhere if is_begun else "run on --device cpu"
+    device = torch.device(resolve_device(run.config.device, advice=advice))
     with _deterministic(device):
         splits = {name: DeviceSplit.from_split(getattr(dataset, name), device) for name in ("train", "val", "test")}
         under_way = checkpoint_stage(run.checkpoint)

@@ -230,6 +230,9 @@ def create_run(folder: Path, config: TrainConfig, dataset: Dataset, autoencoder_
         if not source.weights("autoencoder").is_file():
             reason = f"{source.weights('autoencoder')} does not exist"
             raise RunError(f"the autoencoder to start from cannot be used: {reason}")
+        if not any("split" in record for record in source.metrics("autoencoder")):
+            reason = f"{source.folder / METRICS} lacks its records"
+            raise RunError(f"the autoencoder to start from cannot be used: {reason}")
         for name in SHAPING:
             own, other = getattr(config.network, name), getattr(source.config.network, name)
             if own != other:

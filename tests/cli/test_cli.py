@@ -197,12 +197,14 @@ def test_on_windows_a_pattern_stands_for_files_and_a_files_name_for_itself(
     monkeypatch.chdir(tmp_path)
     for name in ("photo[1].png", "photo1.png", "photo2.png"):
         (tmp_path / name).touch()
-    arguments = ["predict", "photo[1].png", "photo?.png", "none*.png", "$HOME"]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    arguments = ["predict", "photo[1].png", "photo?.png", "none*.png", "$HOME", "**/*.png", "~/photo2.*"]
     assert _expanded(arguments) == arguments  # where the shell has done it
     with monkeypatch.context() as windows:
         windows.setattr(os, "name", "nt")
         expanded = _expanded(arguments)
-    assert expanded == ["predict", "photo[1].png", "photo1.png", "photo2.png", "none*.png", "$HOME"]
+    files = ["photo[1].png", "photo1.png", "photo2.png"]
+    assert expanded == ["predict", *files, "none*.png", "$HOME", "**/*.png", str(tmp_path / "photo2.png")]
 
 
 def test_commands_have_quotes_that_cmd_knows(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -145,6 +145,8 @@ def test_the_folder_that_was_trained_on_is_noticed(
     data |= {"name": "copy", "counts": {"train": 12, "val": 12, "test": 12}}
     noticed = {split: bool(cli("evaluate", copy, "--split", split).stderr) for split in ("train", "val", "test")}
     assert noticed == {"train": True, "val": True, "test": False}
+    data |= {"counts": {"train": 10, "val": 2, "test": 12}}  # where a sixth of train was drawn for val
+    assert cli("evaluate", copy, "--split", "train").stderr
 
 
 def test_without_mistakes_the_sheet_says_so(cli: "Cli", pictures: Path, tmp_path: Path) -> None:

@@ -147,9 +147,13 @@ def test_parity_of_another_run_exits_5(
     assert result.exit_code == 2 and "must come with its encoder" in result.stderr
     result = cli("parity", trained_run, "fashion-mnist-int8")
     assert result.exit_code == 2 and "must be in float32; what it loses was measured by its export" in result.stderr
-    for arguments in (("parity", "", exported), ("export", ""), ("study", "report", "")):
+    for name, arguments in (
+        ("RUN", ("parity", "", exported)),
+        ("RUN", ("export", "")),
+        ("DIR", ("study", "report", "")),
+    ):
         result = cli(*arguments)
-        assert result.exit_code == 2 and result.stderr.endswith(" '' must not be empty\n"), arguments
+        assert (result.exit_code, result.stderr) == (2, f"error: {name} '' must not be empty\n")
 
 
 def test_a_killed_run_resumes_to_the_same_bits(cli: Callable[..., Any], sample: Path) -> None:
@@ -238,6 +242,13 @@ def test_the_classifier_alone_from_another_run(cli: Callable[..., Any], sample: 
     config = values["config"]
     assert (config["stage"], config["encoder_training"], config["network"]["dropout"]) == ("classifier", "frozen", 0.2)
     assert values["autoencoder"]["name"] == "first" and values["autoencoder"]["config"]["network"]["dropout"] == 0.1
+    Path("first/metrics.jsonl").unlink()
+    result = cli("train", *arguments, "--from", "first", "--out", "third")
+    assert (
+        result.exit_code == 1
+        and "first/metrics.jsonl lacks its records" in result.stderr
+        and not os.path.exists("third")
+    )
     result = cli("train", *arguments, "--from", trained_run, "--out", "third")
     assert result.exit_code == 1 and "has latent_dim=32, not 4" in result.stderr and not os.path.exists("third")
     assert cli("train", *arguments, "--encoder", "random", "--out", "fourth").exit_code == 0

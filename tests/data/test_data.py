@@ -12,7 +12,7 @@ from PIL import Image
 
 import fmcae.data
 from fmcae.data import FASHION_MNIST_CLASSES, IDX_NAMES, _colours_that_tell, check_outside, idx, load_dataset
-from fmcae.errors import DataError, UsageError
+from fmcae.errors import DataError, ImageError, UsageError
 
 
 def test_the_sample_loads_with_its_class_names(sample: Path) -> None:
@@ -234,6 +234,21 @@ def test_what_is_no_picture_of_a_class_is_left_out(image_folders: Path) -> None:
     left_out = f"{image_folders}: what lies in folders within the class folders is left out: 1 of the pictures"
     not_read = f"{image_folders}: its HEIC files (1) are not read: save them as JPEG"
     assert dataset.notes == (beside, named, left_out, not_read, *expected.notes)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read every folder")
+def test_a_folder_beside_the_splits_that_cannot_be_read_is_none_of_them(image_folders: Path, tmp_path: Path) -> None:
+    for name in ("train", "test"):
+        shutil.copytree(image_folders, tmp_path / "set" / name)
+    (tmp_path / "set" / "lost+found").mkdir(mode=0)
+    load_dataset(tmp_path / "set")
+
+
+def test_all_pictures_that_cannot_be_read_are_named(image_folders: Path) -> None:
+    for index in range(7):
+        (image_folders / "bag" / f"broken{index}.png").write_bytes(b"x")
+    with pytest.raises(ImageError, match=r"broken0\.png: .*; .*broken4\.png: .*; and 2 more$"):
+        load_dataset(image_folders)
 
 
 def test_classes_of_nothing_but_a_phones_pictures_are_said_to_be_that(image_folders: Path) -> None:

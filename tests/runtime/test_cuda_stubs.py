@@ -193,7 +193,7 @@ def test_what_keeps_cuda_from_starting_is_one_line_with_its_remedy(
 ) -> None:
     result = on_cuda("-m", "fmcae", *verb, "--provider", "cuda", **settings)
     assert (result.returncode, result.stdout) == (4, "")
-    assert re.fullmatch(rf"error: CUDA cannot run here: {reason}; to get it, .*{re.escape(remedy)}\n", result.stderr)
+    assert re.fullmatch(rf"error: (\S+\.onnx: )?CUDA cannot run here: {reason}; to get it, .*{re.escape(remedy)}\n", result.stderr)
 
 
 def test_cudnn_without_what_it_opens_is_missing(on_cuda: OnCuda, stubs: Path, tmp_path: Path) -> None:
@@ -220,7 +220,7 @@ def test_memory_that_ends_in_a_run_is_one_line(on_cuda: OnCuda) -> None:
     assert (result.returncode, result.stdout) == (1, "")
     assert re.fullmatch(rf"encoder, cold start\n{said}; {MORE_MEMORY}\n", result.stderr)
     result = on_cuda("-m", "fmcae", "verify", "fashion-mnist-large", "--provider", "cuda", memory=5_000_000)
-    said = r"error: ONNX Runtime failed on cuda: out of memory, there is no room for [\d,]+ bytes"  # no gate's error
+    said = r"error: .*classifier\.onnx: ONNX Runtime failed on cuda: out of memory, there is no room for [\d,]+ bytes"
     assert (result.returncode, result.stdout) == (1, "") and re.fullmatch(f"{said}; {MORE_MEMORY}\n", result.stderr)
 
 

@@ -387,6 +387,11 @@ def test_a_gpu_without_kernels_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> 
     assert resolve_device("auto", notes.append) == "cpu" and notes == [f"training on the CPU: {reason}"]
     with pytest.raises(ProviderError, match=re.escape(reason)):
         resolve_device("cuda")
+    cause = (
+        "Unexpected error from cudaGetDeviceCount(). Did you run some cuda functions? Error 803: system has unsupported"
+    )
+    with pytest.raises(ProviderError, match=r"cannot compute on it \(Error 803: system has unsupported"):
+        resolve_device("cuda")
     notes.clear()
 
     def refuse(size: int, device: str) -> Tensor:
@@ -408,8 +413,11 @@ def test_a_run_that_was_begun_on_a_gpu_says_where_it_goes_on(dataset: Dataset, t
     if torch.cuda.is_available():
         pytest.skip("this machine has one")
     run = create_run(tmp_path / "run", TrainConfig(network=NETWORK, device="cuda"), dataset)
+    with pytest.raises(ProviderError, match="; run on --device cpu"):
+        train(run, dataset)
+    run.checkpoint.touch()
     with pytest.raises(
-        ProviderError, match=r"run was begun on one: go on where there is one, or train into another folder"
+        ProviderError, match=r"run was begun on a GPU: go on where there is one, or train into another folder"
     ):
         train(run, dataset)
 
