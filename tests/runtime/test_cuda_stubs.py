@@ -193,7 +193,8 @@ def test_what_keeps_cuda_from_starting_is_one_line_with_its_remedy(
 ) -> None:
     result = on_cuda("-m", "fmcae", *verb, "--provider", "cuda", **settings)
     assert (result.returncode, result.stdout) == (4, "")
-    assert re.fullmatch(rf"error: (\S+\.onnx: )?CUDA cannot run here: {reason}; to get it, .*{re.escape(remedy)}\n", result.stderr)
+    said = rf"error: (\S+\.onnx: )?CUDA cannot run here: {reason}; to get it, .*{re.escape(remedy)}\n"
+    assert re.fullmatch(said, result.stderr)
 
 
 def test_cudnn_without_what_it_opens_is_missing(on_cuda: OnCuda, stubs: Path, tmp_path: Path) -> None:
