@@ -2,12 +2,16 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fmcae.cli.options import JsonOption, ProviderOption, ThreadsOption, complete_model, echo_verdict, print_json
 from fmcae.errors import ArtefactError, GateError
+
+if TYPE_CHECKING:
+    from fmcae.card import Kind
+    from fmcae.runtime.model import Artefact
 
 FILES_HELP = "Exported files, or folders of them. [default: those that ship and are made for the provider]"
 
@@ -26,26 +30,33 @@ def verify(
     anything fails.
     """
     from fmcae.precision import PRECISION_PROVIDERS
-    from fmcae.runtime.model import SHIPPED, artefact_files, resolve_path
-    from fmcae.runtime.verify import check_one_export
+    from fmcae.runtime.model import SHIPPED, artefact_files, check_one_export, read_artefact, resolve_path
 
     made_for_provider = [name for name, (precision, _) in SHIPPED.items() if provider in PRECISION_PROVIDERS[precision]]
     results: list[dict[str, Any]] = []
     for name in files or made_for_provider:
         try:
-            paths = [name]
-            if os.path.isdir(resolve_path(name)):  # whose picture.onnx runs on the CPU alone
-                files_here = artefact_files(name).items()
-                paths = [str(path) for kind, path in files_here if kind != "picture" or provider == "cpu"]
+            files_here = artefact_files(name) if os.path.isdir(resolve_path(name)) else {}
         except ArtefactError as error:
             results.append(_failed(name, error))
-        else:
-            results += [_replayed(path, provider, threads) for path in paths]
-            if len(paths) > 1 and all(result["passed"] for result in results[-len(paths) :]):
-                try:
-                    check_one_export(paths)
-                except ArtefactError as error:
-                    results.append(_failed(name, error))
+            continue
+        if provider != "cpu":
+            files_here.pop("picture", None)  # which runs on the CPU alone
+        read: dict[Kind, Artefact] = {}
+        for kind, path in files_here.items():
+            try:
+                read[kind] = read_artefact(path)
+            except ArtefactError as error:
+                results.append(_failed(str(path), error))
+            else:
+                results.append(_replayed(str(path), read[kind], provider, threads))
+        if not files_here:
+            results.append(_replayed(name, name, provider, threads))
+        elif len(read) == len(files_here):
+            try:
+                check_one_export(read)
+            except ArtefactError as error:
+                results.append(_failed(name, error))
     if as_json:
         print_json({"results": results})
     else:
@@ -57,11 +68,11 @@ def verify(
         raise GateError(f"{count}; the first: {failed[0]['file']}: {failed[0]['failure']}")
 
 
-def _replayed(file: str, provider: str, threads: int | None) -> dict[str, Any]:
+def _replayed(file: str, artefact: "Artefact | str", provider: str, threads: int | None) -> dict[str, Any]:
     from fmcae.runtime.verify import verify as verify_artefact
 
     try:
-        outcome = verify_artefact(file, provider, threads)
+        outcome = verify_artefact(artefact, provider, threads)
     except ArtefactError as error:
         return _failed(file, error)
     facts = {name: getattr(outcome, name) for name in ("passed", "failure", "kind", "provider", "vectors")}

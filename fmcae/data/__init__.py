@@ -152,14 +152,14 @@ def _load_folder(named: str | os.PathLike[str], name: str, channels: int, size: 
 
 
 def check_outside(out: Path, data: str | os.PathLike[str] | None) -> None:
-    """Check that ``out`` is not among the folders of images that :func:`load_dataset` took, to be read as they are.
+    """Check that ``out`` is not among the folders of images that :func:`load_dataset` took.
 
     Args:
         out: a folder that is to be made.
         data: as for :func:`load_dataset`.
 
     Raises:
-        UsageError: it would.
+        UsageError: it is.
     """
     named = data or os.environ.get(ENVIRONMENT_VARIABLE)
     if not named or holds_idx(folder := Path(os.path.expanduser(named)).resolve()):
@@ -310,7 +310,8 @@ def _load_image_folders(folder: Path, channels: int, size: int) -> Dataset | Non
 
 def _places(folder: Path) -> list[Path]:
     """The folders of that very name, in lower case, that train, val and test are."""
-    return [folder / name for name in SPLIT_FOLDERS if name in os.listdir(folder) and (folder / name).is_dir()]
+    names = os.listdir(folder)
+    return [folder / name for name in SPLIT_FOLDERS if name in names and (folder / name).is_dir()]
 
 
 def _split_folders(folder: Path) -> list[Path]:

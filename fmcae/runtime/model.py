@@ -210,21 +210,36 @@ def read_artefacts(path: PathName | None = None, only: NetworkKind | None = None
     files.pop("picture", None)
     wanted = {only: files[only]} if only in files else files
     artefacts = {kind: read_artefact(file) for kind, file in wanted.items()}
-    for kind, artefact in artefacts.items():
-        if artefact.card.kind != kind:
-            raise ArtefactError(f"{artefact.path}: is named {kind} but is a {artefact.card.kind}")
-    check_one_run(artefacts)
-    if len({artefact.card.x_shape for artefact in artefacts.values()}) > 1:
-        raise ArtefactError(f"{path}: its files are for images of different shapes")
+    check_one_export(artefacts)
     return artefacts
 
 
-def check_one_run(artefacts: Mapping[Kind, Artefact]) -> None:
-    """Raise ArtefactError if artefacts of one folder are not of one run."""
-    first, first_run = next((artefact.path.name, _run_of(artefact.card)) for artefact in artefacts.values())
-    for artefact in artefacts.values():
-        if _run_of(artefact.card) != first_run:
-            raise ArtefactError(f"{artefact.path.parent}: {artefact.path.name} and {first} come from different runs")
+def check_one_export(artefacts: Mapping[Kind, Artefact]) -> None:
+    """Check that the artefacts of one folder are of one export.
+
+    Args:
+        artefacts: by the kind that their names say.
+
+    Raises:
+        ArtefactError: one has another's name, is of another run or for images of another shape, or a picture has another
+            classifier than the one beside it.
+    """
+    first = next(iter(artefacts.values()))
+    for kind, artefact in artefacts.items():
+        folder = artefact.path.parent
+        if artefact.card.kind != kind:
+            raise ArtefactError(f"{artefact.path}: is named {kind} but is a {artefact.card.kind}")
+        if _run_of(artefact.card) != _run_of(first.card):
+            raise ArtefactError(f"{folder}: {artefact.path.name} and {first.path.name} come from different runs")
+        if artefact.card.x_shape != first.card.x_shape:
+            raise ArtefactError(f"{folder}: its files are for images of different shapes")
+    if "classifier" in artefacts and "picture" in artefacts:
+        classifier, picture = artefacts["classifier"], artefacts["picture"]
+        for name in ("training", "precision", "class_names", "calibration"):
+            if getattr(classifier.card, name) != getattr(picture.card, name):
+                raise ArtefactError(
+                    f"{picture.path.parent}: {classifier.path.name} and {picture.path.name} come from different exports"
+                )
 
 
 def _run_of(card: Card) -> dict[str, Any]:

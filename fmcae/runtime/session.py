@@ -36,6 +36,7 @@ INSTALL_DRIVER = "install NVIDIA's driver, or give the container the GPU (docker
 INSTALL_CUDA_12 = f"pip install {quoted('onnxruntime-gpu[cuda,cudnn]<1.27')}"
 _NEWER_DRIVER = f"install a newer NVIDIA driver or, for a driver that has CUDA 12, run  {INSTALL_CUDA_12}"
 _OLD_GPU = f"on a GPU that is too old for CUDA 13, run  {INSTALL_CUDA_12}"
+_OTHER_GPU = "let CUDA_VISIBLE_DEVICES name a GPU, or unset it"
 _MORE_MEMORY = "end other programs that take the GPU's memory; nvidia-smi names them"
 _REMEDIES = {  # by a part of the reason
     "CUDA failure 35:": _NEWER_DRIVER,
@@ -43,12 +44,11 @@ _REMEDIES = {  # by a part of the reason
     "undefined symbol: cuTensorMap": _NEWER_DRIVER,  # a function of the driver since CUDA 12
     "CUDA error cudaErrorInsufficientDriver:": _NEWER_DRIVER,
     "CUDA error cudaErrorUnsupportedPtxVersion:": _NEWER_DRIVER,
-    "CUDA failure 209:": _OLD_GPU,
     "no kernel image is available": _OLD_GPU,
     "CUBLAS failure 8:": _OLD_GPU,  # of this architecture there are no kernels
     "CUDA failure 46:": "end the program that has the GPU for itself; nvidia-smi names it",
-    "CUDA_VISIBLE_DEVICES": "let CUDA_VISIBLE_DEVICES name a GPU, or unset it",
-    "CUDA failure 101:": "let CUDA_VISIBLE_DEVICES name a GPU, or unset it",
+    "CUDA_VISIBLE_DEVICES": _OTHER_GPU,
+    "CUDA failure 101:": _OTHER_GPU,
     "(CUDA error 802)": "start NVIDIA's fabric manager, which connects the GPUs of this machine",
     "(CUDA error 803)": "restart the machine: the driver's parts are of two versions",
     "(CUDA error 999)": "restart the machine, or see what nvidia-smi says",
@@ -400,9 +400,13 @@ def _cudnn_obstacle() -> str | None:
     if obstacle := _loader_obstacle("libcudnn.so.9"):
         return obstacle
     # NVIDIA's is a door to other libraries, beside it or where the loader looks, and ends the process without them
-    maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    door = next((Path(line.split(maxsplit=5)[5]) for line in maps if "/libcudnn.so.9" in line), None)
-    if door is None or b"libcudnn_graph.so" not in door.read_bytes():
+    try:
+        maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        door = next(Path(line.split(maxsplit=5)[5]) for line in maps if "/libcudnn.so.9" in line)
+        is_door = b"libcudnn_graph.so" in door.read_bytes()
+    except (OSError, StopIteration):  # the system does not tell where it lies
+        return None
+    if not is_door:
         return None
     first = door.with_name("libcudnn_graph.so.9")
     return _loader_obstacle(str(first) if first.exists() else first.name)

@@ -1,7 +1,6 @@
 """Replay an artefact's golden vectors: is this file, on this provider, what it was shipped as?"""
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +12,7 @@ from fmcae.errors import ArtefactError, FmcaeError, ImageError, ProviderError
 from fmcae.images import pixels_of, read_image
 from fmcae.metrics import known_score, softmax
 from fmcae.preprocess import image_session
-from fmcae.runtime.model import Artefact, check_one_run, read_artefact
+from fmcae.runtime.model import Artefact, read_artefact
 from fmcae.runtime.session import check_threads, short_reason
 
 RELATIVE_FLOOR = 1e-3  # below it a relative difference says nothing, since a ReLU's output may be any small number
@@ -94,22 +93,6 @@ def verify(
     elif golden.labels:
         failure = _label_failure(outputs, card, golden) or _calibration_failure(outputs, card, golden)
     return Verification(str(artefact.path), card.kind, session.provider, len(golden.inputs), difference, failure)
-
-
-def check_one_export(paths: Sequence[str | os.PathLike[str]]) -> None:
-    """Check that files are of one export: no network of another run, and no picture.onnx of another classifier.
-
-    Raises:
-        ArtefactError: they are not, or one cannot be read.
-    """
-    artefacts = {artefact.card.kind: artefact for artefact in map(read_artefact, paths)}
-    check_one_run(artefacts)
-    if {"classifier", "picture"} <= artefacts.keys():
-        classifier, picture = (artefacts[kind].card for kind in ("classifier", "picture"))
-        same = ("training", "precision", "class_names", "calibration")
-        if any(getattr(classifier, name) != getattr(picture, name) for name in same):
-            folder = artefacts["classifier"].path.parent
-            raise ArtefactError(f"{folder}: classifier.onnx and picture.onnx come from different exports")
 
 
 def _verify_picture(artefact: Artefact, provider: str) -> Verification:

@@ -141,7 +141,7 @@ def test_what_ships_for_another_provider_is_left_out_unless_it_is_named(
 ) -> None:
     replayed: list[str] = []
 
-    def pass_all(file: str, provider: str, threads: int | None) -> dict[str, object]:
+    def pass_all(file: str, artefact: Any, provider: str, threads: int | None) -> dict[str, object]:
         replayed.append(file)
         return {"file": file, "passed": True, "failure": None}
 
